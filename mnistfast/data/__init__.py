@@ -1,0 +1,1 @@
+"""Data sets: reading, finding, fetching, verifying them, and serving batches. Importing this imports nothing heavy."""

@@ -1,0 +1,86 @@
+"""A whole split on the device as uint8; batches are gathered there by index."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mnistfast.data.datasets import Split
+
+
+class DeviceData:
+    """One split on one device: images as uint8, normalised to float32 batch by batch. No worker processes.
+
+    A uint8 set is small (MNIST's training images: 47 MB), so it lives on the device whole and a batch costs one gather
+    and one conversion there, instead of a Python call for each image and a copy for each batch.
+    """
+
+    def __init__(self, split: Split, device: torch.device, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Copies `split` to `device`.
+
+        Args:
+            split: images uint8 (N, C, H, W) and labels int64 (N,).
+            device: where batches are wanted.
+            mean: C channel means of pixel / 255.
+            std: C channel standard deviations of pixel / 255, above 0.
+
+        Raises:
+            ValueError: `mean` or `std` do not have C entries, or an entry of `std` is not above 0.
+        """
+        channels = split.images.shape[1]
+        if not len(mean) == len(std) == channels:
+            raise ValueError(f"mean has {len(mean)} and std {len(std)} entries; the images have {channels} channels")
+        if not all(value > 0 for value in std):
+            raise ValueError(f"std is {tuple(std)}: every entry must be above 0")
+        self._images = torch.from_numpy(split.images).to(device)
+        self._labels = torch.from_numpy(split.labels).to(device)
+        # (pixel / 255 - mean) / std as one multiplication and one addition; formed in float64, rounded once.
+        per_channel = (1, channels, 1, 1)
+        mean64, std64 = np.asarray(mean, np.float64), np.asarray(std, np.float64)
+        self._scale = torch.from_numpy(1 / (255 * std64)).float().view(per_channel).to(device)
+        self._shift = torch.from_numpy(-mean64 / std64).float().view(per_channel).to(device)
+
+    def __len__(self) -> int:
+        """Returns the number of samples."""
+        return len(self._labels)
+
+    def gather(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the samples at `index` (int64 (B,), any device).
+
+        Returns:
+            Images float32 (B, C, H, W), normalised, and labels int64 (B,), both on the device and both fresh copies.
+        """
+        index = index.to(self._labels.device)
+        pixels = self._images.index_select(0, index)
+        return pixels.to(torch.float32).mul_(self._scale).add_(self._shift), self._labels.index_select(0, index)
+
+    def batches(
+        self, batch_size: int, order: Tensor | None = None, start: int = 0
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields every sample of `order` once, in batches; the last one is smaller when the sizes do not divide.
+
+        Args:
+            batch_size: samples a batch, at least 1.
+            order: int64 indices of the samples in the order wanted, a subset too; None is all, as stored.
+            start: the first batch to yield, for resuming in the middle of an epoch.
+
+        Raises:
+            ValueError: `batch_size` below 1 or `start` below 0.
+        """
+        if batch_size < 1 or start < 0:
+            raise ValueError(f"batch_size is {batch_size} and start {start}: at least 1 and 0 are needed")
+        order = torch.arange(len(self)) if order is None else order
+        order = order.to(self._labels.device)  # once, not once a batch
+        for first in range(start * batch_size, len(order), batch_size):
+            yield self.gather(order[first : first + batch_size])
+
+
+def epoch_order(n: int, seed: int, epoch: int) -> Tensor:
+    """Returns the order of `n` samples in `epoch`: int64 (n,), a permutation of 0..n-1, on the CPU.
+
+    It depends on the three arguments alone, so a resumed run needs no generator state to shuffle as it would have.
+    """
+    return torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(n))
