@@ -1,0 +1,8 @@
+"""Fused conv2d + bias + ReLU + max-pool for PyTorch: same values and gradients as torch's layers, one byte kept per output."""
+
+from convpool.autograd import ConvReLUMaxPool2dFunction
+from convpool.functional import conv_relu_max_pool2d, explain
+from convpool.module import ConvReLUMaxPool2d
+from convpool.planning import use_backend
+
+__all__ = ["ConvReLUMaxPool2d", "ConvReLUMaxPool2dFunction", "conv_relu_max_pool2d", "explain", "use_backend"]

@@ -1,0 +1,262 @@
+"""The op as torch sees it: two registered operators, and the autograd Functions over them.
+
+To torch.compile and torch.export the operators are opaque; fake kernels, batching rules and FLOP formulas describe them.
+They have no autograd kernel: differentiation is the Functions' business, so that `torch.func` and higher orders work.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.utils.flop_counter import register_flop_formula
+
+from convpool import planning
+from convpool.geometry import DEAD, Geometry, Settings
+from convpool.layout import has_channels_last_strides, new_code, new_gradients, new_output
+from convpool.protocol import Needs
+from convpool.torch_ops import winner_values
+
+_SETTINGS = (
+    "int[2] stride, int[4] padding, int[2] dilation, SymInt groups, "
+    "int[2] pool_kernel, int[2] pool_stride, int[2] pool_padding, int[2] pool_dilation, bool ceil_mode"
+)
+_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
+
+_library = torch.library.Library("convpool", "DEF")
+_library.define(
+    f"conv_relu_max_pool2d(Tensor x, Tensor weight, Tensor? bias, {_SETTINGS}, str backend, bool with_code) "
+    "-> (Tensor, Tensor)",
+    tags=_TAGS,
+)
+_library.define(
+    "conv_relu_max_pool2d_backward(Tensor dy, Tensor code, Tensor? x, Tensor weight, SymInt height, SymInt width, "
+    f"{_SETTINGS}, str backend, bool[3] needs) -> (Tensor, Tensor, Tensor)",
+    tags=_TAGS,
+)
+_forward = torch.ops.convpool.conv_relu_max_pool2d.default
+_backward = torch.ops.convpool.conv_relu_max_pool2d_backward.default
+
+
+def apply(x: Tensor, weight: Tensor, bias: Tensor | None, settings: Settings, backend: str) -> Tensor:
+    """y of a checked, batched call; winners are kept only where a gradient can be asked for."""
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
+        return ConvReLUMaxPool2dFunction.apply(x, weight, bias, settings, backend)[0]
+    return _forward(x, weight, bias, *settings, backend, False)[0]
+
+
+class ConvReLUMaxPool2dFunction(Function):
+    """`apply(x, weight, bias, settings, backend) -> (y, code)`; see `functional.conv_relu_max_pool2d` for the shapes.
+
+    Keeps weight, code and, if weight needs a gradient, x.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        x: Tensor, weight: Tensor, bias: Tensor | None, settings: Settings, backend: str
+    ) -> tuple[Tensor, Tensor]:
+        return _forward(x, weight, bias, *settings, backend, True)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        x, weight, _, ctx.settings, ctx.backend = inputs
+        ctx.size = x.shape[2], x.shape[3]
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight, output[1])
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        needs = tuple(ctx.needs_input_grad[:3])
+        if dy is None or not any(needs):
+            return None, None, None, None, None
+        x, weight, code = ctx.saved_tensors
+        grads = ConvReLUMaxPool2dBackward.apply(dy, code, x, weight, ctx.size, ctx.settings, ctx.backend, needs)
+        return *_needed(grads, needs), None, None
+
+
+class ConvReLUMaxPool2dBackward(Function):
+    """dx, dw and db for fixed winners. All three are linear in dy, so a second derivative is made of the same pieces."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        dy: Tensor,
+        code: Tensor,
+        x: Tensor | None,
+        weight: Tensor,
+        size: tuple[int, int],
+        settings: Settings,
+        backend: str,
+        needs: Needs,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return _backward(dy, code, x, weight, *size, *settings, backend, needs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        dy, code, x, weight, ctx.size, ctx.settings, ctx.backend, ctx.needs = inputs
+        ctx.mark_non_differentiable(*(t for t, needed in zip(output, ctx.needs, strict=True) if not needed))
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(dy, code, x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, ddx: Tensor | None, ddw: Tensor | None, ddb: Tensor | None) -> tuple[Tensor | None, ...]:
+        dy, code, x, weight = ctx.saved_tensors
+        geometry = _geometry(code, weight, *ctx.size, ctx.settings)
+        fixed = ctx.size, ctx.settings, ctx.backend
+        grad_dy = grad_x = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            terms = []
+            if ddx is not None:
+                terms.append(winner_values(ddx, weight, ddb, code, geometry))
+            if ddw is not None:
+                terms.append(winner_values(x, ddw, None if ddx is not None else ddb, code, geometry))
+            if ddb is not None and not terms:
+                terms.append(torch.where(code == DEAD, 0, ddb[:, None, None]))
+            grad_dy = sum(terms[1:], start=terms[0]) if terms else None
+        if ctx.needs_input_grad[2] and ddw is not None:
+            grad_x = ConvReLUMaxPool2dBackward.apply(dy, code, None, ddw, *fixed, (True, False, False))[0]
+        if ctx.needs_input_grad[3] and ddx is not None:
+            grad_weight = ConvReLUMaxPool2dBackward.apply(dy, code, ddx, weight, *fixed, (False, True, False))[1]
+        return grad_dy, None, grad_x, grad_weight, None, None, None, None
+
+
+def _needed(grads: tuple[Tensor, ...], needs: Needs) -> tuple[Tensor | None, ...]:
+    return tuple(grad if needed else None for grad, needed in zip(grads, needs, strict=True))
+
+
+def _geometry(code: Tensor, weight: Tensor, height: int, width: int, settings: Settings) -> Geometry:
+    return Geometry.of((code.shape[0], weight.shape[1] * settings.groups, height, width), weight.shape, settings)
+
+
+def _without_autocast(device_type: str) -> AbstractContextManager[object]:
+    """The arguments already have the type to compute in; kernels built on torch's ops must not be cast again."""
+    if torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
+
+
+@torch.library.impl(_library, "conv_relu_max_pool2d", "CompositeExplicitAutograd")
+def _run_forward(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
+    *settings, backend, with_code = rest
+    geometry, plan = planning.choose(x.shape, weight.shape, _unpack(settings), x.dtype, x.device, backend)
+    with _without_autocast(x.device.type):
+        return planning.backend(backend).forward(x, weight, bias, geometry, plan, with_code)
+
+
+@torch.library.impl(_library, "conv_relu_max_pool2d_backward", "CompositeExplicitAutograd")
+def _run_backward(
+    dy: Tensor, code: Tensor, x: Tensor | None, weight: Tensor, height: int, width: int, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    *settings, backend, needs = rest
+    unpacked = _unpack(settings)
+    x_shape = code.shape[0], weight.shape[1] * unpacked.groups, height, width
+    geometry, plan = planning.choose(x_shape, weight.shape, unpacked, weight.dtype, weight.device, backend)
+    layout = torch.channels_last if has_channels_last_strides(code) else torch.contiguous_format
+    with _without_autocast(weight.device.type):
+        dy = dy.contiguous(memory_format=layout)
+        return planning.backend(backend).backward(dy, code, x, weight, geometry, plan, tuple(needs))
+
+
+@torch.library.register_fake("convpool::conv_relu_max_pool2d", lib=_library)
+def _fake_forward(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
+    *settings, _, with_code = rest
+    y = new_output(x, weight, Geometry.of(x.shape, weight.shape, _unpack(settings)))
+    return y, new_code(y, with_code)
+
+
+@torch.library.register_fake("convpool::conv_relu_max_pool2d_backward", lib=_library)
+def _fake_backward(
+    dy: Tensor, code: Tensor, x: Tensor | None, weight: Tensor, height: int, width: int, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    *settings, _, needs = rest
+    return new_gradients(code, weight, _geometry(code, weight, height, width, _unpack(settings)), tuple(needs))
+
+
+@torch.library.register_vmap("convpool::conv_relu_max_pool2d", lib=_library)
+def _batch_forward(
+    info: Any, in_dims: tuple[Any, ...], x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any
+) -> tuple[tuple[Tensor, Tensor], tuple[int, int | None]]:
+    *packed, backend, with_code = rest
+    settings = _unpack(packed)
+    size = info.batch_size
+    if in_dims[1] is None and in_dims[2] is None:  # one weight for all: more images
+        y, code = _forward(_fold(x, in_dims[0], 0, size), weight, bias, *settings, backend, with_code)
+        axis = 0
+    else:  # a weight for each: more groups
+        x, weight = _fold(x, in_dims[0], 1, size), _fold(weight, in_dims[1], 0, size)
+        bias = None if bias is None else _fold(bias, in_dims[2], 0, size)
+        settings = settings._replace(groups=settings.groups * size)
+        y, code = _forward(x, weight, bias, *settings, backend, with_code)
+        axis = 1
+    y = y.unflatten(axis, (size, -1))
+    return (y, code.unflatten(axis, (size, -1))) if with_code else (y, code), (axis, axis if with_code else None)
+
+
+@torch.library.register_vmap("convpool::conv_relu_max_pool2d_backward", lib=_library)
+def _batch_backward(
+    info: Any,
+    in_dims: tuple[Any, ...],
+    dy: Tensor,
+    code: Tensor,
+    x: Tensor | None,
+    weight: Tensor,
+    height: int,
+    width: int,
+    *rest: Any,
+) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+    *packed, backend, needs = rest
+    settings = _unpack(packed)
+    size = info.batch_size
+    dy, code = _fold(dy, in_dims[0], 1, size), _fold(code, in_dims[1], 1, size)
+    x = None if x is None else _fold(x, in_dims[2], 1, size)
+    weight = _fold(weight, in_dims[3], 0, size)
+    settings = settings._replace(groups=settings.groups * size)
+    grads = _backward(dy, code, x, weight, height, width, *settings, backend, needs)
+    axes = [axis if needed else None for axis, needed in zip((1, 0, 0), needs, strict=True)]
+    split = (g if axis is None else g.unflatten(axis, (size, -1)) for g, axis in zip(grads, axes, strict=True))
+    return tuple(split), tuple(axes)
+
+
+def _fold(t: Tensor, mapped: int | None, axis: int, size: int) -> Tensor:
+    """Merge the mapped dimension of t (or as many copies of t) into `axis`."""
+    t = t.expand(size, *t.shape) if mapped is None else t.movedim(mapped, 0)
+    return t.movedim(0, axis).flatten(axis, axis + 1)
+
+
+def _unpack(settings: list[Any]) -> Settings:
+    return Settings(*(tuple(entry) if isinstance(entry, list | tuple) else entry for entry in settings))
+
+
+@register_flop_formula(torch.ops.convpool.conv_relu_max_pool2d)
+def _forward_flops(
+    x_shape: torch.Size, weight_shape: torch.Size, bias_shape: Any, *rest: Any, out_shape: Any = None, **_: Any
+) -> int:
+    """As torch counts its conv2d: two for each product of the full conv output, whatever a kernel leaves out."""
+    return _conv_flops(Geometry.of(x_shape, weight_shape, _unpack(list(rest[:9]))))
+
+
+@register_flop_formula(torch.ops.convpool.conv_relu_max_pool2d_backward)
+def _backward_flops(
+    dy_shape: torch.Size,
+    code_shape: torch.Size,
+    x_shape: Any,
+    weight_shape: torch.Size,
+    height: int,
+    width: int,
+    *rest: Any,
+    out_shape: Any = None,
+    **_: Any,
+) -> int:
+    *packed, _backend, needs = rest
+    settings = _unpack(packed)
+    geometry = Geometry.of((dy_shape[0], weight_shape[1] * settings.groups, height, width), weight_shape, settings)
+    return _conv_flops(geometry) * (needs[0] + needs[1])
+
+
+def _conv_flops(g: Geometry) -> int:
+    return 2 * g.batch * g.out_channels * g.conv_height * g.conv_width * g.reduction

@@ -1,0 +1,54 @@
+"""Memory formats: what torch's own layers would return, and the tensors allocated in that format."""
+
+import torch
+from torch import Tensor
+
+from convpool.geometry import Geometry
+
+
+def has_channels_last_strides(t: Tensor) -> bool:
+    """Whether torch takes a 4-d tensor for channels_last; with one channel the strides decide.
+
+    The rule is that of c10/core/MemoryFormat.h (is_channels_last_strides_2d), which Python does not expose:
+    `is_contiguous(memory_format=...)` says yes to both formats when a tensor has one channel.
+    """
+    sizes, strides = t.shape, t.stride()
+    if strides[1] == 0:
+        return False
+    least = 0
+    for d in (1, 3, 2, 0):
+        if sizes[d] == 0 or strides[d] < least or (d == 0 and least == strides[1]):
+            return False
+        least = strides[d] * max(sizes[d], 1)
+    return True
+
+
+def memory_format(x: Tensor, weight: Tensor) -> torch.memory_format:
+    """channels_last if x or weight has its strides, as torch's conv2d returns."""
+    if has_channels_last_strides(x) or has_channels_last_strides(weight):
+        return torch.channels_last
+    return torch.contiguous_format
+
+
+def new_output(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+    """Uninitialised y of x's dtype, (N, C_out, pooled_height, pooled_width)."""
+    return torch.empty(geometry.output_shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x, weight))
+
+
+def new_code(y: Tensor, with_code: bool) -> Tensor:
+    """Uninitialised uint8 winners in the layout of y; without elements where no gradient can be asked for."""
+    return torch.empty_like(y, dtype=torch.uint8) if with_code else y.new_empty(0, dtype=torch.uint8)
+
+
+def new_gradients(
+    code: Tensor, weight: Tensor, geometry: Geometry, needs: tuple[bool, bool, bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Uninitialised dx (format of y), dw (strides of weight) and db; without elements where not needed."""
+    last = has_channels_last_strides(code)
+    dx = weight.new_empty(0)
+    if needs[0]:
+        layout = torch.channels_last if last else torch.contiguous_format
+        dx = torch.empty(geometry.x_shape, dtype=weight.dtype, device=weight.device, memory_format=layout)
+    dw = torch.empty_like(weight) if needs[1] else weight.new_empty(0)
+    db = weight.new_empty(geometry.out_channels) if needs[2] else weight.new_empty(0)
+    return dx, dw, db

@@ -1,0 +1,131 @@
+"""`ConvReLUMaxPool2d`: an nn.Conv2d whose forward goes on through ReLU and max-pool."""
+
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from convpool import eager
+from convpool.functional import conv_relu_max_pool2d
+from convpool.geometry import Pair, make_settings
+
+torch.fx.wrap("conv_relu_max_pool2d")  # torch.fx then records the op as one node
+
+
+class ConvReLUMaxPool2d(nn.Conv2d):
+    """`max_pool2d(relu(conv2d(x)))` with the parameters, initialisation and state_dict keys of nn.Conv2d.
+
+    Takes nn.Conv2d's arguments, and nn.MaxPool2d's under names that begin with `pool_`.
+    Shapes: x (N, C_in, H, W) or (C_in, H, W) to (N, C_out, pooled H, pooled W) or (C_out, pooled H, pooled W).
+
+    Attributes:
+        plain: run torch's own layers with the same parameters: the twin for export and comparison.
+
+    Raises:
+        TypeError, ValueError: at construction, for arguments that no input could fit.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Pair,
+        stride: int | Pair = 1,
+        padding: int | Pair | str = 0,
+        dilation: int | Pair = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        *,
+        pool_kernel_size: int | Pair = 2,
+        pool_stride: int | Pair | None = None,
+        pool_padding: int | Pair = 0,
+        pool_dilation: int | Pair = 1,
+        ceil_mode: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,
+            device=device,
+            dtype=dtype,
+        )
+        self.pool_kernel_size = pool_kernel_size
+        self.pool_stride = pool_stride
+        self.pool_padding = pool_padding
+        self.pool_dilation = pool_dilation
+        self.ceil_mode = ceil_mode
+        self.plain = False
+        make_settings(self.kernel_size, **self._options())  # refuses here what no call could mean
+
+    @classmethod
+    def from_layers(cls, conv: nn.Conv2d, pool: nn.MaxPool2d) -> Self:
+        """The layer that computes `pool(relu(conv(x)))`, sharing conv's parameters and training mode.
+
+        Raises:
+            TypeError: conv is not an nn.Conv2d or pool not an nn.MaxPool2d.
+            ValueError: pool returns indices.
+        """
+        if not isinstance(conv, nn.Conv2d) or not isinstance(pool, nn.MaxPool2d):
+            raise TypeError(f"from_layers takes nn.Conv2d, nn.MaxPool2d, got {type(conv).__name__}, {type(pool).__name__}")
+        if pool.return_indices:
+            raise ValueError("pool must have return_indices=False: the fused layer keeps no such indices")
+        layer = cls(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,  # type: ignore[arg-type]
+            conv.stride,  # type: ignore[arg-type]
+            conv.padding,  # type: ignore[arg-type]
+            conv.dilation,  # type: ignore[arg-type]
+            conv.groups,
+            conv.bias is not None,
+            conv.padding_mode,
+            pool_kernel_size=pool.kernel_size,
+            pool_stride=pool.stride,
+            pool_padding=pool.padding,
+            pool_dilation=pool.dilation,
+            ceil_mode=pool.ceil_mode,
+            device="meta",
+        )
+        layer.weight, layer.bias = conv.weight, conv.bias
+        return layer.train(conv.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        options = self._options()
+        if self.padding_mode != "zeros":
+            x = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            options["padding"] = 0
+        if self.plain:
+            return eager.relu_then_pool(x, self.weight, self.bias, make_settings(self.kernel_size, **options))
+        return conv_relu_max_pool2d(x, self.weight, self.bias, **options)
+
+    def extra_repr(self) -> str:
+        pool = f"pool_kernel_size={self.pool_kernel_size}"
+        if self.pool_stride not in (None, self.pool_kernel_size):
+            pool += f", pool_stride={self.pool_stride}"
+        for name, default in (("pool_padding", 0), ("pool_dilation", 1), ("ceil_mode", False), ("plain", False)):
+            if getattr(self, name) != default:
+                pool += f", {name}={getattr(self, name)}"
+        return f"{super().extra_repr()}, {pool}"
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "stride": self.stride,
+            "padding": self.padding,
+            "dilation": self.dilation,
+            "groups": self.groups,
+            "pool_kernel_size": self.pool_kernel_size,
+            "pool_stride": self.pool_stride,
+            "pool_padding": self.pool_padding,
+            "pool_dilation": self.pool_dilation,
+            "ceil_mode": self.ceil_mode,
+        }

@@ -1,0 +1,155 @@
+"""The backend `reference`: the fused plan's arithmetic in plain torch, position by position. Slow, and meant to be read."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from convpool import eager
+from convpool.geometry import DEAD, MAX_WINDOW, Geometry
+from convpool.layout import new_code, new_gradients, new_output
+from convpool.protocol import Needs, Plan
+
+_CHUNK = 1 << 22  # gathered elements at a time: 16 MiB in float32
+
+
+class ReferenceBackend:
+    name = "reference"
+
+    def unavailable(self) -> str | None:
+        return None
+
+    def serves(self, geometry: Geometry, dtype: torch.dtype, device: torch.device) -> Plan | str:
+        if not dtype.is_floating_point:
+            return f"dtype {dtype} is not a floating-point type"
+        if geometry.window > MAX_WINDOW:
+            return f"a pool window of {geometry.window} positions exceeds the {MAX_WINDOW} that one byte can name"
+        return Plan("reference", "reference", "torch ops", "named outright", profitable=False)
+
+    def forward(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, plan: Plan, with_code: bool
+    ) -> tuple[Tensor, Tensor]:
+        x32, w32, b32 = (None if t is None else t.to(accumulator(x.dtype)) for t in (x, weight, bias))
+        y = new_output(x, weight, geometry)
+        code = new_code(y, with_code)
+        if y.numel() == 0:
+            return y, code
+        settings = geometry.settings
+        best, position = F.max_pool2d(
+            eager.conv(x32, w32, b32, settings),
+            settings.pool_kernel,
+            settings.pool_stride,
+            settings.pool_padding,
+            settings.pool_dilation,
+            settings.ceil_mode,
+            return_indices=True,
+        )
+        dead = best <= 0
+        y.copy_(torch.where(dead, 0, best))
+        if with_code:
+            code.copy_(torch.where(dead, DEAD, _offset(position, geometry)))
+        return y, code
+
+    def backward(
+        self, dy: Tensor, code: Tensor, x: Tensor | None, weight: Tensor, geometry: Geometry, plan: Plan, needs: Needs
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        dtype = accumulator(dy.dtype)
+        live = torch.where(code == DEAD, 0, dy.to(dtype))
+        dx, dw, db = new_gradients(code, weight, geometry, needs)
+        if needs[2]:
+            db.copy_(live.sum((0, 2, 3)))
+        if needs[0] or needs[1]:
+            _walk_winners(live, code, x, weight.to(dtype), geometry, dx, dw, needs)
+        return dx, dw, db
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """The type in which sums are formed and winners are chosen."""
+    return dtype if dtype == torch.float64 else torch.float32
+
+
+def winner_position(code: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
+    """Row and column, in the conv output, of each window's winner: two int64 tensors of code's shape; dead ones give (0, 0)."""
+    s = geometry.settings
+    offset = code.long()
+    i = torch.arange(geometry.pooled_height, device=code.device)[:, None] * s.pool_stride[0] - s.pool_padding[0]
+    j = torch.arange(geometry.pooled_width, device=code.device) * s.pool_stride[1] - s.pool_padding[1]
+    row = i + offset // s.pool_kernel[1] * s.pool_dilation[0]
+    column = j + offset % s.pool_kernel[1] * s.pool_dilation[1]
+    dead = offset == DEAD
+    return row.masked_fill(dead, 0), column.masked_fill(dead, 0)
+
+
+def winner_values(x: Tensor, weight: Tensor, bias: Tensor | None, code: Tensor, geometry: Geometry) -> Tensor:
+    """The conv output at each window's winner, 0 where dead: linear in x, weight and bias, differentiable by torch alone."""
+    row, column = winner_position(code, geometry)
+    z = eager.conv(x, weight, bias, geometry.settings).flatten(2)
+    picked = z.gather(2, (row * geometry.conv_width + column).flatten(2)).view(geometry.output_shape)
+    return torch.where(code == DEAD, 0, picked)
+
+
+def _offset(position: Tensor, geometry: Geometry) -> Tensor:
+    """max_pool2d's index into the conv output's plane, as the row-major offset inside the window."""
+    s = geometry.settings
+    i = torch.arange(geometry.pooled_height, device=position.device)[:, None] * s.pool_stride[0] - s.pool_padding[0]
+    j = torch.arange(geometry.pooled_width, device=position.device) * s.pool_stride[1] - s.pool_padding[1]
+    row = (position // geometry.conv_width - i) // s.pool_dilation[0]
+    column = (position % geometry.conv_width - j) // s.pool_dilation[1]
+    return row * s.pool_kernel[1] + column
+
+
+def _walk_winners(
+    live: Tensor,
+    code: Tensor,
+    x: Tensor | None,
+    weight: Tensor,
+    geometry: Geometry,
+    dx: Tensor,
+    dw: Tensor,
+    needs: Needs,
+) -> None:
+    """Fill dx and dw from the live winners alone, so that a dead position next to an infinity contributes exactly 0.
+
+    A conv output at (row, column) reads the padded input at `row * stride + tap * dilation`. For a chunk of output
+    channels of one group those reads form [N, channel, window, tap]; dw sums `live * x[read]`, dx scatters `live * weight`.
+    """
+    s = geometry.settings
+    top, bottom, left, right = s.padding
+    padded_width = geometry.width + left + right
+    padded_size = (geometry.height + top + bottom) * padded_width
+    taps_h = torch.arange(geometry.kernel[0], device=code.device)[:, None] * s.dilation[0]
+    taps_w = torch.arange(geometry.kernel[1], device=code.device) * s.dilation[1]
+    tap = (taps_h * padded_width + taps_w).flatten()
+    row, column = winner_position(code, geometry)
+    first = (row * s.stride[0] * padded_width + column * s.stride[1]).flatten(2)  # [N, C_out, windows]
+    live, alive = live.flatten(2), (code != DEAD).flatten(2)
+    image = torch.arange(geometry.batch, device=code.device)[:, None, None, None]
+
+    padded_x = None
+    if needs[1] and x is not None:
+        padded_x = F.pad(x.to(weight.dtype), (left, right, top, bottom)).flatten(2).transpose(1, 2)  # [N, padded, C_in]
+    padded_dx = weight.new_zeros(geometry.batch, padded_size, geometry.in_channels)
+    flat_weight = weight.flatten(2)  # [C_out, C_in / groups, tap]
+
+    per_channel = max(1, geometry.batch * first.shape[2] * geometry.reduction)
+    step = max(1, _CHUNK // per_channel)
+    per_group = geometry.out_channels // s.groups
+    for group in range(s.groups):
+        inputs = slice(group * geometry.group_channels, (group + 1) * geometry.group_channels)
+        for begin in range(group * per_group, (group + 1) * per_group, step):
+            outputs = slice(begin, min(begin + step, (group + 1) * per_group))
+            read = first[:, outputs, :, None] + tap  # [N, channel, window, tap]
+            seen = alive[:, outputs, :, None, None]
+            if padded_x is not None:
+                patch = torch.where(seen, padded_x[..., inputs][image, read], 0)  # [N, channel, window, tap, C_in / groups]
+                grad = torch.einsum("ncp,ncptg->cgt", live[:, outputs], patch)
+                dw[outputs] = grad.view(-1, *dw.shape[1:]).to(dw.dtype)
+            if needs[0]:
+                spread = live[:, outputs, :, None, None] * flat_weight[outputs].transpose(1, 2)[:, None]
+                spread = torch.where(seen, spread, 0)
+                padded_dx[..., inputs].index_put_((image.expand_as(read), read), spread, accumulate=True)
+    if needs[0]:
+        plane = padded_dx.transpose(1, 2).unflatten(2, (-1, padded_width))
+        dx.copy_(plane[:, :, top : top + geometry.height, left : left + geometry.width])
+
+
+BACKEND = ReferenceBackend()
