@@ -57,9 +57,7 @@ class DeviceData:
         pixels = self._images.index_select(0, index)
         return pixels.to(torch.float32).mul_(self._scale).add_(self._shift), self._labels.index_select(0, index)
 
-    def batches(
-        self, batch_size: int, order: Tensor | None = None, start: int = 0
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, batch_size: int, order: Tensor | None = None, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields every sample of `order` once, in batches; the last one is smaller when the sizes do not divide.
 
         Args:

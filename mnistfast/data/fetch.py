@@ -1,0 +1,166 @@
+"""Fetching files from mirrors: a bound on the waiting, nothing kept that was not verified, nothing half written."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from mnistfast.errors import DataError, StorageError
+
+_log = logging.getLogger(__name__)
+
+PATIENCE_S = 20.0
+"""Seconds that all mirrors together may keep us waiting, name lookup and connecting included, before we go on without."""
+
+MIN_RATE = 64 * 1024
+"""Bytes that buy one more second of patience: a slow line gets through (MNIST: 3 minutes), a silent or dripping one not."""
+
+MAX_BYTES = 1 << 26
+"""The largest answer that is read, 64 MiB. MNIST's largest file has 47 MB, unpacked."""
+
+_CHUNK = 16 * 1024
+
+
+def fetch(
+    names: Sequence[str], folder: Path, mirrors: Sequence[str], verify: Callable[[str, bytes, str], object]
+) -> None:
+    """Fetches files into a folder, each from the first mirror that serves it.
+
+    A mirror that fails once is not asked again, so one dead mirror costs its share of `PATIENCE_S` once, not per file.
+
+    Args:
+        names: the file names.
+        folder: where they go; created when missing. A name appears there only when its content is whole and verified.
+        mirrors: base addresses, each ending in "/", the preferred one first.
+        verify: called with the file name, its content and its address; raises `DataError` to refuse it.
+
+    Raises:
+        StorageError: every mirror failed (the message has a reason for each), or the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+    missing = list(names)
+    failures = []
+    for mirror in mirrors:
+        patience = _Patience(PATIENCE_S / len(mirrors))
+        try:
+            while missing:
+                url = mirror + missing[0]
+                _log.info("downloading %s", url)
+                content = _get(url, patience)
+                verify(missing[0], content, url)
+                _write_atomically(folder / missing[0], content)
+                del missing[0]
+            return
+        except _Unavailable as error:
+            failures.append(f"{urlsplit(mirror).netloc}: {error}")
+        except DataError as error:
+            failures.append(error.what)
+        _log.info("mirror failed: %s", failures[-1])
+    raise StorageError(f"could not download {', '.join(missing)}", "; ".join(failures))
+
+
+class _Unavailable(Exception):
+    """A mirror did not deliver; the text says why in a few words."""
+
+
+class _Patience:
+    """How long one mirror may take: some seconds, and more for every byte that it delivers."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.received = 0
+        self._started = time.monotonic()
+
+    def left(self) -> float:
+        """Returns the seconds left."""
+        return self._started + self.seconds + self.received / MIN_RATE - time.monotonic()
+
+
+class _Sink(io.BytesIO):
+    """Takes the bytes of one answer; stops the thread that writes them when nobody waits for them any more."""
+
+    def __init__(self, patience: _Patience) -> None:
+        super().__init__()
+        self._patience = patience
+        self.abandoned = False
+
+    def write(self, data) -> int:  # type: ignore[no-untyped-def]  # the buffer type has no name before Python 3.12
+        if self.abandoned:
+            raise _Unavailable("abandoned")
+        if self.tell() + len(data) > MAX_BYTES:
+            raise _Unavailable(f"the answer is longer than {MAX_BYTES:,} bytes")
+        self._patience.received += len(data)
+        return super().write(data)
+
+
+def _get(url: str, patience: _Patience) -> bytes:
+    """Returns the content at `url`.
+
+    The request runs in a thread of its own: the timeouts of a socket bound each address and each read, not the whole,
+    and nothing bounds a name lookup.
+    """
+    import pooch  # noqa: PLC0415  (0.2 s that only a download should pay)
+
+    download = pooch.HTTPDownloader(chunk_size=_CHUNK, timeout=patience.seconds)
+    sink = _Sink(patience)
+    failures: list[Exception] = []
+    finished = threading.Event()
+
+    def work() -> None:
+        try:
+            download(url, sink, None)
+        except Exception as error:
+            failures.append(error)
+        finally:
+            finished.set()
+
+    threading.Thread(target=work, name=f"fetch {url}", daemon=True).start()
+    while not finished.wait(patience.left()):
+        if patience.left() <= 0:  # else bytes came in meanwhile and bought more time
+            sink.abandoned = True
+            came = f"only {patience.received:,} bytes" if patience.received else "no answer"
+            raise _Unavailable(f"{came} within {patience.seconds:g} s")
+    if failures:
+        raise _Unavailable(_reason(failures[0])) from failures[0]
+    return sink.getvalue()
+
+
+def _reason(error: BaseException) -> str:
+    """Returns a failed request in a few words: the status, or what the operating system said at the bottom of it."""
+    response = getattr(error, "response", None)
+    if response is not None:
+        return f"HTTP {response.status_code}"
+    while error.__context__ is not None:
+        error = error.__context__
+    return str(error) or type(error).__name__
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    """Writes a file so that it is there whole or not at all, whatever happens meanwhile."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        try:
+            with part.open("wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+def _cannot_write(path: Path, error: OSError) -> StorageError:
+    return StorageError(
+        f"cannot write {path}", error.strerror or str(error), "set MNISTFAST_CACHE to a folder with room"
+    )
