@@ -140,7 +140,7 @@ def holdout(labels: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.n
     if not 0 <= count <= most:
         what = f"cannot hold out {count:,} of {total:,} training images for validation"
         raise UsageError(what, "Each class needs one to train on", f"a count from 0 to {max(most, 0):,}")
-    # Largest remainder, in integers (all times `total`): round down, then give the rest where the shortfall is greatest.
+    # Largest remainder, in integers (all times `total`): round down, then add where the shortfall is greatest.
     shares = sizes * count // total
     for _ in range(count - shares.sum()):
         shortfall = np.where(shares < sizes - 1, sizes * count - shares * total, np.iinfo(np.int64).min)
@@ -158,7 +158,7 @@ def channel_stats(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, .
     From a histogram of each channel in whole numbers, so the result is exact to the last rounding.
 
     Raises:
-        DataError: a channel has one value everywhere (or no pixels): there is nothing to learn and nothing to divide by.
+        DataError: a channel has one value everywhere (or no pixels): nothing to learn, and a deviation of 0.
     """
     means, stds = [], []
     for channel in range(images.shape[1]):
@@ -183,8 +183,8 @@ def _mnist_or_sample(offline: bool) -> Dataset:
             files = _download(offline)
         except StorageError as error:
             sample = _sample(offline)
-            why = f"MNIST is not at hand: {error.what}" + (f" ({error.why})" if error.why else "")
-            return replace(sample, notice=f"{why}. {sample.notice} For the real data: {_PLACE_THEM}.")
+            real = "For the whole set give a folder with MNIST's four IDX files by --data or MNISTFAST_DATA."
+            return replace(sample, notice=f"{sample.notice} Reason: {error.what} ({error.why}). {real}")
     return _read_mnist(files)
 
 
@@ -196,8 +196,8 @@ def _sample(offline: bool) -> Dataset:
     dataset = _read(_complete(SAMPLE), "sample", DIGITS)
     train, test = len(dataset.train.labels), len(dataset.test.labels)
     notice = (
-        f"Using the shipped sample of MNIST: {train:,} images to train on; the {test:,} for testing are held-out images of "
-        "MNIST's training set, not the official test set."
+        f"Using the shipped sample of MNIST: {train:,} images to train on; the {test:,} to test on are held-out "
+        "images of its TRAINING set, not the official test set."
     )
     return replace(dataset, notice=notice)
 
@@ -260,7 +260,7 @@ def _download(offline: bool) -> dict[str, Path]:
     found = _find(folder)
     wanted = {f"{file.name}.gz": file for role, file in _FILES.items() if role not in found}
     if offline:
-        what = f"{', '.join(wanted)} not found in MNISTFAST_DATA or {folder}"
+        what = f"no MNIST in MNISTFAST_DATA ({os.environ.get('MNISTFAST_DATA') or 'not set'}) nor in {folder}"
         raise StorageError(what, "--offline forbids a download", _PLACE_THEM)
 
     def verify(name: str, content: bytes, url: str) -> None:
@@ -301,7 +301,7 @@ def _read(files: Mapping[str, Path], name: str, classes: tuple[str, ...]) -> Dat
 
 
 def _check_split(split: Split, classes: tuple[str, ...], images_from: str, labels_from: str) -> None:
-    """Raises `DataError` where images and labels contradict each other; here on the host, where the index can be told."""
+    """Raises `DataError` where images and labels contradict each other; on the host, which can tell the index."""
     if len(split.images) != len(split.labels):
         what = f"{len(split.images):,} images in {images_from} but {len(split.labels):,} labels in {labels_from}"
         raise DataError(what, fix="use the two files of one set")

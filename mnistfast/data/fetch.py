@@ -16,10 +16,10 @@ from mnistfast.errors import DataError, StorageError
 _log = logging.getLogger(__name__)
 
 PATIENCE_S = 20.0
-"""Seconds that all mirrors together may keep us waiting, name lookup and connecting included, before we go on without."""
+"""Seconds that all mirrors together may keep us waiting in vain, name lookup and connecting included."""
 
 MIN_RATE = 64 * 1024
-"""Bytes that buy one more second of patience: a slow line gets through (MNIST: 3 minutes), a silent or dripping one not."""
+"""Bytes that buy one more second of patience: a slow line gets through (MNIST: 3 minutes), a dripping one does not."""
 
 MAX_BYTES = 1 << 26
 """The largest answer that is read, 64 MiB. MNIST's largest file has 47 MB, unpacked."""
@@ -65,7 +65,8 @@ def fetch(
         except DataError as error:
             failures.append(error.what)
         _log.info("mirror failed: %s", failures[-1])
-    raise StorageError(f"could not download {', '.join(missing)}", "; ".join(failures))
+    more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+    raise StorageError(f"could not download {missing[0]}{more}", "; ".join(failures))
 
 
 class _Unavailable(Exception):
@@ -73,16 +74,24 @@ class _Unavailable(Exception):
 
 
 class _Patience:
-    """How long one mirror may take: some seconds, and more for every byte that it delivers."""
+    """How long one mirror may take: some seconds, and what its bytes buy, but never more than those seconds ahead.
+
+    So silence ends the wait after `seconds` at the latest, whatever came before it.
+    """
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
         self.received = 0
-        self._started = time.monotonic()
+        self._deadline = time.monotonic() + seconds
+
+    def add(self, received: int) -> None:
+        """Counts bytes that have come in."""
+        self.received += received
+        self._deadline = min(self._deadline + received / MIN_RATE, time.monotonic() + self.seconds)
 
     def left(self) -> float:
         """Returns the seconds left."""
-        return self._started + self.seconds + self.received / MIN_RATE - time.monotonic()
+        return self._deadline - time.monotonic()
 
 
 class _Sink(io.BytesIO):
@@ -98,7 +107,7 @@ class _Sink(io.BytesIO):
             raise _Unavailable("abandoned")
         if self.tell() + len(data) > MAX_BYTES:
             raise _Unavailable(f"the answer is longer than {MAX_BYTES:,} bytes")
-        self._patience.received += len(data)
+        self._patience.add(len(data))
         return super().write(data)
 
 
@@ -108,7 +117,7 @@ def _get(url: str, patience: _Patience) -> bytes:
     The request runs in a thread of its own: the timeouts of a socket bound each address and each read, not the whole,
     and nothing bounds a name lookup.
     """
-    import pooch  # noqa: PLC0415  (0.2 s that only a download should pay)
+    import pooch  # 0.2 s that only a download should pay
 
     download = pooch.HTTPDownloader(chunk_size=_CHUNK, timeout=patience.seconds)
     sink = _Sink(patience)
@@ -127,8 +136,8 @@ def _get(url: str, patience: _Patience) -> bytes:
     while not finished.wait(patience.left()):
         if patience.left() <= 0:  # else bytes came in meanwhile and bought more time
             sink.abandoned = True
-            came = f"only {patience.received:,} bytes" if patience.received else "no answer"
-            raise _Unavailable(f"{came} within {patience.seconds:g} s")
+            came = f"stalled after {patience.received:,} bytes" if patience.received else "no answer"
+            raise _Unavailable(f"{came}, waited {patience.seconds:g} s")
     if failures:
         raise _Unavailable(_reason(failures[0])) from failures[0]
     return sink.getvalue()
@@ -141,7 +150,7 @@ def _reason(error: BaseException) -> str:
         return f"HTTP {response.status_code}"
     while error.__context__ is not None:
         error = error.__context__
-    return str(error) or type(error).__name__
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def _write_atomically(path: Path, content: bytes) -> None:

@@ -1,8 +1,9 @@
 """A strict reader of IDX, MNIST's file format.
 
-An IDX file is a magic number (two zero bytes, the element type, the number of dimensions), each dimension as a big-endian
-uint32, then the elements. Source: the description of the format beside the MNIST database (Y. LeCun, C. Cortes,
-C. Burges). Only the two kinds that MNIST uses are read: images (uint8, three dimensions) and labels (uint8, one).
+An IDX file is a magic number (two zero bytes, the element type, the number of dimensions), each dimension as a
+big-endian uint32, then the elements. Source: the description of the format beside the MNIST database (Y. LeCun,
+C. Cortes, C. Burges). Only the two kinds that MNIST uses are read: images (uint8, three dimensions) and labels (uint8,
+one).
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def read_idx_stream(stream: io.BufferedIOBase, name: str, *, expect: Kind) -> np
     stream.seek(0)
     if start != _GZIP_START:
         return _parse(_Source(stream, name), expect, size=size)
-    with gzip.GzipFile(fileobj=stream) as unpacked:  # type: ignore[call-overload]
+    with gzip.GzipFile(fileobj=stream) as unpacked:
         return _parse(_Source(unpacked, name), expect, size=None)
 
 
@@ -76,7 +77,7 @@ def header(array: np.ndarray) -> bytes:
 def content_md5(array: np.ndarray) -> str:
     """Returns the MD5 (hexadecimal) of the uncompressed IDX file that holds `array` (uint8)."""
     digest = hashlib.md5(header(array), usedforsecurity=False)
-    digest.update(np.ascontiguousarray(array))
+    digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
 
@@ -131,7 +132,7 @@ def _parse(source: _Source, expect: Kind, *, size: int | None) -> np.ndarray:
 
     source.promised = len(start) + count
     array = np.empty(count, np.uint8)
-    got = source.fill(memoryview(array))
+    got = source.fill(array.data)
     if got < count:
         raise DataError(f"{says}, file has {got:,}", fix=_FETCH_AGAIN)
     # One byte more: a longer file shows itself, and at the true end gzip compares its checksum.
