@@ -80,5 +80,5 @@ class ThresholdError(MnistfastError):
 def nearest(name: str, choices: Iterable[str]) -> str:
     """Returns " (did you mean 'lenet5'?)" for the choice most like `name`, or "" when none is close."""
     by_lower = {choice.lower(): choice for choice in choices}
-    close = difflib.get_close_matches(name.lower(), by_lower, n=1)
+    close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.7)  # 0.6 offers lenet5 for resnet152
     return f" (did you mean '{by_lower[close[0]]}'?)" if close else ""

@@ -136,8 +136,8 @@ def _get(url: str, patience: _Patience) -> bytes:
     while not finished.wait(patience.left()):
         if patience.left() <= 0:  # else bytes came in meanwhile and bought more time
             sink.abandoned = True
-            came = f"stalled after {patience.received:,} bytes" if patience.received else "no answer"
-            raise _Unavailable(f"{came}, waited {patience.seconds:g} s")
+            came = patience.received // 1024
+            raise _Unavailable(f"timed out after {patience.seconds:g} s of waiting ({came:,} KiB came)")
     if failures:
         raise _Unavailable(_reason(failures[0])) from failures[0]
     return sink.getvalue()

@@ -1,0 +1,58 @@
+"""Small data sets on disk, and a machine on which nothing of the user's is found."""
+
+import gzip
+
+import numpy as np
+import pytest
+
+from mnistfast.data import datasets
+from mnistfast.data.idx import content_md5, header
+
+NAMES = {role: file.name for role, file in datasets._FILES.items()}
+
+
+def encode(array):
+    """Returns the IDX file of a uint8 array."""
+    return header(array) + array.tobytes()
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """No test finds the data or the cache of the machine that it runs on, or goes through its proxy."""
+    monkeypatch.delenv("MNISTFAST_DATA", raising=False)
+    monkeypatch.setenv("MNISTFAST_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("NO_PROXY", "*")
+
+
+@pytest.fixture
+def arrays():
+    """The four arrays of a small set: 30 training and 20 test images of 4 x 5 pixels, all ten classes in each."""
+    rng = np.random.default_rng(0)
+    made = {}
+    for part, count in (("train", 30), ("test", 20)):
+        made[f"{part}-images"] = rng.integers(0, 256, (count, 4, 5), np.uint8)
+        made[f"{part}-labels"] = (np.arange(count) % 10).astype(np.uint8)
+    return made
+
+
+@pytest.fixture
+def write_set(arrays):
+    """Writes the small set, or `changed` arrays of it by role, to a folder."""
+
+    def write(folder, *, suffix=".gz", **changed):
+        folder.mkdir(parents=True, exist_ok=True)
+        for role, array in arrays.items():
+            content = encode(changed.get(role.replace("-", "_"), array))
+            content = gzip.compress(content) if suffix == ".gz" else content
+            (folder / f"{NAMES[role]}{suffix}").write_bytes(content)
+        return folder
+
+    return write
+
+
+@pytest.fixture
+def official(arrays, monkeypatch):
+    """Makes the small set the official MNIST."""
+    files = {role: file._replace(md5=content_md5(arrays[role])) for role, file in datasets._FILES.items()}
+    monkeypatch.setattr(datasets, "_FILES", files)
+    monkeypatch.setattr(datasets, "_OFFICIAL", {role: file.md5 for role, file in files.items()})
