@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.overrides import handle_torch_function, has_torch_function
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
@@ -95,11 +96,20 @@ def _prepare(
 def _plan(x: Tensor, weight: Tensor, settings: Settings) -> Plan:
     requested = planning.requested_backend()
     plan = planning.choose(tuple(x.shape), tuple(weight.shape), settings, x.dtype, x.device, requested)[1]
-    if requested == "auto":
-        for tensor in (x, weight):
-            if is_traceable_wrapper_subclass(tensor):
-                return planning.plain(f"no backend for tensors of type {type(tensor).__name__}")
-    return plan
+    obstacle = _obstacle(x, weight)
+    if obstacle and requested != "auto":
+        raise RuntimeError(f"backend {requested!r} cannot serve this call: {obstacle}")
+    return planning.plain(obstacle) if obstacle else plan
+
+
+def _obstacle(x: Tensor, weight: Tensor) -> str | None:
+    """What keeps every backend from a call, whatever its geometry."""
+    for tensor in (x, weight):
+        if is_traceable_wrapper_subclass(tensor):
+            return f"no backend for tensors of type {type(tensor).__name__}"
+    if forward_ad._current_level >= 0:
+        return "no backend computes forward-mode derivatives"
+    return None
 
 
 def _check_tensors(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:

@@ -209,10 +209,8 @@ def _pooled_size(axis: str, size: int, settings: Settings, i: int) -> int:
     kernel, stride = settings.pool_kernel[i], settings.pool_stride[i]
     padding, dilation = settings.pool_padding[i], settings.pool_dilation[i]
     span = (kernel - 1) * dilation + 1
-    if padding > span // 2:
-        raise ValueError(
-            f"pool_padding must be at most half of the pool window's {axis} {span}, got pool_padding={padding}"
-        )
+    if padding > kernel // 2:
+        raise ValueError(f"pool_padding must be at most half of the pool window's {axis} {kernel}, got {padding}")
     room = size + 2 * padding - span
     pooled = (room + (stride - 1 if settings.ceil_mode else 0)) // stride + 1
     if settings.ceil_mode and (pooled - 1) * stride >= size + padding:
