@@ -1,0 +1,40 @@
+"""`mnistfast <command>`: hands the rest of the line to the command's own module."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from mnistfast import __version__, cli
+from mnistfast.errors import UsageError, nearest
+
+COMMANDS = {
+    "train": "train a model, save it and say how good it is",
+    "evaluate": "score a run or a checkpoint on a test set",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    return cli.run(_dispatch, argv)
+
+
+def _dispatch(argv: Sequence[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        print("usage: mnistfast COMMAND [options]\n\ncommands:")
+        print("\n".join(f"  {name:<10}{purpose}" for name, purpose in COMMANDS.items()))
+        print("\nmnistfast COMMAND --help lists the options of a command; mnistfast --version the version.")
+        return 0 if argv else UsageError.code
+    if argv[0] == "--version":
+        print(f"mnistfast {__version__}")
+        return 0
+    if argv[0] not in COMMANDS:
+        raise UsageError(
+            f"unknown command {argv[0]!r}{nearest(argv[0], COMMANDS)}", f"The commands are {', '.join(COMMANDS)}"
+        )
+    return importlib.import_module(f"mnistfast.{argv[0]}").main(argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

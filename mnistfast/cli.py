@@ -1,0 +1,96 @@
+"""What every command shares: one line for a failure and the exit code that belongs to it."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Sequence
+from types import FrameType
+
+from mnistfast.engine.stop import Interrupted
+from mnistfast.errors import DeviceError, MnistfastError, StorageError
+
+DENIED = {errno.EACCES: "permission denied", errno.EPERM: "permission denied", errno.EROFS: "the disk is read-only"}
+FULL = {errno.ENOSPC: "no space left", errno.EDQUOT: "the disk quota is used up"}
+OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+)  # torch says it in a RuntimeError on CPUs
+
+
+def run(command: Callable[[Sequence[str]], int], argv: Sequence[str] | None) -> int:
+    """Runs `command` on `argv` (None: the process' own) and returns its exit code, having reported any failure."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    debug, as_json = "--debug" in argv, "--json" in argv
+    previous = _handle_sigterm()
+    try:
+        return command(argv)
+    except SystemExit as ending:  # --help and --version
+        return ending.code if isinstance(ending.code, int) else 0
+    except (KeyboardInterrupt, Interrupted) as stop:
+        signum = stop.signum if isinstance(stop, Interrupted) else signal.SIGINT
+        return _fail(128 + signum, "interrupted", str(stop) or "stopped", as_json)
+    except (
+        BrokenPipeError
+    ):  # `mnistfast ... | head`: nobody reads on, and the interpreter's last flush must not complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + 13
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        known = translate(error)
+        if known:
+            return _fail(known.code, known.kind, str(known), as_json, known.fix)
+        log = getattr(error, "log_path", None) or _traceback_file(error)
+        text = f"{type(error).__name__}: {error}. This is a bug of ours; the traceback is in {log}"
+        return _fail(1, "internal", text, as_json, f"report it with {log}")
+    finally:
+        if previous is not None:
+            signal.signal(signal.SIGTERM, previous)
+
+
+def translate(error: Exception) -> MnistfastError | None:
+    """Returns `error` as a failure that the user can act on, or None for a bug of ours."""
+    if isinstance(error, MnistfastError):
+        return error
+    text = str(error)
+    if isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(sign in text.lower() for sign in OUT_OF_MEMORY)
+    ):
+        return DeviceError("out of memory", text.splitlines()[0] if text else "", "a smaller --batch-size")
+    if isinstance(error, OSError) and error.errno in DENIED | FULL:
+        where = error.filename or "a file"
+        return StorageError(f"cannot write or read {where}", (DENIED | FULL)[error.errno], "another --out folder")
+    return None
+
+
+def _fail(code: int, kind: str, message: str, as_json: bool, hint: str = "") -> int:
+    if as_json:
+        print(json.dumps({"code": code, "kind": kind, "message": message, "hint": hint}), flush=True)
+    else:
+        print(f"mnistfast: {'' if kind == 'interrupted' else 'error: '}{message}", file=sys.stderr, flush=True)
+    return code
+
+
+def _traceback_file(error: Exception) -> str:
+    with tempfile.NamedTemporaryFile("w", prefix="mnistfast-", suffix=".log", delete=False) as file:
+        traceback.print_exception(error, file=file)
+    return file.name
+
+
+def _handle_sigterm() -> signal.Handlers | Callable[[int, FrameType | None], object] | int | None:
+    """Makes SIGTERM unwind the stack, so that a run folder notes why it ended. Returns the handler it replaced."""
+
+    def terminate(signum: int, frame: FrameType | None) -> None:
+        raise Interrupted(signum)
+
+    try:
+        return signal.signal(signal.SIGTERM, terminate)
+    except ValueError:  # not the main thread: signals are the caller's
+        return None

@@ -1,0 +1,264 @@
+"""The options of the commands as dataclasses, the models' presets, and their two other views: command line and YAML.
+
+A flag beats `--config FILE`, the file beats the model's preset, the preset beats a default.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import Field, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_type_hints
+
+import jsonargparse
+import yaml
+
+from mnistfast import __version__
+from mnistfast.errors import UsageError, nearest
+
+OPTIMIZERS = ("adam", "adamw", "sgd")
+SCHEDULES = ("constant", "step", "cosine", "onecycle")
+PRECISIONS = ("fp32",)
+
+# A preset's epochs suit a set of MNIST's size. A run on a smaller set goes over it more often, until it has seen this
+# many images: the 3,600 training images of the shipped sample make 12 epochs.
+LEAST_IMAGES = 40_000
+MOST_EPOCHS = 50  # ... and not forever: a set of a few hundred images is learnt (or not) by then
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What a model trains with unless told otherwise. Chosen on validation splits, never on a test set."""
+
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    lr: float = 4e-3
+    schedule: Literal["constant", "step", "cosine", "onecycle"] = "onecycle"
+    batch_size: int = 128
+    epochs: int = 1
+
+
+PRESETS = {
+    "cnn1": Preset(),
+    "cnn2": Preset(),
+    "lenet5": Preset(lr=5e-3, epochs=5),
+    "cifar-cnn": Preset(lr=3e-3, epochs=10),
+    "fast": Preset(lr=1e-2, batch_size=256),
+}
+
+
+def _option(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What is trained, on what, and how. `None` stands for what only the run can know; the run fills it in.
+
+    Raises:
+        UsageError: a value that cannot work.
+    """
+
+    model: str = _option("cnn2", f"network: {', '.join(PRESETS)}")
+    data: str | None = _option(None, "name or path of the data; default: mnist where it can be had, else the sample")
+    epochs: int | None = _option(None, "times over the training images; default: the preset's, more for a small set")
+    batch_size: int = _option(128, "images a step")
+    optimizer: str = _option("adam", f"one of {', '.join(OPTIMIZERS)} (Nesterov)")
+    lr: float = _option(4e-3, "peak learning rate")
+    schedule: str = _option("onecycle", f"learning rate over the steps: {', '.join(SCHEDULES)}")
+    betas: tuple[float, float] = _option((0.9, 0.999), "Adam's and AdamW's averaging factors, as [0.9, 0.999]")
+    momentum: float = _option(0.9, "SGD's momentum")
+    weight_decay: float = _option(0.0, "weight decay (decoupled for adamw)")
+    dropout: float = _option(0.0, "share of hidden units dropped before the last layer")
+    label_smoothing: float = _option(0.0, "share of the target spread over all classes")
+    patience: int = _option(0, "stop after this many epochs without a better validation result; 0: never")
+    val: float = _option(0.1, "held out of the training images: a share below 1 or a count; 0: nothing")
+    seed: int = _option(0, "seed of the weights, the shuffles, the dropout and the held-out images")
+    device: str = _option("auto", "auto, cpu, cuda, cuda:1, mps")
+    threads: int | None = _option(None, "CPU threads; default: torch's choice")
+    precision: str = _option("fp32", f"one of {', '.join(PRECISIONS)}")
+
+    def __post_init__(self) -> None:
+        _one_of("model", self.model, PRESETS)
+        _one_of("optimizer", self.optimizer, OPTIMIZERS)
+        _one_of("schedule", self.schedule, SCHEDULES)
+        _one_of("precision", self.precision, PRECISIONS)
+        for name in ("batch_size", "epochs", "threads"):
+            _require(name, getattr(self, name), lambda value: value is None or value >= 1, "at least 1")
+        for name in ("seed", "patience", "weight_decay"):
+            _require(name, getattr(self, name), lambda value: 0 <= value < math.inf, "0 or more")
+        for name in ("dropout", "label_smoothing", "momentum"):
+            _require(name, getattr(self, name), lambda value: 0 <= value < 1, "at least 0 and below 1")
+        _require("betas", self.betas, lambda pair: all(0 <= beta < 1 for beta in pair), "two numbers in [0, 1)")
+        _require("lr", self.lr, lambda value: 0 < value < math.inf, "above 0")
+        if self.patience and not self.val:
+            raise UsageError(
+                f"--patience is {self.patience} and --val is 0", "Nothing is held out to judge the epochs by"
+            )
+        _require("val", self.val, lambda v: 0 <= v < 1 or (v < math.inf and v == int(v)), "a share below 1 or a count")
+
+    @classmethod
+    def from_options(cls, given: Mapping[str, Any]) -> TrainConfig:
+        """Returns the configuration of the options in `given`; the model's preset and the defaults fill the rest."""
+        model = given.get("model", cls.model)
+        preset = asdict(PRESETS[model]) if model in PRESETS else {}
+        preset.pop("epochs", None)  # depends on the size of the set: see planned_epochs
+        return cls(**{**preset, **given})
+
+    def planned_epochs(self, images: int) -> int:
+        """Returns how often to go over `images` training images: as told, or by preset and `LEAST_IMAGES`."""
+        if self.epochs is not None:
+            return self.epochs
+        return max(PRESETS[self.model].epochs, min(MOST_EPOCHS, math.ceil(LEAST_IMAGES / images)))
+
+    def val_count(self, images: int) -> int:
+        """Returns how many of `images` to hold out.
+
+        Raises:
+            UsageError: nothing would be left to train on, or a share above 0 comes to no image.
+        """
+        count = round(self.val * images) if self.val < 1 else int(self.val)
+        if count >= images or (self.val and not count):
+            raise UsageError(
+                f"--val {self.val:g} holds out {count:,} of {images:,} images",
+                "At least one image must stay on either side",
+                "--val 0.1, or --val 0 for no validation",
+            )
+        return count
+
+    def to_yaml(self) -> str:
+        """Returns the configuration as the text of a file for `--config`."""
+        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        return yaml.safe_dump(plain, sort_keys=False)
+
+
+@dataclass(frozen=True)
+class ScreenOptions:
+    """What a command prints."""
+
+    quiet: bool = _option(False, "print nothing but errors")
+    json: bool = _option(False, "print one JSON object instead of text, for errors too")
+    debug: bool = _option(False, "print the traceback of an error")
+
+
+@dataclass(frozen=True)
+class RunOptions(ScreenOptions):
+    """Where a training run writes."""
+
+    out: str | None = _option(None, "the run's folder; default: runs/<date-time>-<model>-s<seed>")
+    resume: str | None = _option(None, "continue the run in this folder as if it had never stopped")
+    overwrite: bool = _option(False, "replace the run that is in --out")
+    offline: bool = _option(False, "never open a connection")
+
+    def __post_init__(self) -> None:
+        if self.resume and (self.out or self.overwrite):
+            raise UsageError("--resume continues in the run's own folder", "--out and --overwrite start a new run")
+
+
+@dataclass(frozen=True)
+class EvaluateOptions(ScreenOptions):
+    """What is scored on what.
+
+    Raises:
+        UsageError: a value that cannot work.
+    """
+
+    data: str | None = _option(None, "name or path of the data; default: what the run was trained on")
+    out: str | None = _option(None, "folder to write to; default: evaluate-<data> beside the checkpoint")
+    min_accuracy: float | None = _option(None, "exit with 8 when the accuracy, a fraction, is below this")
+    batch_size: int = _option(1000, "images a step")
+    device: str = _option("auto", "auto, cpu, cuda, cuda:1, mps")
+    threads: int | None = _option(None, "CPU threads; default: torch's choice")
+    offline: bool = _option(False, "never open a connection")
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "threads"):
+            _require(name, getattr(self, name), lambda value: value is None or value >= 1, "at least 1")
+        if self.min_accuracy is not None:
+            _require("min_accuracy", self.min_accuracy, lambda value: 0 <= value <= 1, "a fraction between 0 and 1")
+
+
+def _require(name: str, value: Any, test: Any, allowed: str) -> None:
+    if not test(value):
+        raise UsageError(f"--{name.replace('_', '-')} is {value}", f"It must be {allowed}")
+
+
+def _one_of(name: str, value: str, choices: Sequence[str] | Mapping[str, Any]) -> None:
+    if value not in choices:
+        raise UsageError(f"unknown {name} {value!r}{nearest(value, choices)}", f"--{name} takes {', '.join(choices)}")
+
+
+# The command line
+
+
+class Parser(jsonargparse.ArgumentParser):
+    """jsonargparse's parser over dataclasses: only what was given comes out, and mistakes are one-line UsageErrors."""
+
+    def __init__(self, prog: str, description: str, *groups: type) -> None:
+        super().__init__(
+            prog=prog,
+            description=description,
+            print_config=None,
+            allow_abbrev=False,
+            formatter_class=argparse.HelpFormatter,  # jsonargparse's own adds a type and a default that are not ours
+        )
+        self.add_argument("--version", action="version", version=f"mnistfast {__version__}")
+        self._types: dict[str, Any] = {}
+        for group in groups:
+            types = get_type_hints(group)
+            for option in fields(group):
+                if option.name not in self._types:
+                    self._add(option, types[option.name])
+
+    def _add(self, option: Field[Any], kind: Any) -> None:
+        self._types[option.name] = kind
+        flag, text = f"--{option.name.replace('_', '-')}", option.metadata["help"]
+        if kind is bool:
+            self.add_argument(flag, action="store_true", help=text)
+            return
+        if option.name in Preset.__dataclass_fields__ and option.name != "epochs":
+            text += "; default: the model's preset"
+        elif "default" not in text:
+            text += f"; default: {option.default}"
+        self.add_argument(flag, type=kind, help=text, metavar=option.name.upper())
+
+    def given(self, argv: Sequence[str]) -> dict[str, Any]:
+        """Returns the options that `argv` names, with their values. Raises UsageError."""
+        return self.parse_args(list(argv), defaults=False).as_dict()
+
+    def given_in_file(self, path: str | Path) -> dict[str, Any]:
+        """Returns the options that the YAML file at `path` names, with their values. Raises UsageError."""
+        if not Path(path).is_file():
+            raise UsageError(f"no configuration file at {path}")
+        return self.parse_path(str(path), defaults=False).as_dict()
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Turns jsonargparse's explanations, some of them ten lines long, into one line that names the option."""
+        options = [f"--{name.replace('_', '-')}" for name in self._types]
+        if match := re.search(r"unrecognized arguments: (\S+)", message):
+            if not match[1].startswith("-"):
+                raise UsageError(f"unexpected argument {match[1]!r}")
+            raise UsageError(f"unknown option {match[1]}{nearest(match[1].split('=')[0], options)}")
+        if match := re.search(r"Option '(.+?)' is not accepted", message):
+            raise UsageError(f"unknown option {match[1]!r} in the configuration file{nearest(match[1], self._types)}")
+        if match := re.search(r'Parser key "(\w+)".*?(?:Given|Got) value: (.*?)(?:\n|$)', message, re.DOTALL):
+            name = match[1]
+            raise UsageError(f"--{name.replace('_', '-')} is {match[2]}", f"It must be {_kind(self._types[name])}")
+        raise UsageError(" ".join(message.split()))
+
+
+def _kind(kind: Any) -> str:
+    """Returns in words what a value of the type `kind` is."""
+    kinds = [part for part in get_args(kind) if part is not type(None)] if type(None) in get_args(kind) else [kind]
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    return words.get(kinds[0], "two numbers such as [0.9, 0.999]")
+
+
+Options = TypeVar("Options")
+
+
+def pick(cls: type[Options], given: Mapping[str, Any]) -> Options:
+    """Returns a `cls` of those options in `given` that it has."""
+    return cls(**{option.name: given[option.name] for option in fields(cls) if option.name in given})  # type: ignore[arg-type]

@@ -1,0 +1,177 @@
+"""Checkpoints: weights with all that using them needs (safetensors), and the state that resuming needs (state.pt)."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from mnistfast.engine.files import write_atomic
+from mnistfast.errors import CheckpointError
+from mnistfast.models.zoo import Classifier, build
+
+FORMAT_VERSION = 1
+BEST, LAST, STATE = "best.safetensors", "last.safetensors", "state.pt"
+ZIP, PICKLE = b"PK\x03\x04", b"\x80"  # how torch.save's files and bare pickles begin
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """What the header of a checkpoint says.
+
+    Attributes:
+        model: name in the zoo.
+        arguments: the arguments of `zoo.build` besides the name.
+        classes: a name for each logit.
+        mean, std: a value a channel, of pixel / 255, to normalise with.
+        input_size: (C, H, W).
+        temperature: what to divide the logits by for calibrated probabilities; 1 before it was fitted.
+        metrics: epoch, step and validation figures of these weights.
+    """
+
+    model: str
+    arguments: dict[str, Any]
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    input_size: tuple[int, int, int]
+    temperature: float = 1.0
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+    def to_header(self) -> dict[str, str]:
+        """Returns the header: text to text, each value as JSON."""
+        return {"format_version": str(FORMAT_VERSION)} | {key: json.dumps(value) for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_header(cls, header: Mapping[str, str], path: Path) -> CheckpointInfo:
+        """Reads the header of `path`. Raises CheckpointError when it is not ours or of a newer format."""
+        try:
+            version = int(header["format_version"])
+            if version > FORMAT_VERSION:
+                raise CheckpointError(
+                    f"{path} has format {version}, this version reads up to {FORMAT_VERSION}", fix="update mnistfast"
+                )
+            values = {option.name: json.loads(header[option.name]) for option in fields(cls)}
+            for name in ("classes", "mean", "std", "input_size"):
+                values[name] = tuple(values[name])
+        except (KeyError, ValueError, TypeError) as error:
+            raise CheckpointError(
+                f"{path} is no checkpoint of mnistfast", f"Its header lacks or garbles {error}"
+            ) from error
+        return cls(**values)
+
+
+def save_checkpoint(path: Path, weights: Mapping[str, Tensor], info: CheckpointInfo) -> None:
+    """Writes weights and header to `path`, atomically. Raises StorageError."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    write_atomic(path, save(tensors, metadata=info.to_header()))
+
+
+def load_checkpoint(
+    path: str | os.PathLike[str], device: torch.device | str = "cpu"
+) -> tuple[Classifier, CheckpointInfo]:
+    """Returns the model of a checkpoint, in eval mode on `device`, and its header.
+
+    Args:
+        path: a checkpoint, or a run folder, whose best one is taken.
+        device: where the model goes.
+
+    Raises:
+        CheckpointError: missing, damaged, a pickle, of a newer format, or its tensors do not fit its model.
+    """
+    path = find_checkpoint(path)
+    header, tensors = _read(path)
+    info = CheckpointInfo.from_header(header, path)
+    model = build(info.model, **info.arguments)
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    wrong = [
+        f"{name}: {found.get(name, 'missing')} instead of {expected.get(name, 'none')}"
+        for name in sorted(expected.keys() | found.keys())
+        if expected.get(name) != found.get(name)
+    ]
+    if wrong:
+        raise CheckpointError(f"the tensors of {path} do not fit model {info.model}", "; ".join(wrong[:3]))
+    model.load_state_dict(tensors)
+    return model.to(device).eval(), info
+
+
+def find_checkpoint(path: str | os.PathLike[str]) -> Path:
+    """Returns the checkpoint at `path`, or the best one of the run folder `path`.
+
+    Raises:
+        CheckpointError: there is none; the message names the runs there are.
+    """
+    path = Path(path)
+    candidate = path / BEST if path.is_dir() else path
+    if candidate.is_file():
+        return candidate
+    folder = path if path.is_dir() else path.parent
+    runs = sorted({file.parent for root in (folder, Path("runs")) for file in root.glob(f"*/{BEST}")}, key=_age)
+    names = ", ".join(str(run) for run in runs[-5:])
+    known = f"Runs here: {names} (newest last)" if runs else "There are no runs here"
+    raise CheckpointError(f"no checkpoint at {candidate}", known, "mnistfast train makes one")
+
+
+def _age(run: Path) -> float:
+    return (run / BEST).stat().st_mtime
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    with open(path, "rb") as file:
+        start = file.read(4)
+    if start == ZIP or start[:1] == PICKLE:
+        raise CheckpointError(
+            f"{path} is a pickle file: refused",
+            "Loading one can run any code",
+            "convert it with safetensors.torch.save_file",
+        )
+    try:
+        with safe_open(path, framework="pt") as opened:
+            return opened.metadata() or {}, {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{path} is damaged", str(error), "another checkpoint of the run, or train again"
+        ) from error
+
+
+def save_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Writes `state` (dicts, lists, numbers, texts, tensors) to `path`, atomically. Raises StorageError."""
+    buffer = io.BytesIO()
+    torch.save({"format_version": FORMAT_VERSION, **state}, buffer)
+    write_atomic(path, buffer.getvalue())
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Returns what `save_state` wrote, on the CPU; no pickled object is ever made.
+
+    Raises:
+        CheckpointError: missing, damaged or of a newer format.
+    """
+    if not path.is_file():
+        raise CheckpointError(
+            f"nothing to resume: {path} is missing",
+            "The run stopped before its first epoch ended",
+            "train anew with --overwrite",
+        )
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        version = state["format_version"]
+    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path} is damaged", reason) from error
+    if version > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} has format {version}, this version reads up to {FORMAT_VERSION}", fix="update mnistfast"
+        )
+    return state

@@ -1,0 +1,53 @@
+"""Which device a run uses, and what there is to say about the machine."""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import numpy as np
+import torch
+
+from mnistfast import __version__
+from mnistfast.errors import DeviceError, UsageError
+
+
+def choose_device(name: str) -> torch.device:
+    """Returns the device called `name`; `auto` is the first CUDA device where there is one, else the CPU.
+
+    Raises:
+        UsageError: no device is called that.
+        DeviceError: the device is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"unknown device {name!r}", "--device takes auto, cpu, cuda, cuda:1, mps") from None
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # which one depends on how torch was built
+        raise DeviceError(f"device {name} is not usable here", str(error).splitlines()[0], "--device cpu") from error
+    return device
+
+
+def use_threads(count: int | None) -> int:
+    """Sets the number of CPU threads (None leaves torch's choice) and returns it."""
+    if count is not None:
+        torch.set_num_threads(count)
+    return torch.get_num_threads()
+
+
+def environment(device: torch.device, threads: int) -> dict[str, Any]:
+    """Returns the versions and the hardware that a result depends on."""
+    return {
+        "mnistfast": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        "device": str(device),
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor(),
+        "threads": threads,
+    }

@@ -1,0 +1,277 @@
+"""A training run: from options to a finished run folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mnistfast.config import RunOptions, TrainConfig
+from mnistfast.data.datasets import Dataset, Split, channel_stats, holdout, load
+from mnistfast.data.loader import DeviceData
+from mnistfast.engine import run_folder
+from mnistfast.engine.checkpoint import BEST, LAST, STATE, CheckpointInfo, load_state, save_checkpoint, save_state
+from mnistfast.engine.devices import choose_device, environment, use_threads
+from mnistfast.engine.files import write_atomic, write_json
+from mnistfast.engine.run_folder import RunFolder
+from mnistfast.engine.stop import Interrupted, StopRequest
+from mnistfast.engine.trainer import Record, Trainer, predict
+from mnistfast.errors import CheckpointError, UsageError
+from mnistfast.models.zoo import build, check_images
+from mnistfast.report import metrics, page, plots
+from mnistfast.report.screen import Screen
+
+# A resumed run may change these; anything else would make it another run.
+FREE_ON_RESUME = frozenset({"data", "device", "threads"})
+CHANCE = 1.5  # times 1 / classes: a model below that after an epoch has learnt nothing
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished run.
+
+    Attributes:
+        folder: the run's folder.
+        scores: of `report.metrics.score` on the test images, with the best epoch's weights.
+        best: the record of the best epoch.
+        test: which images were scored, in words.
+        seconds: time spent training.
+    """
+
+    folder: Path
+    scores: dict[str, Any]
+    best: Record
+    test: str
+    seconds: float
+
+
+def resumed_config(saved: Mapping[str, Any], given: Mapping[str, Any], folder: str) -> TrainConfig:
+    """Returns the configuration of a run to resume.
+
+    Args:
+        saved: the options of the run's config.yaml.
+        given: the options given now.
+        folder: the run, for messages.
+
+    Raises:
+        UsageError: an option is given with another value than the run has.
+    """
+    for name, value in given.items():
+        if name not in FREE_ON_RESUME and saved.get(name) != value:
+            raise UsageError(
+                f"--{name.replace('_', '-')} is {value}, but {folder} was started with {saved.get(name)}",
+                "A resumed run continues as it began",
+                "leave the option out, or start a new run",
+            )
+    return TrainConfig(**{**saved, **{name: given[name] for name in FREE_ON_RESUME & given.keys()}})
+
+
+class Run:
+    """What one call of `train` works with, between its checks and its last line."""
+
+    def __init__(self, config: TrainConfig, dataset: Dataset, device: torch.device, screen: Screen) -> None:
+        """Prepares model, data and trainer; everything that can be refused is refused here, before a folder is made."""
+        self.dataset, self.screen = dataset, screen
+        threads, self.device = use_threads(config.threads), device
+        labels = dataset.train.labels
+        kept, held = holdout(labels, config.val_count(len(labels)), config.seed)
+        epochs = config.planned_epochs(len(kept))
+        self.config = replace(
+            config, data=_data_option(config, dataset), epochs=epochs, threads=threads, device=str(self.device)
+        )
+        images = dataset.train.images[kept]
+        mean, std = channel_stats(images)
+        torch.manual_seed(config.seed)
+        self.model = build(config.model, classes=len(dataset.classes), dropout=config.dropout)
+        check_images(self.model, images.shape[1:], dataset.name)
+        self.model.to(self.device)
+        self.info = CheckpointInfo(
+            config.model, self.model.arguments, dataset.classes, mean, std, self.model.input_size
+        )
+        self.val = self._on_device(Split(dataset.train.images[held], labels[held])) if len(held) else None
+        self.val_labels = torch.from_numpy(labels[held])
+        train = self._on_device(Split(images, labels[kept]))
+        self.trainer = Trainer(self.model, train, self.val, self.val_labels, self.config, epochs)
+        self._exported: Record | None = None  # the best epoch that is in best.safetensors
+
+    def _on_device(self, split: Split) -> DeviceData:
+        return DeviceData(split, self.device, self.info.mean, self.info.std)
+
+    def begin(self, folder: RunFolder, command: str) -> None:
+        """Writes down what is about to happen."""
+        write_atomic(folder / run_folder.CONFIG, self.config.to_yaml())
+        data = {"name": self.dataset.name, "source": self.dataset.source, "hashes": self.dataset.hashes}
+        machine = environment(self.device, self.config.threads or 0)
+        write_json(folder / run_folder.ENV, machine | {"data": data, "command": command})
+
+    def resume(self, folder: RunFolder) -> None:
+        """Continues from the folder's state.
+
+        Raises:
+            CheckpointError: the state is missing or damaged, or belongs to other images.
+        """
+        env = _environment_of(folder)
+        if env["data"]["hashes"] != self.dataset.hashes:
+            raise CheckpointError(
+                f"{folder.path} was trained on other images than those in {self.dataset.source}",
+                f"It was trained on {env['data']['source']}, whose files have other hashes",
+                "--data with the run's own images",
+            )
+        now = environment(self.device, self.config.threads or 0)
+        changed = [f"{key} {env[key]} is now {now[key]}" for key in now if env.get(key) != now[key]]
+        if changed:
+            self.screen.warn(f"bits may differ from an uninterrupted run: {'; '.join(changed)}")
+        self.trainer.load_state_dict(load_state(folder / STATE))
+        folder.cut_metrics(self.trainer.step)
+        self._export(folder)  # a crash may have left them older or newer than the state
+        self.screen.say(f"resumed {folder.path} after step {self.trainer.step}")
+
+    def learn(self, folder: RunFolder) -> None:
+        """Trains to the end, saving after every epoch.
+
+        Raises:
+            DivergedError: the loss is no longer a finite number.
+            Interrupted: Ctrl-C or SIGTERM came; the state is saved.
+        """
+        trainer, images = self.trainer, len(self.trainer.train)
+        with StopRequest() as stop, self.screen.progress(trainer.plan.epochs, images, trainer.images_seen) as progress:
+            for record in trainer.run():
+                progress.step(trainer.images_seen, *trainer.recent)
+                if record:
+                    folder.add_metrics(record)
+                    self._save(folder)
+                    progress.epoch(record)
+                    self._warn_of_chance(record)
+                if stop.signum is not None and not trainer.finished:
+                    self._save(folder)
+                    raise Interrupted(
+                        stop.signum,
+                        f"stopped at step {trainer.step}; saved {folder / LAST}. "
+                        f"Continue: mnistfast train --resume {folder.path}",
+                    )
+
+    def _save(self, folder: RunFolder) -> None:
+        """Saves the state, which alone counts for resuming, then the two files that are for use."""
+        save_state(folder / STATE, self.trainer.state_dict())
+        self.trainer.last_good = f"{folder / LAST} (step {self.trainer.step})"
+        self._export(folder)
+
+    def _export(self, folder: RunFolder) -> None:
+        best = self.trainer.best
+        save_checkpoint(folder / LAST, self.model.state_dict(), replace(self.info, metrics=self._last_record()))
+        if best and best is not self._exported:
+            save_checkpoint(folder / BEST, self.trainer.best_weights, replace(self.info, metrics=best))
+            self._exported = best
+
+    def _last_record(self) -> Record:
+        """Returns what is known of the weights as they are: the epoch's record, or the step alone within an epoch."""
+        record = self.trainer.last_record
+        return record if record and record["step"] == self.trainer.step else {"step": self.trainer.step}
+
+    def _warn_of_chance(self, record: Record) -> None:
+        accuracy: float = record["val_accuracy" if self.val else "accuracy"]
+        if record["epoch"] == 1 and accuracy < CHANCE / self.model.classes:
+            self.screen.warn(f"accuracy {page.percent(accuracy)} after 1 epoch: labels shuffled, or --lr too high?")
+
+    def finish(self, folder: RunFolder) -> Outcome:
+        """Calibrates the two checkpoints, scores the best one on the test images and writes the report."""
+        best = self.trainer.best
+        assert best is not None  # an epoch has ended
+        self._calibrate(folder / LAST, self.model.state_dict(), self._last_record())
+        self.model.load_state_dict(self.trainer.best_weights)
+        info = self._calibrate(folder / BEST, self.trainer.best_weights, best)
+        test = self.dataset.test
+        logits = predict(self.model, self._on_device(test))
+        scores = metrics.score(logits, torch.from_numpy(test.labels), info.classes, info.temperature)
+        write_json(folder / run_folder.TEST, scores)
+        words = f"the {len(test.labels):,} test images of {self.dataset.name} ({self.dataset.source})"
+        outcome = Outcome(folder.path, scores, best, words, self.trainer.seconds)
+        write_atomic(folder / run_folder.CURVES, plots.curves(folder.metrics()))
+        write_atomic(folder / run_folder.CONFUSION, plots.confusion(scores["confusion"], info.classes))
+        write_atomic(folder / run_folder.ERRORS, plots.errors(scores["worst_errors"], test.images))
+        write_atomic(folder / run_folder.REPORT, self._report(outcome, _environment_of(folder)["command"]))
+        return outcome
+
+    def _calibrate(self, path: Path, weights: Mapping[str, torch.Tensor], record: Record) -> CheckpointInfo:
+        self.model.load_state_dict(weights)
+        info = replace(self.info, metrics=record)
+        if self.val is not None:
+            logits = predict(self.model, self.val)
+            info = replace(info, temperature=metrics.fit_temperature(logits, self.val_labels))
+        save_checkpoint(path, weights, info)
+        return info
+
+    def _report(self, outcome: Outcome, command: str) -> str:
+        parameters = sum(weight.numel() for weight in self.model.parameters())
+        facts = {
+            "model": f"{self.config.model}, {parameters:,} parameters",
+            "training images": f"{len(self.trainer.train):,} of {self.dataset.name}",
+            "validation images": f"{len(self.val_labels):,}",
+            "best epoch": f"{outcome.best['epoch']} of {self.trainer.plan.epochs}",
+            "training time": f"{outcome.seconds:.1f} s on {self.device}, {self.config.threads} CPU threads",
+        }
+        test = f"{outcome.test}. {self.dataset.notice}".removesuffix(". ")
+        return page.report(outcome.folder.name, outcome.scores, test, facts, asdict(self.config), command)
+
+
+def train(config: TrainConfig, options: RunOptions, command: str, screen: Screen) -> Outcome:
+    """Trains a model, or goes on training it, and scores it.
+
+    Args:
+        config: what to train; for a run that is resumed its own (`resumed_config`).
+        options: where to write.
+        command: the command line, to be written down.
+        screen: what to tell whom.
+
+    Raises:
+        MnistfastError: any of its kinds; nothing is left half written.
+        Interrupted: Ctrl-C or SIGTERM.
+    """
+    device = choose_device(config.device)  # what is cheap to refuse first: the data may have to be fetched
+    if not options.resume:
+        run_folder.check_free(options.out, overwrite=options.overwrite)
+    dataset = load(config.data, offline=options.offline)
+    if dataset.notice:
+        screen.say(dataset.notice)
+    run = Run(config, dataset, device, screen)
+    if options.resume:
+        folder = RunFolder.reopen(options.resume)
+    else:
+        folder = RunFolder.create(options.out, config.model, config.seed, overwrite=options.overwrite)
+    with folder:
+        screen.log = folder.log
+        screen.say(run_line(run, folder))
+        if options.resume:
+            run.resume(folder)
+        else:
+            run.begin(folder, command)
+        run.learn(folder)
+        return run.finish(folder)
+
+
+def run_line(run: Run, folder: RunFolder) -> str:
+    """Returns what is about to be done, in one line."""
+    epochs = run.trainer.plan.epochs
+    held = f"{len(run.val_labels):,} held out" if run.val else "none held out (the last epoch counts as the best)"
+    return (
+        f"{run.config.model} on {run.dataset.name}: {len(run.trainer.train):,} training images, {held}; "
+        f"{epochs} epoch{'s' * (epochs > 1)} on {run.device} ({run.config.threads} CPU threads); writing to {folder.path}"
+    )
+
+
+def _environment_of(folder: RunFolder) -> dict[str, Any]:
+    """Returns what `Run.begin` noted about the machine, the data and the command."""
+    environment: dict[str, Any] = json.loads((folder / run_folder.ENV).read_text())
+    return environment
+
+
+def _data_option(config: TrainConfig, dataset: Dataset) -> str:
+    """Returns what `--data` must be to find the same images from any folder."""
+    if config.data is None:
+        return dataset.name
+    path = Path(config.data).expanduser()
+    return str(path.resolve()) if path == Path(dataset.source) else config.data

@@ -1,0 +1,1 @@
+"""What a run says about itself: figures, pictures, pages, lines on the screen."""

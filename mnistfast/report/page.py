@@ -1,0 +1,91 @@
+"""REPORT.md: one page about one run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def percent(share: float) -> str:
+    """Returns 0.9876 as `98.76 %`."""
+    return f"{100 * share:.2f} %"
+
+
+def accuracy_line(scores: Mapping[str, Any]) -> str:
+    """Returns the accuracy with its interval in words."""
+    low, high = scores["interval"]
+    return f"{percent(scores['accuracy'])} (95 % interval {100 * low:.2f} to {percent(high)}, n = {scores['n']:,})"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Returns a Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+CLASS_COLUMNS = ("class", "precision", "recall", "F1", "images")
+
+
+def class_rows(scores: Mapping[str, Any]) -> list[list[str]]:
+    """Returns the cells of `CLASS_COLUMNS` for each class."""
+    return [
+        [row["class"], *(percent(row[key]) for key in ("precision", "recall", "f1")), f"{row['support']:,}"]
+        for row in scores["per_class"]
+    ]
+
+
+def class_lines(scores: Mapping[str, Any]) -> list[str]:
+    """Returns the per-class figures as lines for a screen."""
+    return ["".join(f"{cell:<12}" for cell in row).rstrip() for row in [list(CLASS_COLUMNS), *class_rows(scores)]]
+
+
+def report(
+    title: str,
+    scores: Mapping[str, Any],
+    test: str,
+    facts: Mapping[str, object],
+    settings: Mapping[str, object],
+    command: str,
+) -> str:
+    """Returns the page.
+
+    Args:
+        title: its heading.
+        scores: of `metrics.score` on the test set.
+        test: which images were scored, in words.
+        facts: what else is worth a line (time, parameters, device).
+        settings: the resolved options.
+        command: the line that does it again.
+    """
+    calibration = table(
+        ["probabilities", "negative log-likelihood", "calibration error"],
+        [
+            [f"calibrated (temperature {scores['temperature']:.3f})", *_pair(scores, "")],
+            ["as the model gives them", *_pair(scores, "_uncalibrated")],
+        ],
+    )
+    return "\n\n".join(
+        [
+            f"# {title}",
+            f"**Test accuracy {accuracy_line(scores)}** on {test.rstrip('.')}.",
+            table(["", ""], list(facts.items())),
+            "## Training",
+            "![Loss and accuracy over the epochs](curves.png)",
+            "## Test, class by class",
+            table(CLASS_COLUMNS, class_rows(scores)),
+            "![Confusion matrix](confusion.png)",
+            "## Probabilities",
+            calibration,
+            "The calibration error is the mean gap between confidence and accuracy over 15 bins. The temperature was "
+            "fitted on the validation images.",
+            "## Worst errors",
+            "![The worst errors](errors.png)",
+            "## Settings",
+            table(["option", "value"], list(settings.items())),
+            f"Again: `{command}`\n",
+        ]
+    )
+
+
+def _pair(scores: Mapping[str, Any], suffix: str) -> list[str]:
+    return [f"{scores['nll' + suffix]:.4f}", percent(scores["calibration_error" + suffix])]

@@ -1,0 +1,70 @@
+"""Pictures as PNG bytes. Figures are made without pyplot: no display is touched, and half the import time is saved."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+COLUMNS = 5  # of the sheet of errors
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    return buffer.getvalue()
+
+
+def curves(records: Sequence[dict[str, Any]]) -> bytes:
+    """Draws loss and accuracy over the epochs of `records` (lines of metrics.jsonl)."""
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    epochs = [record["epoch"] for record in records]
+    for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+        for key, label in ((name, "training"), (f"val_{name}", "validation")):
+            if records and key in records[0]:
+                axes.plot(epochs, [record[key] for record in records], marker="o", markersize=3, label=label)
+        axes.set(xlabel="epoch", ylabel=name)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.legend()
+    return _png(figure)
+
+
+def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> bytes:
+    """Draws a confusion matrix: rows are labels, columns predictions, shade is the share of the row."""
+    matrix = np.asarray(counts)
+    side = max(4.0, 0.45 * len(classes))
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    axes = figure.subplots()
+    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(matrix):
+        if count:
+            axes.text(
+                column, row, count, ha="center", va="center", size=8, color="w" if shares[row, column] > 0.5 else "k"
+            )
+    axes.set(xlabel="predicted", ylabel="label", xticks=range(len(classes)), yticks=range(len(classes)))
+    axes.set_xticklabels(classes, rotation=90 if max(map(len, classes)) > 2 else 0)
+    axes.set_yticklabels(classes)
+    return _png(figure)
+
+
+def errors(worst: Sequence[dict[str, Any]], images: np.ndarray) -> bytes:
+    """Draws the errors in `worst` (of `metrics.score`) on one sheet.
+
+    Args:
+        worst: the errors, the worst first.
+        images: uint8 (N, C, H, W) of the whole split, C 1 or 3.
+    """
+    rows = max(1, -(-len(worst) // COLUMNS))
+    figure = Figure(figsize=(1.6 * COLUMNS, 1.8 * rows), layout="constrained")
+    for axes in figure.subplots(rows, COLUMNS, squeeze=False).flat:
+        axes.axis("off")
+    for axes, error in zip(figure.axes, worst, strict=False):
+        axes.imshow(images[error["index"]].transpose(1, 2, 0).squeeze(), cmap="gray")
+        axes.set_title(f"{error['label']} read as {error['predicted']}\n{error['confidence']:.0%} sure", size=8)
+    if not worst:
+        figure.suptitle("no errors")
+    return _png(figure)

@@ -1,0 +1,88 @@
+"""`python -m mnistfast.train`: train a model, save it, and say how good it is."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mnistfast import cli
+from mnistfast.config import Parser, RunOptions, TrainConfig, pick
+from mnistfast.report.page import accuracy_line, percent
+
+if TYPE_CHECKING:
+    from mnistfast.engine.run import Outcome
+
+PROG = "mnistfast train"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code."""
+    return cli.run(_train, argv)
+
+
+def _train(argv: Sequence[str]) -> int:
+    parser = Parser(PROG, "Train a model, save it, and say how good it is on the test images.", TrainConfig, RunOptions)
+    parser.add_argument("--config", metavar="FILE", help="YAML file with options, such as a run's config.yaml")
+    parser.add_argument("--print-config", "--print_config", action="store_true", help="print the options as YAML")
+    flags = parser.given(argv)
+    options = pick(RunOptions, flags)
+    in_file = parser.given_in_file(flags["config"]) if "config" in flags else {}
+    given = {option.name: flags[option.name] for option in fields(TrainConfig) if option.name in flags}
+    given = {**in_file, **given}
+    if options.resume is None:
+        config = TrainConfig.from_options(given)
+    else:
+        config = _resumed_config(parser, options.resume, given)
+    if flags.get("print_config"):
+        print(config.to_yaml(), end="")
+        return 0
+
+    from mnistfast.engine.run import train  # torch comes with it: not before the options are known to be good
+    from mnistfast.report.screen import Screen
+
+    screen = Screen(quiet=options.quiet or options.json)
+    outcome = train(config, options, shlex.join([*PROG.split(), *argv]), screen)
+    if options.json:
+        print(json.dumps(_as_json(outcome)))
+    else:
+        for line in _summary(outcome):
+            screen.say(line)
+    return 0
+
+
+def _resumed_config(parser: Parser, run: str, given: Mapping[str, Any]) -> TrainConfig:
+    from mnistfast.engine import run_folder
+    from mnistfast.engine.run import resumed_config
+
+    run_folder.check(Path(run))
+    return resumed_config(parser.given_in_file(Path(run) / run_folder.CONFIG), given, run)
+
+
+def _summary(outcome: Outcome) -> list[str]:
+    from mnistfast.engine.checkpoint import BEST
+    from mnistfast.engine.run_folder import REPORT
+
+    best = f"epoch {outcome.best['epoch']}"
+    if "val_accuracy" in outcome.best:
+        best += f", validation accuracy {percent(outcome.best['val_accuracy'])}"
+    return [
+        f"test accuracy {accuracy_line(outcome.scores)} on {outcome.test}",
+        f"trained in    {outcome.seconds:.1f} s",
+        f"best weights  {outcome.folder / BEST} ({best})",
+        f"report        {outcome.folder / REPORT}",
+        f"next          mnistfast evaluate {shlex.quote(str(outcome.folder))}",
+    ]
+
+
+def _as_json(outcome: Outcome) -> dict[str, Any]:
+    scores = {key: outcome.scores[key] for key in ("accuracy", "n", "interval", "nll", "calibration_error")}
+    return {"run": str(outcome.folder), **scores, "best": outcome.best, "seconds": round(outcome.seconds, 3)}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
