@@ -9,14 +9,15 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from mnistfast.errors import DataError, StorageError
 
 _log = logging.getLogger(__name__)
 
-PATIENCE_S = 20.0
-"""Seconds that all mirrors together may keep us waiting in vain, name lookup and connecting included."""
+PATIENCE_S = 18.0
+"""Seconds that all mirrors together may keep us waiting in vain, name lookup and connecting included: 20 are promised."""
 
 MIN_RATE = 64 * 1024
 """Bytes that buy one more second of patience: a slow line gets through (MNIST: 3 minutes), a dripping one does not."""
@@ -102,7 +103,7 @@ class _Sink(io.BytesIO):
         self._patience = patience
         self.abandoned = False
 
-    def write(self, data) -> int:  # type: ignore[no-untyped-def]  # the buffer type has no name before Python 3.12
+    def write(self, data: Any) -> int:
         if self.abandoned:
             raise _Unavailable("abandoned")
         if self.tell() + len(data) > MAX_BYTES:

@@ -78,7 +78,10 @@ def test_missing_files_are_named(tmp_path, write_set):
         ("mnits", UsageError, r"unknown data set 'mnits' \(did you mean 'mnist'\?\)\. Names: mnist, sample; "),
         ("cats", UsageError, r"unknown data set 'cats'\. Names: mnist, sample; "),
         ("./nowhere", DataError, r"no folder \./nowhere\. FIX: "),
-        ("", DataError, r"\. looked for|no IDX data set in "),
+        ("", DataError, r"no IDX data set in \.: looked for "),
+        ("~nobody-of-this-name/mnist", DataError, r"no folder ~nobody"),
+        ("x" * 5000, UsageError, r"unknown data set"),
+        ("a\0b", UsageError, r"unknown data set"),
     ],
 )
 def test_unknown_spec(tmp_path, monkeypatch, spec, error, line):
@@ -202,7 +205,7 @@ def test_other_content_by_the_name_of_mnist_is_noticed(tmp_path, write_set, offi
 def test_without_mnist_the_default_is_the_sample_and_says_so():
     data = load(None)
     assert data.name == "sample"
-    for part in ("4,000", "1,000", "held-out images of its TRAINING set", "not the official test set"):
+    for part in ("4,000", "1,000", "held-out images of MNIST's TRAINING set", "not the official test set"):
         assert part in data.notice
     assert "Reason: could not download f (a: HTTP 403; b: timed out)." in data.notice
     assert "--data or MNISTFAST_DATA" in data.notice

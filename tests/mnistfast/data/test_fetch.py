@@ -17,7 +17,7 @@ from mnistfast.data.idx import header
 from mnistfast.errors import StorageError
 
 FIRST = "train-images-idx3-ubyte.gz"
-PATIENCE_S = 0.6  # of all mirrors together, in these tests
+PATIENCE_S = 0.4  # of all mirrors together, in these tests
 SLACK_S = 0.6  # what a busy machine may add; still far below what an unbounded wait would take
 
 
@@ -216,9 +216,9 @@ def test_silent_network_delays_no_longer_than_the_patience(spec, silent, short_p
     monkeypatch.setattr(datasets, "MIRRORS", (silent, silent))
     started = time.monotonic()
     if spec is None:
-        assert "timed out after 0.3 s of waiting (0 KiB came)" in datasets.load(None).notice
+        assert "timed out after 0.2 s of waiting (0 KiB came)" in datasets.load(None).notice
     else:
-        assert refusal().why.count("timed out after 0.3 s of waiting (0 KiB came)") == 2
+        assert refusal().why.count("timed out after 0.2 s of waiting (0 KiB came)") == 2
     assert PATIENCE_S * 0.9 < time.monotonic() - started < PATIENCE_S + SLACK_S
     assert list(cache.iterdir()) == []
 
@@ -262,17 +262,17 @@ def test_name_that_is_not_found(monkeypatch):
 def test_what_came_before_buys_no_long_silence(answer, came, good, mirrors, short_patience):
     mirrors({**good, FIRST: answer})
     started = time.monotonic()
-    assert f"timed out after 0.6 s of waiting ({came} KiB came)" in refusal().why
+    assert f"timed out after 0.4 s of waiting ({came} KiB came)" in refusal().why
     assert time.monotonic() - started < PATIENCE_S + 2 * SLACK_S
 
 
 def test_slow_but_steady_gets_through(good, mirrors, arrays, monkeypatch):
-    monkeypatch.setattr(fetch, "PATIENCE_S", 0.5)
+    monkeypatch.setattr(fetch, "PATIENCE_S", 0.3)
     monkeypatch.setattr(fetch, "MIN_RATE", 100)
     monkeypatch.setattr(fetch, "_CHUNK", 50)
     body = gzip.compress(header(arrays["train-images"]) + arrays["train-images"].tobytes())
     pieces = [body[i : i + 50] for i in range(0, len(body), 50)]
-    pause_s = 1 / len(pieces)  # a second in all, twice the patience
+    pause_s = 1 / len(pieces)  # a second in all, thrice the patience
     mirrors({**good, FIRST: drip(pieces, pause_s)})
     started = time.monotonic()
     assert datasets.load("mnist").notice == ""

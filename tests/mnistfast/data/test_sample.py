@@ -38,4 +38,4 @@ def test_licence_and_source_are_stated():
 
 def test_its_notice_tells_which_images_are_held_out():
     notice = datasets.load("sample").notice
-    assert "held-out images of its TRAINING set, not the official test set" in notice
+    assert "held-out images of MNIST's TRAINING set, not the official test set" in notice
