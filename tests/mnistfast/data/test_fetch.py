@@ -18,7 +18,7 @@ from mnistfast.errors import StorageError
 
 FIRST = "train-images-idx3-ubyte.gz"
 PATIENCE_S = 0.4  # of all mirrors together, in these tests
-SLACK_S = 0.6  # what a busy machine may add; still far below what an unbounded wait would take
+SLACK_S = 1.5  # what a busy machine may add; still far below what an unbounded wait would take
 
 
 class Mirror:
@@ -223,12 +223,13 @@ def test_silent_network_delays_no_longer_than_the_patience(spec, silent, short_p
     assert list(cache.iterdir()) == []
 
 
-def test_a_silent_mirror_leaves_time_for_the_next(silent, good, mirrors, short_patience, monkeypatch):
+def test_a_silent_mirror_leaves_time_for_the_next(silent, good, mirrors, monkeypatch):
+    monkeypatch.setattr(fetch, "PATIENCE_S", 1.2)
     (serving,) = mirrors(good)
     monkeypatch.setattr(datasets, "MIRRORS", (silent, serving.url))
     started = time.monotonic()
     assert datasets.load("mnist").notice == ""
-    assert time.monotonic() - started < PATIENCE_S / 2 + SLACK_S
+    assert 0.5 < time.monotonic() - started < 0.6 + SLACK_S
 
 
 def test_a_name_lookup_that_hangs_is_bounded_too(short_patience, monkeypatch):
@@ -263,20 +264,20 @@ def test_what_came_before_buys_no_long_silence(answer, came, good, mirrors, shor
     mirrors({**good, FIRST: answer})
     started = time.monotonic()
     assert f"timed out after 0.4 s of waiting ({came} KiB came)" in refusal().why
-    assert time.monotonic() - started < PATIENCE_S + 2 * SLACK_S
+    assert time.monotonic() - started < PATIENCE_S + SLACK_S
 
 
 def test_slow_but_steady_gets_through(good, mirrors, arrays, monkeypatch):
-    monkeypatch.setattr(fetch, "PATIENCE_S", 0.3)
+    monkeypatch.setattr(fetch, "PATIENCE_S", 0.6)
     monkeypatch.setattr(fetch, "MIN_RATE", 100)
     monkeypatch.setattr(fetch, "_CHUNK", 50)
     body = gzip.compress(header(arrays["train-images"]) + arrays["train-images"].tobytes())
     pieces = [body[i : i + 50] for i in range(0, len(body), 50)]
-    pause_s = 1 / len(pieces)  # a second in all, thrice the patience
+    pause_s = 1.2 / len(pieces)  # 1.2 s in all, twice the patience
     mirrors({**good, FIRST: drip(pieces, pause_s)})
     started = time.monotonic()
     assert datasets.load("mnist").notice == ""
-    assert time.monotonic() - started > 0.9
+    assert time.monotonic() - started > 1.1
 
 
 def test_failed_rename_leaves_no_partial_file(good, mirrors, cache, monkeypatch):
