@@ -1,4 +1,4 @@
-"""Fused conv2d + bias + ReLU + max-pool for PyTorch: same values and gradients as torch's layers, one byte kept per output."""
+"""Fused conv2d + bias + ReLU + max-pool for PyTorch: values and gradients of torch's layers, a byte kept per output."""
 
 from convpool.autograd import ConvReLUMaxPool2dFunction
 from convpool.functional import conv_relu_max_pool2d, explain

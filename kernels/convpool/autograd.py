@@ -1,7 +1,8 @@
 """The op as torch sees it: two registered operators, and the autograd Functions over them.
 
-To torch.compile and torch.export the operators are opaque; fake kernels, batching rules and FLOP formulas describe them.
-They have no autograd kernel: differentiation is the Functions' business, so that `torch.func` and higher orders work.
+To torch.compile and torch.export the operators are opaque: fake kernels, batching rules and FLOP formulas describe
+them. They have no autograd kernel: differentiation is the Functions' business, so that `torch.func` and higher orders
+work.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.utils.flop_counter import register_flop_formula
+from torch.utils.flop_counter import register_flop_formula  # 0.15 s of import; but unregistered operators count 0
 
 from convpool import planning
 from convpool.geometry import DEAD, Geometry, Settings
@@ -79,7 +80,7 @@ class ConvReLUMaxPool2dFunction(Function):
 
 
 class ConvReLUMaxPool2dBackward(Function):
-    """dx, dw and db for fixed winners. All three are linear in dy, so a second derivative is made of the same pieces."""
+    """dx, dw and db for fixed winners: linear in dy, so that a second derivative is made of the same pieces."""
 
     generate_vmap_rule = True
 
@@ -106,7 +107,8 @@ class ConvReLUMaxPool2dBackward(Function):
     @staticmethod
     def backward(ctx: Any, ddx: Tensor | None, ddw: Tensor | None, ddb: Tensor | None) -> tuple[Tensor | None, ...]:
         dy, code, x, weight = ctx.saved_tensors
-        geometry = _geometry(code, weight, *ctx.size, ctx.settings)
+        height, width = ctx.size
+        geometry = _geometry(code, weight, height, width, ctx.settings)
         fixed = ctx.size, ctx.settings, ctx.backend
         grad_dy = grad_x = grad_weight = None
         if ctx.needs_input_grad[0]:
@@ -229,7 +231,7 @@ def _fold(t: Tensor, mapped: int | None, axis: int, size: int) -> Tensor:
 
 
 def _unpack(settings: list[Any]) -> Settings:
-    return Settings(*(tuple(entry) if isinstance(entry, list | tuple) else entry for entry in settings))
+    return Settings._make(tuple(entry) if isinstance(entry, list | tuple) else entry for entry in settings)
 
 
 @register_flop_formula(torch.ops.convpool.conv_relu_max_pool2d)

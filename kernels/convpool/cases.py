@@ -12,7 +12,7 @@ from convpool.geometry import Geometry, Pair, Settings, make_settings
 
 @dataclass(frozen=True)
 class Case:
-    """One layer: x (batch, in_channels, *size), weight (out_channels, in_channels / groups, *kernel), options of the op."""
+    """One layer: x (batch, in_channels, *size), weight (out_channels, in_channels / groups, *kernel), options."""
 
     name: str
     batch: int

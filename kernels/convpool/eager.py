@@ -27,6 +27,12 @@ def pool(z: Tensor, settings: Settings) -> Tensor:
     )
 
 
+def pool_with_positions(z: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
+    """The pooled maxima, and the index of each window's winner in its plane of z (int64)."""
+    s = settings
+    return F.max_pool2d_with_indices(z, s.pool_kernel, s.pool_stride, s.pool_padding, s.pool_dilation, s.ceil_mode)
+
+
 def relu_then_pool(x: Tensor, weight: Tensor, bias: Tensor | None, settings: Settings) -> Tensor:
     """The definition: `max_pool2d(relu(conv2d(x, weight, bias)))`."""
     return pool(F.relu(conv(x, weight, bias, settings)), settings)

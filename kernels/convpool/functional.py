@@ -28,7 +28,7 @@ def conv_relu_max_pool2d(
     pool_dilation: int | Pair = 1,
     ceil_mode: bool = False,
 ) -> Tensor:
-    """`max_pool2d(relu(conv2d(x, weight, bias)))` as one op: same value, same gradients, in the memory format of torch's.
+    """`max_pool2d(relu(conv2d(x, weight, bias)))` as one op: torch's value and gradients, in torch's memory format.
 
     Args:
         x: (N, C_in, H, W) or (C_in, H, W), floating point, any strides.
@@ -45,7 +45,7 @@ def conv_relu_max_pool2d(
         ValueError: shapes, devices or values do not fit; the message names the argument, its value and what is allowed.
         RuntimeError: a backend named by `use_backend` or CONVPOOL_BACKEND cannot serve the call.
     """
-    options = {
+    options: dict[str, Any] = {
         "stride": stride,
         "padding": padding,
         "dilation": dilation,
@@ -83,10 +83,12 @@ def _prepare(
 ) -> tuple[Tensor, Tensor, Tensor | None, Settings]:
     """Checked tensors, in autocast's type where that is on, and the normalised settings."""
     _check_tensors(x, weight, bias)
-    hashable = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+    hashable: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in options.items()
+    }
     normalise = make_settings if torch.compiler.is_compiling() else make_settings_once  # the compiler sees no caches
     settings = normalise(tuple(weight.shape[2:]), **hashable)
-    if torch.is_autocast_enabled(x.device.type):
+    if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
         x, weight, bias = _autocast(x), _autocast(weight), None if bias is None else _autocast(bias)
     _check_same("dtype", TypeError, x, weight, bias)
     _check_same("device", ValueError, x, weight, bias)

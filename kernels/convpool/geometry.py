@@ -34,7 +34,8 @@ class Geometry:
     """Sizes of `max_pool2d(relu(conv2d(x, weight)))`; every entry a plain int.
 
     Shapes: x (batch, in_channels, height, width), weight (out_channels, in_channels / groups, *kernel),
-    conv output (batch, out_channels, conv_height, conv_width), result (batch, out_channels, pooled_height, pooled_width).
+    conv output (batch, out_channels, conv_height, conv_width), result (batch, out_channels, pooled_height,
+    pooled_width).
     Pooled position (i, j) looks at conv rows `i * pool_stride[0] - pool_padding[0] + a * pool_dilation[0]` for
     a < pool_kernel[0] (columns alike); conv row r reads rows `r * stride[0] - padding_top + k * dilation[0]` of x.
     """
@@ -112,7 +113,7 @@ class Geometry:
 
 
 def make_settings(
-    kernel: Pair,
+    kernel: tuple[int, ...],
     *,
     stride: int | Pair = 1,
     padding: int | Pair | str = 0,
@@ -168,7 +169,9 @@ def _pair(name: str, value: int | Pair, least: int) -> Pair:
     return value, value
 
 
-def _paddings(padding: int | Pair | str, kernel: Pair, stride: Pair, dilation: Pair) -> tuple[int, int, int, int]:
+def _paddings(
+    padding: int | Pair | str, kernel: tuple[int, ...], stride: Pair, dilation: Pair
+) -> tuple[int, int, int, int]:
     if not isinstance(padding, str):
         vertical, horizontal = _pair("padding", padding, least=0)
         return vertical, vertical, horizontal, horizontal
@@ -215,8 +218,8 @@ def _pooled_size(axis: str, size: int, settings: Settings, i: int) -> int:
     pooled = (room + (stride - 1 if settings.ceil_mode else 0)) // stride + 1
     if settings.ceil_mode and (pooled - 1) * stride >= size + padding:
         pooled -= 1
-    if room < 0 and not settings.ceil_mode or pooled < 1:
+    if (room < 0 and not settings.ceil_mode) or pooled < 1:
         raise ValueError(
-            f"pool window of {axis} {span} is larger than the conv output of {axis} {size} with {2 * padding} of padding"
+            f"pool window of {axis} {span} is larger than the conv output's {axis} {size} with {2 * padding} of padding"
         )
     return pooled

@@ -24,7 +24,12 @@ def has_channels_last_strides(t: Tensor) -> bool:
 
 
 def memory_format(x: Tensor, weight: Tensor) -> torch.memory_format:
-    """channels_last if x or weight has its strides, as torch's conv2d returns."""
+    """channels_last if x or weight has its strides, as torch's conv2d returns.
+
+    A single output channel lies alike in both formats; torch's ReLU then returns the strides of the contiguous one.
+    """
+    if weight.shape[0] == 1:
+        return torch.contiguous_format
     if has_channels_last_strides(x) or has_channels_last_strides(weight):
         return torch.channels_last
     return torch.contiguous_format

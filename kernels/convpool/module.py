@@ -1,6 +1,6 @@
 """`ConvReLUMaxPool2d`: an nn.Conv2d whose forward goes on through ReLU and max-pool."""
 
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,7 @@ class ConvReLUMaxPool2d(nn.Conv2d):
         dilation: int | Pair = 1,
         groups: int = 1,
         bias: bool = True,
-        padding_mode: str = "zeros",
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
         *,
         pool_kernel_size: int | Pair = 2,
         pool_stride: int | Pair | None = None,
@@ -76,7 +76,9 @@ class ConvReLUMaxPool2d(nn.Conv2d):
             ValueError: pool returns indices.
         """
         if not isinstance(conv, nn.Conv2d) or not isinstance(pool, nn.MaxPool2d):
-            raise TypeError(f"from_layers takes nn.Conv2d, nn.MaxPool2d, got {type(conv).__name__}, {type(pool).__name__}")
+            raise TypeError(
+                f"from_layers takes nn.Conv2d, nn.MaxPool2d, got {type(conv).__name__}, {type(pool).__name__}"
+            )
         if pool.return_indices:
             raise ValueError("pool must have return_indices=False: the fused layer keeps no such indices")
         layer = cls(

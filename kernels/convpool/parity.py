@@ -1,9 +1,9 @@
 """Whether a backend computes what torch computes: one check for tests, self-check and benchmarks.
 
-The oracle is `eager.relu_then_pool` in float64 under torch's own autograd. On integer-valued data all sums are exact, so
-value, winners and gradients must be equal to the last bit. On random data a bound on rounding decides, and since two
-nearly equal conv outputs may swap ranks, winners count only where the oracle's lead exceeds that bound, and gradients are
-compared with torch's gradients of the conv output gathered at the backend's own winners.
+The oracle is `eager.relu_then_pool` in float64 under torch's own autograd. On integer-valued data all sums are exact,
+so value, winners and gradients must be equal to the last bit. On random data a bound on rounding decides, and since two
+nearly equal conv outputs may swap ranks, winners count only where the oracle's lead exceeds that bound, and gradients
+are compared with torch's gradients of the conv output gathered at the backend's own winners.
 """
 
 from dataclasses import dataclass, field
@@ -11,12 +11,13 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from convpool import eager
 from convpool.autograd import ConvReLUMaxPool2dFunction
 from convpool.cases import Case
 from convpool.geometry import DEAD, Geometry, Settings
-from convpool.torch_ops import winner_position, winner_values
+from convpool.torch_ops import offset_in_window, winner_position, winner_values
 
 Layout = Literal["nchw", "channels_last"]
 
@@ -32,13 +33,18 @@ class Inputs:
     settings: Settings
 
     @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """x, weight, and bias where there is one."""
+        return (self.x, self.weight) if self.bias is None else (self.x, self.weight, self.bias)
+
+    @property
     def geometry(self) -> Geometry:
         return Geometry.of(tuple(self.x.shape), tuple(self.weight.shape), self.settings)
 
 
 @dataclass(frozen=True)
 class Parity:
-    """`error[name]`: largest error of y, dx, dw, db as a multiple of its bound, and `code`: the share of wrong winners."""
+    """`error[name]`: the largest error of y, dx, dw, db over its bound; of code, the share of wrong winners."""
 
     error: dict[str, float] = field(default_factory=dict)
 
@@ -59,7 +65,7 @@ def make_inputs(
     device: torch.device | str = "cpu",
     seed: int = 0,
 ) -> Inputs:
-    """Random tensors for a case: standard normal, with weights scaled to keep z near 1, or small integers with many ties."""
+    """Random tensors for a case: standard normal, weights scaled to keep z near 1; or small integers, full of ties."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(shape: tuple[int, ...], scale: float) -> Tensor:
@@ -78,10 +84,9 @@ def make_inputs(
 
 
 def check(inputs: Inputs, backend: str, *, exact: bool = False) -> Parity:
-    """Compare one forward and backward of `backend` with the oracle; `exact` asks for equality (integer-valued data)."""
-    x, weight, bias = (t.detach().requires_grad_() if t is not None else None for t in (inputs.x, inputs.weight, inputs.bias))
-    y, code = ConvReLUMaxPool2dFunction.apply(x, weight, bias, inputs.settings, backend)
-    leaves = [t for t in (x, weight, bias) if t is not None]
+    """Hold one forward and backward of `backend` against the oracle; `exact` asks for equality (integer data)."""
+    leaves = [t.detach().requires_grad_() for t in inputs.tensors]
+    y, code = ConvReLUMaxPool2dFunction.apply(*_three(leaves), inputs.settings, backend)
     grads = torch.autograd.grad(y, leaves, inputs.dy)
     return compare(inputs, y.detach(), code, dict(zip(("dx", "dw", "db"), grads, strict=False)), exact=exact)
 
@@ -91,21 +96,22 @@ def compare(inputs: Inputs, y: Tensor, code: Tensor, grads: dict[str, Tensor], *
     if inputs.x.shape[0] == 0:
         empty = y.numel() == 0 and all(not g.any() for g in grads.values())
         return Parity({"y": 0.0 if empty else float("inf")})
-    x, weight, bias = (None if t is None else t.double() for t in (inputs.x, inputs.weight, inputs.bias))
+    leaves = [t.double().requires_grad_() for t in inputs.tensors]
+    x, weight, bias = _three(leaves)
     bounds = _Bounds(inputs)
-    error = {"y": _worst(y, eager.relu_then_pool(x, weight, bias, inputs.settings), bounds.y, exact)}
-    error["code"] = _wrong_winners(code, x, weight, bias, inputs, 0.0 if exact else bounds.y)
-    leaves = {"dx": x, "dw": weight} | ({} if bias is None else {"db": bias})
-    for leaf in leaves.values():
-        leaf.requires_grad_()
-    if exact:
-        value = eager.relu_then_pool(x, weight, bias, inputs.settings)
-    else:
+    value = eager.relu_then_pool(x, weight, bias, inputs.settings)
+    error = {"y": _worst(y, value.detach(), bounds.y, exact)}
+    error["code"] = _wrong_winners(code, eager.conv(x, weight, bias, inputs.settings).detach(), inputs, bounds.y, exact)
+    if not exact:
         value = winner_values(x, weight, bias, code, inputs.geometry)
-    expected = torch.autograd.grad(value, list(leaves.values()), inputs.dy.double())
+    expected = torch.autograd.grad(value, leaves, inputs.dy.double())
     for (name, got), want in zip(grads.items(), expected, strict=True):
         error[name] = _worst(got, want, getattr(bounds, name), exact)
     return Parity(error)
+
+
+def _three(leaves: list[Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
+    return leaves[0], leaves[1], leaves[2] if len(leaves) == 3 else None
 
 
 class _Bounds:
@@ -113,7 +119,7 @@ class _Bounds:
 
     A sum of n products, each rounded, is off by about sqrt(n) eps times the sum of their magnitudes (the errors are
     independent; Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., 4.2, gives n eps as the worst case).
-    The magnitudes are those of the same convolution of absolute values; 2 + sqrt(n) leaves room for the bias and the store.
+    The magnitudes are those of the same convolution of absolute values; the 2 leaves room for the bias and the store.
     Accumulators are float32 at least; storing in a half type adds that type's eps once.
     """
 
@@ -127,10 +133,9 @@ class _Bounds:
         def bound(terms: float, magnitude: Tensor) -> float:
             return float(((2 + terms**0.5) * compute + store) * magnitude.max())
 
-        x.requires_grad_(), weight.requires_grad_()
-        z = eager.conv(x, weight, bias, inputs.settings)
+        z = eager.conv(x.requires_grad_(), weight.requires_grad_(), bias, inputs.settings)
         # Each live gradient counted at every position of its window is more than any one winner can receive.
-        spread = torch.nn.functional.interpolate(dy, z.shape[2:]) * max(1, _windows_per_position(g))
+        spread = F.interpolate(dy, z.shape[2:]) * max(1, _windows_per_position(g))
         dx, dw = torch.autograd.grad(z, (x, weight), spread)
         self.y = bound(g.reduction, z.detach())
         self.dx = bound(g.out_channels * g.kernel[0] * g.kernel[1] * _windows_per_position(g), dx)
@@ -154,40 +159,29 @@ def _worst(got: Tensor, expected: Tensor, bound: float, exact: bool) -> float:
     return float(difference.max()) / bound
 
 
-def _wrong_winners(
-    code: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, inputs: Inputs, bound: float
-) -> float:
+def _wrong_winners(code: Tensor, z: Tensor, inputs: Inputs, bound: float, exact: bool) -> float:
     """Share of windows whose winner differs from torch's, among those that rounding cannot have decided."""
-    geometry, s = inputs.geometry, inputs.settings
-    z = eager.conv(x, weight, bias, s)
-    best, position = torch.nn.functional.max_pool2d(
-        z, s.pool_kernel, s.pool_stride, s.pool_padding, s.pool_dilation, s.ceil_mode, return_indices=True
-    )
+    geometry = inputs.geometry
+    best, position = eager.pool_with_positions(z, inputs.settings)
     row, column = winner_position(code, geometry)
-    same = torch.where(best > 0, (row * geometry.conv_width + column == position) & (code != DEAD), code == DEAD)
-    if bound:
-        without_best = _windows(z, geometry).scatter(-1, _offset_in_window(position, geometry)[..., None], -torch.inf)
-        lead = best - without_best.amax(-1)
-        same |= (lead <= 2 * bound) & (best.abs() > 2 * bound) | (best.abs() <= 2 * bound)
-    return 1 - float(same.double().mean())
+    right = torch.where(best > 0, (row * geometry.conv_width + column == position) & (code != DEAD), code == DEAD)
+    if not exact:
+        winner = offset_in_window(position, geometry)[..., None]
+        lead = best - _windows(z, geometry).scatter(-1, winner, -torch.inf).amax(-1)
+        right |= (lead <= 2 * bound) | (best.abs() <= 2 * bound)
+    return 1 - float(right.double().mean())
 
 
 def _windows(z: Tensor, geometry: Geometry) -> Tensor:
     """[N, C, pooled_height, pooled_width, window]: what each window sees, -inf outside the map."""
     s = geometry.settings
-    i = torch.arange(geometry.pooled_height)[:, None] * s.pool_stride[0] + torch.arange(s.pool_kernel[0]) * s.pool_dilation[0]
-    j = torch.arange(geometry.pooled_width)[:, None] * s.pool_stride[1] + torch.arange(s.pool_kernel[1]) * s.pool_dilation[1]
-    below = max(0, int(i.max()) + 1 - s.pool_padding[0] - geometry.conv_height)
-    right = max(0, int(j.max()) + 1 - s.pool_padding[1] - geometry.conv_width)
-    padded = torch.nn.functional.pad(z, (s.pool_padding[1], right, s.pool_padding[0], below), value=-torch.inf)
-    seen = padded[:, :, i[:, None, :, None], j[None, :, None, :]]  # [N, C, PH, PW, window height, window width]
-    return seen.flatten(4)
 
+    def seen(pooled: int, i: int) -> Tensor:
+        starts = torch.arange(pooled, device=z.device)[:, None] * s.pool_stride[i]
+        return starts + torch.arange(s.pool_kernel[i], device=z.device) * s.pool_dilation[i]
 
-def _offset_in_window(position: Tensor, geometry: Geometry) -> Tensor:
-    s = geometry.settings
-    i = torch.arange(geometry.pooled_height)[:, None] * s.pool_stride[0] - s.pool_padding[0]
-    j = torch.arange(geometry.pooled_width) * s.pool_stride[1] - s.pool_padding[1]
-    row = (position.cpu() // geometry.conv_width - i) // s.pool_dilation[0]
-    column = (position.cpu() % geometry.conv_width - j) // s.pool_dilation[1]
-    return (row * s.pool_kernel[1] + column).to(position.device)
+    rows, columns = seen(geometry.pooled_height, 0), seen(geometry.pooled_width, 1)
+    below = max(0, int(rows.max()) + 1 - s.pool_padding[0] - geometry.conv_height)
+    right = max(0, int(columns.max()) + 1 - s.pool_padding[1] - geometry.conv_width)
+    padded = F.pad(z, (s.pool_padding[1], right, s.pool_padding[0], below), value=-torch.inf)
+    return padded[:, :, rows[:, None, :, None], columns[None, :, None, :]].flatten(4)

@@ -12,7 +12,6 @@ from convpool.geometry import Geometry, Settings
 from convpool.protocol import Backend, Plan
 
 
-
 def _reference() -> Backend:
     from convpool.torch_ops import BACKEND
 
@@ -45,7 +44,9 @@ def use_backend(name: str) -> Iterator[None]:
 def requested_backend() -> str:
     """The name in force: `use_backend`'s, else CONVPOOL_BACKEND's, else "auto"."""
     chosen = _chosen.get()
-    return chosen if chosen is not None else _check_name(os.environ.get("CONVPOOL_BACKEND") or "auto", "CONVPOOL_BACKEND")
+    return (
+        chosen if chosen is not None else _check_name(os.environ.get("CONVPOOL_BACKEND") or "auto", "CONVPOOL_BACKEND")
+    )
 
 
 def choose(
@@ -117,9 +118,12 @@ def _ask(name: str, geometry: Geometry, dtype: torch.dtype, device: torch.device
     return _unavailable(name) or backend(name).serves(geometry, dtype, device)
 
 
-@torch.compiler.assume_constant_result
 def _unavailable(name: str) -> str | None:
     return backend(name).unavailable()
+
+
+# What torch.compiler.assume_constant_result sets; calling that imports the whole compiler, 3 s at import time.
+_unavailable._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _check_name(name: str, source: str) -> str:

@@ -16,7 +16,7 @@ class Plan:
     """How one call is computed, and why; `str(plan)` is the sentence that `explain` shows.
 
     `keeps_codes`: between forward and backward only x, weight and one byte per pooled output stay alive.
-    `profitable`: whether `auto` should take it, by the backend's own written rule; a backend that was named serves anyway.
+    `profitable`: whether `auto` should take it, by the backend's own written rule; one that was named serves anyway.
     """
 
     backend: str
@@ -47,11 +47,11 @@ class Backend(Protocol):
     def forward(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, plan: Plan, with_code: bool
     ) -> tuple[Tensor, Tensor]:
-        """y and its winners, allocated by `layout.new_output` and `layout.new_code`; x and weight may have any strides."""
+        """y and its winners, as `layout.new_output` and `new_code` allocate them; x and weight may have any strides."""
         ...
 
     def backward(
         self, dy: Tensor, code: Tensor, x: Tensor | None, weight: Tensor, geometry: Geometry, plan: Plan, needs: Needs
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """dx, dw, db, allocated by `layout.new_gradients`; dy has the strides of code; x is given if dw is needed."""
+        """dx, dw, db, as `layout.new_gradients` allocates them; dy has code's strides; x is given if dw is needed."""
         ...

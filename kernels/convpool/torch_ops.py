@@ -1,4 +1,4 @@
-"""The backend `reference`: the fused plan's arithmetic in plain torch, position by position. Slow, and meant to be read."""
+"""The backend `reference`: the fused plan's arithmetic in plain torch, position by position; slow, meant to be read."""
 
 import torch
 from torch import Tensor
@@ -28,25 +28,17 @@ class ReferenceBackend:
     def forward(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, plan: Plan, with_code: bool
     ) -> tuple[Tensor, Tensor]:
-        x32, w32, b32 = (None if t is None else t.to(accumulator(x.dtype)) for t in (x, weight, bias))
+        dtype = accumulator(x.dtype)
         y = new_output(x, weight, geometry)
         code = new_code(y, with_code)
         if y.numel() == 0:
             return y, code
-        settings = geometry.settings
-        best, position = F.max_pool2d(
-            eager.conv(x32, w32, b32, settings),
-            settings.pool_kernel,
-            settings.pool_stride,
-            settings.pool_padding,
-            settings.pool_dilation,
-            settings.ceil_mode,
-            return_indices=True,
-        )
+        z = eager.conv(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype), geometry.settings)
+        best, position = eager.pool_with_positions(z, geometry.settings)
         dead = best <= 0
         y.copy_(torch.where(dead, 0, best))
         if with_code:
-            code.copy_(torch.where(dead, DEAD, _offset(position, geometry)))
+            code.copy_(torch.where(dead, DEAD, offset_in_window(position, geometry)))
         return y, code
 
     def backward(
@@ -68,33 +60,38 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
 
 
 def winner_position(code: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
-    """Row and column, in the conv output, of each window's winner: two int64 tensors of code's shape; dead ones give (0, 0)."""
+    """Row and column of each window's winner in the conv output: int64, of code's shape; (0, 0) for dead windows."""
     s = geometry.settings
-    offset = code.long()
-    i = torch.arange(geometry.pooled_height, device=code.device)[:, None] * s.pool_stride[0] - s.pool_padding[0]
-    j = torch.arange(geometry.pooled_width, device=code.device) * s.pool_stride[1] - s.pool_padding[1]
-    row = i + offset // s.pool_kernel[1] * s.pool_dilation[0]
-    column = j + offset % s.pool_kernel[1] * s.pool_dilation[1]
-    dead = offset == DEAD
+    offset, dead = code.long(), code == DEAD
+    first_row, first_column = _window_origins(geometry, code.device)
+    row = first_row + offset // s.pool_kernel[1] * s.pool_dilation[0]
+    column = first_column + offset % s.pool_kernel[1] * s.pool_dilation[1]
     return row.masked_fill(dead, 0), column.masked_fill(dead, 0)
 
 
+def offset_in_window(position: Tensor, geometry: Geometry) -> Tensor:
+    """The row-major offset inside its window of each of `eager.pool_with_positions`' indices."""
+    s = geometry.settings
+    first_row, first_column = _window_origins(geometry, position.device)
+    row = (position // geometry.conv_width - first_row) // s.pool_dilation[0]
+    column = (position % geometry.conv_width - first_column) // s.pool_dilation[1]
+    return row * s.pool_kernel[1] + column
+
+
 def winner_values(x: Tensor, weight: Tensor, bias: Tensor | None, code: Tensor, geometry: Geometry) -> Tensor:
-    """The conv output at each window's winner, 0 where dead: linear in x, weight and bias, differentiable by torch alone."""
+    """The conv output at each window's winner, 0 where dead: linear in x, weight and bias; torch differentiates it."""
     row, column = winner_position(code, geometry)
     z = eager.conv(x, weight, bias, geometry.settings).flatten(2)
     picked = z.gather(2, (row * geometry.conv_width + column).flatten(2)).view(geometry.output_shape)
     return torch.where(code == DEAD, 0, picked)
 
 
-def _offset(position: Tensor, geometry: Geometry) -> Tensor:
-    """max_pool2d's index into the conv output's plane, as the row-major offset inside the window."""
+def _window_origins(geometry: Geometry, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Conv rows [pooled_height, 1] and columns [pooled_width] at which the pool windows begin, padding included."""
     s = geometry.settings
-    i = torch.arange(geometry.pooled_height, device=position.device)[:, None] * s.pool_stride[0] - s.pool_padding[0]
-    j = torch.arange(geometry.pooled_width, device=position.device) * s.pool_stride[1] - s.pool_padding[1]
-    row = (position // geometry.conv_width - i) // s.pool_dilation[0]
-    column = (position % geometry.conv_width - j) // s.pool_dilation[1]
-    return row * s.pool_kernel[1] + column
+    rows = torch.arange(geometry.pooled_height, device=device)[:, None] * s.pool_stride[0] - s.pool_padding[0]
+    columns = torch.arange(geometry.pooled_width, device=device) * s.pool_stride[1] - s.pool_padding[1]
+    return rows, columns
 
 
 def _walk_winners(
@@ -110,7 +107,8 @@ def _walk_winners(
     """Fill dx and dw from the live winners alone, so that a dead position next to an infinity contributes exactly 0.
 
     A conv output at (row, column) reads the padded input at `row * stride + tap * dilation`. For a chunk of output
-    channels of one group those reads form [N, channel, window, tap]; dw sums `live * x[read]`, dx scatters `live * weight`.
+    channels of one group those reads form [N, channel, window, tap]; dw sums `live * x[read]` and dx scatters
+    `live * weight`.
     """
     s = geometry.settings
     top, bottom, left, right = s.padding
@@ -140,7 +138,9 @@ def _walk_winners(
             read = first[:, outputs, :, None] + tap  # [N, channel, window, tap]
             seen = alive[:, outputs, :, None, None]
             if padded_x is not None:
-                patch = torch.where(seen, padded_x[..., inputs][image, read], 0)  # [N, channel, window, tap, C_in / groups]
+                patch = torch.where(
+                    seen, padded_x[..., inputs][image, read], 0
+                )  # [N, channel, window, tap, C_in / groups]
                 grad = torch.einsum("ncp,ncptg->cgt", live[:, outputs], patch)
                 dw[outputs] = grad.view(-1, *dw.shape[1:]).to(dw.dtype)
             if needs[0]:

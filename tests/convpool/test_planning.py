@@ -1,0 +1,111 @@
+"""Who computes: names, the environment, contexts, and the words of explain."""
+
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+
+from convpool import conv_relu_max_pool2d, explain, planning, use_backend
+from convpool.protocol import Plan
+
+X, WEIGHT = torch.randn(1, 1, 8, 8), torch.randn(2, 1, 3, 3)
+
+
+def test_a_named_backend_is_explained() -> None:
+    with use_backend("reference"):
+        plan = explain(X, WEIGHT)
+        assert (plan.backend, plan.plan) == ("reference", "reference")
+        assert "one byte" in str(plan)
+        with use_backend("auto"):
+            assert explain(X, WEIGHT).backend != "reference"
+    assert planning.requested_backend() == "auto"
+
+
+def test_auto_never_picks_the_reference() -> None:
+    assert explain(X, WEIGHT).backend != "reference"
+    assert explain(X[0], WEIGHT) == explain(X, WEIGHT)
+
+
+def test_no_backend_for_a_device() -> None:
+    plan = explain(X.to("meta"), WEIGHT.to("meta"))
+    assert plan.plan == "plain"
+    assert "meta" in plan.reason
+    assert not plan.keeps_codes
+
+
+def test_unprofitable_plans_are_left_to_those_who_ask(monkeypatch) -> None:
+    monkeypatch.setitem(planning._AUTO, "cpu", ("reference",))
+    planning._choose_once.cache_clear()
+    try:
+        plan = explain(X, WEIGHT)
+        assert plan.plan == "plain"
+        assert "reference: named outright" in plan.reason
+    finally:
+        planning._choose_once.cache_clear()
+
+
+def test_the_environment_names_the_default(monkeypatch) -> None:
+    monkeypatch.setenv("CONVPOOL_BACKEND", "reference")
+    assert explain(X, WEIGHT).backend == "reference"
+    with use_backend("auto"):
+        assert explain(X, WEIGHT).backend != "reference"
+    monkeypatch.setenv("CONVPOOL_BACKEND", "cuddn")
+    with pytest.raises(ValueError, match=r"CONVPOOL_BACKEND must be one of auto, .*reference.*, got 'cuddn'"):
+        conv_relu_max_pool2d(X, WEIGHT)
+
+
+def test_unknown_names() -> None:
+    with pytest.raises(ValueError, match="use_backend must be one of auto"), use_backend("fast"):
+        pass
+
+
+def test_the_choice_belongs_to_the_thread() -> None:
+    seen = []
+    with use_backend("reference"):
+        thread = threading.Thread(target=lambda: seen.append(planning.requested_backend()))
+        thread.start()
+        thread.join()
+    assert seen == ["auto"]
+
+
+def test_wrapper_subclasses_stay_with_torch() -> None:
+    from torch.testing._internal.two_tensor import TwoTensor
+
+    x = TwoTensor(X.clone(), X.clone())
+    assert "TwoTensor" in explain(x, WEIGHT).reason
+    with use_backend("reference"), pytest.raises(RuntimeError, match="TwoTensor"):
+        conv_relu_max_pool2d(x, WEIGHT)
+    y = conv_relu_max_pool2d(x, WEIGHT)
+    torch.testing.assert_close(y.a, conv_relu_max_pool2d(X, WEIGHT))
+
+
+def test_a_plan_reads_as_a_sentence() -> None:
+    plan = Plan("torch", "plain", "torch's own layers", "why", keeps_codes=False)
+    assert str(plan) == "torch, plain plan, torch's own layers: why (keeps what torch's layers keep)"
+
+
+def test_import_is_cheap() -> None:
+    """`import convpool` brings torch and nothing else of the project's requirements, no backend and no device."""
+    code = """
+import sys, torch.utils.flop_counter
+before = set(sys.modules)
+import convpool
+new = set(sys.modules) - before
+assert not {name.split(".")[0] for name in new} & set(sys.argv[1:]), new
+assert not any(name.startswith(("convpool.gpu", "convpool.cpu")) for name in new), new
+assert not torch.cuda.is_initialized()
+"""
+    others = [
+        "triton",
+        "PIL",
+        "matplotlib",
+        "tqdm",
+        "safetensors",
+        "torchmetrics",
+        "jsonargparse",
+        "pooch",
+        "mnistfast",
+    ]
+    subprocess.run([sys.executable, "-c", code, *others], check=True)
