@@ -43,10 +43,11 @@ def use_backend(name: str) -> Iterator[None]:
 
 def requested_backend() -> str:
     """The name in force: `use_backend`'s, else CONVPOOL_BACKEND's, else "auto"."""
-    chosen = _chosen.get()
-    return (
-        chosen if chosen is not None else _check_name(os.environ.get("CONVPOOL_BACKEND") or "auto", "CONVPOOL_BACKEND")
-    )
+    return _chosen.get() or _check_name(os.environ.get("CONVPOOL_BACKEND") or "auto", "CONVPOOL_BACKEND")
+
+
+if torch.__version__ < "2.14":  # its compiler cannot trace ContextVar.get: the choice at compile time then holds
+    requested_backend._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def choose(
