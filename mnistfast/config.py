@@ -38,6 +38,7 @@ class Preset:
     schedule: Literal["constant", "step", "cosine", "onecycle"] = "onecycle"
     batch_size: int = 128
     epochs: int = 1
+    betas: tuple[float, float] = (0.9, 0.999)
 
 
 PRESETS = {
@@ -45,7 +46,7 @@ PRESETS = {
     "cnn2": Preset(),
     "lenet5": Preset(lr=5e-3, epochs=5),
     "cifar-cnn": Preset(lr=3e-3, epochs=10),
-    "fast": Preset(lr=1e-2, batch_size=256),
+    "fast": Preset(lr=1e-2, batch_size=256, betas=(0.7, 0.9)),
 }
 
 
@@ -92,7 +93,7 @@ class TrainConfig:
         for name in ("dropout", "label_smoothing", "momentum"):
             _require(name, getattr(self, name), lambda value: 0 <= value < 1, "at least 0 and below 1")
         _require("betas", self.betas, lambda pair: all(0 <= beta < 1 for beta in pair), "two numbers in [0, 1)")
-        _require("lr", self.lr, lambda value: 0 < value < math.inf, "above 0")
+        _require("lr", self.lr, lambda value: 0 < value < math.inf, "above 0 and finite")
         if self.patience and not self.val:
             raise UsageError(
                 f"--patience is {self.patience} and --val is 0", "Nothing is held out to judge the epochs by"

@@ -159,11 +159,7 @@ def load_state(path: Path) -> dict[str, Any]:
         CheckpointError: missing, damaged or of a newer format.
     """
     if not path.is_file():
-        raise CheckpointError(
-            f"nothing to resume: {path} is missing",
-            "The run stopped before its first epoch ended",
-            "train anew with --overwrite",
-        )
+        raise CheckpointError(f"nothing to resume: {path} is missing", fix="train anew with another --out")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         version = state["format_version"]

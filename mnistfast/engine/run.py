@@ -102,11 +102,12 @@ class Run:
         return DeviceData(split, self.device, self.info.mean, self.info.std)
 
     def begin(self, folder: RunFolder, command: str) -> None:
-        """Writes down what is about to happen."""
-        write_atomic(folder / run_folder.CONFIG, self.config.to_yaml())
+        """Writes down what is about to happen; from here on the run can be resumed."""
         data = {"name": self.dataset.name, "source": self.dataset.source, "hashes": self.dataset.hashes}
         machine = environment(self.device, self.config.threads or 0)
         write_json(folder / run_folder.ENV, machine | {"data": data, "command": command})
+        self._save(folder)
+        write_atomic(folder / run_folder.CONFIG, self.config.to_yaml())  # the last one: it is what makes a folder a run
 
     def resume(self, folder: RunFolder) -> None:
         """Continues from the folder's state.
@@ -142,21 +143,28 @@ class Run:
             for record in trainer.run():
                 progress.step(trainer.images_seen, *trainer.recent)
                 if record:
-                    folder.add_metrics(record)
-                    self._save(folder)
+                    self._save(folder, record)
                     progress.epoch(record)
                     self._warn_of_chance(record)
-                if stop.signum is not None and not trainer.finished:
+                if stop.signum is not None:
                     self._save(folder)
                     raise Interrupted(
                         stop.signum,
                         f"stopped at step {trainer.step}; saved {folder / LAST}. "
                         f"Continue: mnistfast train --resume {folder.path}",
                     )
+        if trainer.step < trainer.plan.steps:
+            self.screen.say(f"stopped early: no better epoch for {trainer.stale_epochs}")
 
-    def _save(self, folder: RunFolder) -> None:
-        """Saves the state, which alone counts for resuming, then the two files that are for use."""
-        save_state(folder / STATE, self.trainer.state_dict())
+    def _save(self, folder: RunFolder, record: Record | None = None) -> None:
+        """Saves the state, which alone counts for resuming, then the two files that are for use.
+
+        An epoch's `record` goes first: what a crash leaves of it beyond the state, resuming cuts off.
+        """
+        state = self.trainer.state_dict()
+        if record:
+            folder.add_metrics(record)
+        save_state(folder / STATE, state)
         self.trainer.last_good = f"{folder / LAST} (step {self.trainer.step})"
         self._export(folder)
 
@@ -182,7 +190,6 @@ class Run:
         best = self.trainer.best
         assert best is not None  # an epoch has ended
         self._calibrate(folder / LAST, self.model.state_dict(), self._last_record())
-        self.model.load_state_dict(self.trainer.best_weights)
         info = self._calibrate(folder / BEST, self.trainer.best_weights, best)
         test = self.dataset.test
         logits = predict(self.model, self._on_device(test))
@@ -259,7 +266,8 @@ def run_line(run: Run, folder: RunFolder) -> str:
     held = f"{len(run.val_labels):,} held out" if run.val else "none held out (the last epoch counts as the best)"
     return (
         f"{run.config.model} on {run.dataset.name}: {len(run.trainer.train):,} training images, {held}; "
-        f"{epochs} epoch{'s' * (epochs > 1)} on {run.device} ({run.config.threads} CPU threads); writing to {folder.path}"
+        f"{epochs} epoch{'s' * (epochs > 1)} on {run.device} ({run.config.threads} CPU threads); "
+        f"writing to {folder.path}"
     )
 
 

@@ -147,7 +147,7 @@ def check_free(out: str | None, *, overwrite: bool) -> None:
     """Raises UsageError when `out` is a folder that is not empty and `overwrite` is not set."""
     if out is None or overwrite or not Path(out).is_dir():
         return
-    present = sorted(file.name for file in Path(out).iterdir())
+    present = sorted({file.name for file in Path(out).iterdir()} - {LOCK})
     if present:
         why = f"It holds {', '.join(present[:5])}"
         raise UsageError(f"{out} is not empty", why, f"--resume {out}, --overwrite or another --out")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,15 +21,16 @@ def _png(figure: Figure) -> bytes:
 
 def curves(records: Sequence[dict[str, Any]]) -> bytes:
     """Draws loss and accuracy over the epochs of `records` (lines of metrics.jsonl)."""
-    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    figure = Figure(figsize=(9, 3.5))
     epochs = [record["epoch"] for record in records]
     for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         for key, label in ((name, "training"), (f"val_{name}", "validation")):
-            if records and key in records[0]:
+            if key in records[0]:
                 axes.plot(epochs, [record[key] for record in records], marker="o", markersize=3, label=label)
-        axes.set(xlabel="epoch", ylabel=name)
+        axes.set(xlabel="epoch", ylabel=name, xlim=(0.5, len(epochs) + 0.5))
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend()
+    figure.subplots_adjust(0.07, 0.14, 0.99, 0.96, wspace=0.2)
     return _png(figure)
 
 
@@ -54,17 +56,25 @@ def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> bytes:
 def errors(worst: Sequence[dict[str, Any]], images: np.ndarray) -> bytes:
     """Draws the errors in `worst` (of `metrics.score`) on one sheet.
 
+    All images are on one pair of axes: a pair for each would take ten times as long.
+
     Args:
         worst: the errors, the worst first.
         images: uint8 (N, C, H, W) of the whole split, C 1 or 3.
     """
-    rows = max(1, -(-len(worst) // COLUMNS))
-    figure = Figure(figsize=(1.6 * COLUMNS, 1.8 * rows), layout="constrained")
-    for axes in figure.subplots(rows, COLUMNS, squeeze=False).flat:
-        axes.axis("off")
-    for axes, error in zip(figure.axes, worst, strict=False):
-        axes.imshow(images[error["index"]].transpose(1, 2, 0).squeeze(), cmap="gray")
-        axes.set_title(f"{error['label']} read as {error['predicted']}\n{error['confidence']:.0%} sure", size=8)
+    _, channels, height, width = images.shape
+    rows = max(1, math.ceil(len(worst) / COLUMNS))
+    step_y, step_x = height * 3 // 2, width * 5 // 4  # room for two lines of text above, and a gap beside, each image
+    sheet = np.full((rows * step_y, COLUMNS * step_x, channels), 255, np.uint8)
+    figure = Figure(figsize=(1.6 * COLUMNS, 1.9 * rows))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.axis("off")
+    for i, error in enumerate(worst):
+        top, left = (i // COLUMNS) * step_y + step_y - height, (i % COLUMNS) * step_x + (step_x - width) // 2
+        sheet[top : top + height, left : left + width] = images[error["index"]].transpose(1, 2, 0)
+        text = f"{error['label']} read as {error['predicted']}\n{error['confidence']:.0%} sure"
+        axes.text(left + width / 2, top - 1, text, ha="center", va="bottom", size=8)
     if not worst:
-        figure.suptitle("no errors")
+        axes.text(sheet.shape[1] / 2, sheet.shape[0] / 2, "no errors", ha="center")
+    axes.imshow(sheet.squeeze(), cmap="gray", vmin=0, vmax=255, aspect="auto")
     return _png(figure)

@@ -1,0 +1,74 @@
+"""The named models: their sizes, their layers, what they refuse."""
+
+import pytest
+import torch
+from torch import nn
+
+from convpool import ConvReLUMaxPool2d
+from mnistfast.errors import CheckpointError, DataError
+from mnistfast.models.zoo import COLOUR, GREY, MODELS, build, check_images
+
+COUNTS = {"cnn1": 693_962, "cnn2": 225_034, "lenet5": 61_706, "cifar-cnn": 122_570, "fast": 215_194}
+
+
+def test_every_model_has_a_count():
+    assert set(COUNTS) == set(MODELS)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_parameters_and_shapes(name):
+    model = build(name)
+    assert sum(weight.numel() for weight in model.parameters()) == COUNTS[name]
+    assert model.input_size == (COLOUR if name == "cifar-cnn" else GREY)
+    assert model(torch.rand(3, *model.input_size)).shape == (3, 10)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_each_conv_with_a_pool_is_one_fused_layer(name):
+    layers = list(build(name).modules())
+    assert not any(isinstance(layer, nn.MaxPool2d) for layer in layers)
+    plain = [layer for layer in layers if isinstance(layer, nn.Conv2d) and not isinstance(layer, ConvReLUMaxPool2d)]
+    assert len(plain) == (name == "cifar-cnn")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_equals_torchs_own_layers(name):
+    model = build(name).double().eval()
+    images = torch.rand(2, *model.input_size, dtype=torch.float64)
+    fused = model(images)
+    for layer in model.modules():
+        if isinstance(layer, ConvReLUMaxPool2d):
+            layer.plain = True
+    torch.testing.assert_close(model(images), fused)
+
+
+def test_arguments_build_the_model_again():
+    model = build("cnn2", classes=26, dropout=0.5)
+    again = build(model.name, **model.arguments)
+    again.load_state_dict(model.state_dict())
+    assert again.classes == 26
+    assert sum(isinstance(layer, nn.Dropout) for layer in again.modules()) == 1
+
+
+def test_dropout_is_for_training():
+    model = build("lenet5", dropout=0.5)
+    images = torch.rand(2, 1, 28, 28)
+    assert not torch.equal(model(images), model(images))
+    model.eval()
+    assert torch.equal(model(images), model(images))
+
+
+def test_unknown_name():
+    with pytest.raises(CheckpointError, match=r"unknown model 'lenet' \(did you mean 'lenet5'\?\)"):
+        build("lenet")
+
+
+def test_images_of_another_size():
+    model = build("lenet5")
+    check_images(model, (1, 28, 28), "set")
+    with pytest.raises(
+        DataError, match=r"images of set are 32x32x3, model lenet5 takes 28x28x1. FIX: --model cifar-cnn"
+    ):
+        check_images(model, (3, 32, 32), "set")
+    with pytest.raises(DataError, match="a data set of the model's size"):
+        check_images(model, (1, 5, 5), "set")

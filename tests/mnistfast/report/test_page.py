@@ -1,0 +1,34 @@
+"""The report says what the figures say."""
+
+import pytest
+import torch
+
+from mnistfast.report import page
+from mnistfast.report.metrics import score
+
+
+@pytest.fixture
+def scores():
+    logits = torch.eye(4)[[0, 1, 2, 3, 0]] * 3
+    return score(logits, torch.tensor([0, 1, 2, 3, 3]), ("t-shirt", "bag", "coat", "boot"), 1.5)
+
+
+def test_report(scores):
+    text = page.report("run 7", scores, "the 5 test images of x", {"model": "cnn2"}, {"lr": 0.5}, "mnistfast train")
+    assert text.startswith(
+        "# run 7\n\n**Test accuracy 80.00 % (95 % interval 37.55 to 96.38 %, n = 5)** on the 5 test images of x."
+    )
+    assert "| boot | 100.00 % | 50.00 % | 66.67 % | 2 |" in text
+    assert "| calibrated (temperature 1.500) | " in text
+    assert "| model | cnn2 |" in text
+    assert "| lr | 0.5 |" in text
+    assert text.endswith("Again: `mnistfast train`\n")
+    for picture in ("curves.png", "confusion.png", "errors.png"):
+        assert f"]({picture})" in text
+
+
+def test_lines(scores):
+    lines = page.class_lines(scores)
+    assert lines[0].split() == ["class", "precision", "recall", "F1", "images"]
+    assert lines[1].split() == ["t-shirt", "50.00", "%", "100.00", "%", "66.67", "%", "1"]
+    assert len(lines) == 5

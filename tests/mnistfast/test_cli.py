@@ -1,0 +1,80 @@
+"""Failures become one line and an exit code."""
+
+import errno
+import json
+import re
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from mnistfast import cli
+from mnistfast.errors import DataError
+
+
+def raising(error):
+    def command(argv):
+        raise error
+
+    return command
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (
+            DataError("file x is short", "It ends early", "fetch it again"),
+            3,
+            "file x is short. It ends early. FIX: fetch it again",
+        ),
+        (MemoryError(), 6, "out of memory. FIX: a smaller --batch-size"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"),
+            6,
+            "out of memory. CUDA out of memory",
+        ),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), 6, "out of memory"),
+        (OSError(errno.ENOSPC, "No space", "/x/a"), 7, "cannot write or read /x/a. no space left"),
+        (PermissionError(errno.EACCES, "Denied", "/x/a"), 7, "cannot write or read /x/a. permission denied"),
+        (OSError(errno.EROFS, "Read-only"), 7, "cannot write or read a file. the disk is read-only"),
+    ],
+)
+def test_known_failures(error, code, words, capsys):
+    assert cli.run(raising(error), []) == code
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"mnistfast: error: {words}")
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+
+
+def test_bug_of_ours(capsys):
+    assert cli.run(raising(KeyError("x")), []) == 1
+    error = capsys.readouterr().err
+    log = Path(re.search(r"the traceback is in (\S+\.log)", error)[1])
+    assert "Traceback" in log.read_text()
+    log.unlink()
+    assert "Traceback" not in error
+
+
+def test_debug_shows_the_traceback(capsys):
+    assert cli.run(raising(DataError("x")), ["--debug"]) == 3
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_json(capsys):
+    assert cli.run(raising(DataError("x", "y", "z")), ["--json"]) == 3
+    assert json.loads(capsys.readouterr().out) == {"code": 3, "kind": "data", "message": "x. y. FIX: z", "hint": "z"}
+
+
+def test_interrupts(capsys):
+    assert cli.run(raising(KeyboardInterrupt()), []) == 130
+    assert cli.run(lambda argv: signal.raise_signal(signal.SIGTERM), []) == 143
+    assert cli.run(lambda argv: signal.raise_signal(signal.SIGINT), []) == 130
+    assert capsys.readouterr().err == "mnistfast: stopped\n" * 3
+
+
+def test_handler_is_given_back():
+    before = signal.getsignal(signal.SIGTERM)
+    assert cli.run(lambda argv: 0, []) == 0
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -1,0 +1,94 @@
+"""Options: their presets, their rules, their two other views."""
+
+from dataclasses import fields
+
+import pytest
+
+from mnistfast.config import (
+    LEAST_IMAGES,
+    MOST_EPOCHS,
+    PRESETS,
+    EvaluateOptions,
+    Parser,
+    Preset,
+    RunOptions,
+    TrainConfig,
+    pick,
+)
+from mnistfast.errors import UsageError
+from mnistfast.models.zoo import MODELS
+
+
+def test_every_model_has_a_preset():
+    assert set(PRESETS) == set(MODELS)
+
+
+@pytest.mark.parametrize("model", PRESETS)
+def test_preset_fills_what_is_not_given(model):
+    config = TrainConfig.from_options({"model": model, "lr": 0.125})
+    assert config.lr == 0.125
+    for option in fields(Preset):
+        if option.name not in ("lr", "epochs"):
+            assert getattr(config, option.name) == getattr(PRESETS[model], option.name)
+
+
+def test_default_values_are_the_default_models_preset():
+    assert TrainConfig() == TrainConfig.from_options({})
+
+
+def test_epochs_grow_for_a_small_set():
+    config = TrainConfig()
+    assert config.planned_epochs(54_000) == 1
+    assert config.planned_epochs(3_600) == 12
+    assert LEAST_IMAGES <= 12 * 3_600
+    assert config.planned_epochs(10) == MOST_EPOCHS
+    assert TrainConfig.from_options({"model": "lenet5"}).planned_epochs(54_000) == 5
+    assert TrainConfig(epochs=3).planned_epochs(10) == 3
+
+
+@pytest.mark.parametrize(("val", "count"), [(0, 0), (0.1, 400), (0.0005, 2), (1, 1), (500, 500), (3999, 3999)])
+def test_val_is_a_share_or_a_count(val, count):
+    assert TrainConfig(val=val).val_count(4000) == count
+
+
+@pytest.mark.parametrize("val", [4000, 5000, 0.99999, 0.0001])
+def test_val_that_leaves_nothing(val):
+    with pytest.raises(UsageError, match="holds out"):
+        TrainConfig(val=val).val_count(4000)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"epochs": 0}, {"threads": 0}, {"patience": -1}, {"weight_decay": -0.1}, {"dropout": 1.0}, {"momentum": 1.0},
+        {"label_smoothing": -0.1}, {"betas": (0.9, 1.0)}, {"lr": 0.0}, {"lr": float("inf")}, {"seed": -1}, {"val": 1.5},
+        {"val": float("inf")}, {"optimizer": "adamax"}, {"schedule": "linear"}, {"precision": "fp16"},
+    ],
+)  # fmt: skip
+def test_impossible_values(options):
+    (name,) = options
+    with pytest.raises(UsageError, match=name.replace("_", "-")):
+        TrainConfig(**options)
+
+
+def test_yaml_and_back(tmp_path):
+    config = TrainConfig(model="fast", betas=(0.5, 0.75), lr=1e-5, data="/some where/mnist", threads=2)
+    (tmp_path / "a.yaml").write_text(config.to_yaml())
+    parser = Parser("prog", "words", TrainConfig, RunOptions)
+    assert TrainConfig(**parser.given_in_file(tmp_path / "a.yaml")) == config
+
+
+def test_line_and_back():
+    parser = Parser("prog", "words", TrainConfig, RunOptions)
+    line = "--model fast --betas [0.5,0.75] --val 500 --overwrite --out=/tmp/x --weight-decay 1e-4"
+    given = parser.given(line.split())
+    assert set(given) == {"model", "betas", "val", "overwrite", "out", "weight_decay"}
+    config = TrainConfig.from_options({name: given[name] for name in ("model", "betas", "val", "weight_decay")})
+    assert (config.betas, config.val, config.weight_decay) == ((0.5, 0.75), 500.0, 1e-4)
+    assert pick(RunOptions, given) == RunOptions(overwrite=True, out="/tmp/x")
+
+
+def test_min_accuracy_is_a_fraction():
+    assert EvaluateOptions(min_accuracy=0.98).min_accuracy == 0.98
+    with pytest.raises(UsageError, match="--min-accuracy is 98"):
+        EvaluateOptions(min_accuracy=98)

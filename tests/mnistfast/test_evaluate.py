@@ -1,0 +1,75 @@
+"""`mnistfast evaluate` against what `train` said of the same weights."""
+
+import json
+
+import numpy as np
+import pytest
+
+from mnistfast import evaluate
+from mnistfast.data.datasets import load
+
+
+def test_agrees_with_train(trained, capsys):
+    assert evaluate.main([str(trained)]) == 0
+    out = capsys.readouterr().out
+    folder = trained / "evaluate-tiny"
+    assert sorted(path.name for path in folder.iterdir()) == ["confusion.png", "errors.png", "evaluate.json"]
+    scores, test = (json.loads(path.read_text()) for path in (folder / "evaluate.json", trained / "test.json"))
+    assert {key: scores[key] for key in test} == test
+    assert f"accuracy      {100 * test['accuracy']:.2f} %" in out
+    assert "uncalibrated  negative log-likelihood" in out
+    assert out.splitlines()[-1].startswith(f"written       {folder}: evaluate.json")
+    assert (folder / "errors.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_checkpoint_out_and_json(trained, tmp_path, capsys):
+    words = [str(trained / "last.safetensors"), "--data", "sample", "--out", str(tmp_path / "here"), "--json"]
+    assert evaluate.main(words) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["n"], found["data"]) == (1000, "sample")
+    assert found["checkpoint"].endswith("last.safetensors")
+    assert json.loads((tmp_path / "here" / "evaluate.json").read_text()) == found
+
+
+def test_threshold(trained, capsys):
+    assert evaluate.main([str(trained), "--min-accuracy", "1", "--quiet"]) == 8
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "% < 100.00 %. --min-accuracy asks for more" in captured.err
+    assert evaluate.main([str(trained), "--min-accuracy", "0.01", "--quiet"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        ("nowhere", 4, "no checkpoint at nowhere"),
+        ("RUN/state.pt", 4, "is a pickle file: refused"),
+        ("RUN/test.json", 4, "is damaged"),
+        ("RUN --min-accuracy 98", 2, "--min-accuracy is 98.0. It must be a fraction between 0 and 1"),
+        ("RUN --batch-size 0", 2, "--batch-size is 0"),
+        ("RUN --data nowhere/at/all", 3, "no folder"),
+        ("RUN --dataa sample", 2, "unknown option --dataa (did you mean '--data'?)"),
+        ("", 2, "the following arguments are required: RUN|CKPT"),
+        ("RUN --out RUN/STATUS/x", 7, "cannot make the folder"),
+    ],
+)
+def test_refused(words, code, message, trained, capsys):
+    assert evaluate.main(words.replace("RUN", str(trained)).split()) == code
+    error = capsys.readouterr().err
+    assert message in error or (not words and "required" in error)
+    assert error.count("\n") == 1
+
+
+def test_images_of_another_size(trained, write_images, tmp_path, capsys):
+    images, labels = np.random.default_rng(0).integers(0, 256, (20, 8, 8)), np.arange(20) % 10
+    small = write_images(tmp_path / "small", images, labels, images, labels)
+    assert evaluate.main([str(trained), "--data", str(small)]) == 3
+    assert "the images of small are 8x8x1, model lenet5 takes 28x28x1" in capsys.readouterr().err
+
+
+def test_labels_that_the_model_does_not_know(trained, tiny, capsys, monkeypatch):
+    dataset = load(str(tiny))
+    dataset.test.labels[3] = 12
+    monkeypatch.setattr("mnistfast.data.datasets.load", lambda *args, **kwargs: dataset)
+    assert evaluate.main([str(trained)]) == 3
+    assert "label 12 at index 3; the model has 10 classes" in capsys.readouterr().err
