@@ -72,9 +72,10 @@ def translate(error: Exception) -> MnistfastError | None:
 
 def _fail(code: int, kind: str, message: str, as_json: bool, hint: str = "") -> int:
     if as_json:
-        print(json.dumps({"code": code, "kind": kind, "message": message, "hint": hint}), flush=True)
+        line = json.dumps({"code": code, "kind": kind, "message": message, "hint": hint})
     else:
-        print(f"mnistfast: {'' if kind == 'interrupted' else 'error: '}{message}", file=sys.stderr, flush=True)
+        line = f"mnistfast: {'' if kind == 'interrupted' else 'error: '}{message}"
+    print(line, file=sys.stderr, flush=True)
     return code
 
 

@@ -115,18 +115,10 @@ class TrainConfig:
         return max(PRESETS[self.model].epochs, min(MOST_EPOCHS, math.ceil(LEAST_IMAGES / images)))
 
     def val_count(self, images: int) -> int:
-        """Returns how many of `images` to hold out.
-
-        Raises:
-            UsageError: nothing would be left to train on, or a share above 0 comes to no image.
-        """
+        """Returns how many of `images` to hold out. Raises UsageError when a share above 0 comes to none."""
         count = round(self.val * images) if self.val < 1 else int(self.val)
-        if count >= images or (self.val and not count):
-            raise UsageError(
-                f"--val {self.val:g} holds out {count:,} of {images:,} images",
-                "At least one image must stay on either side",
-                "--val 0.1, or --val 0 for no validation",
-            )
+        if self.val and not count:
+            raise UsageError(f"--val {self.val:g} holds out none of {images:,} images", fix="--val 0.1, or --val 0")
         return count
 
     def to_yaml(self) -> str:
@@ -140,7 +132,7 @@ class ScreenOptions:
     """What a command prints."""
 
     quiet: bool = _option(False, "print nothing but errors")
-    json: bool = _option(False, "print one JSON object instead of text, for errors too")
+    json: bool = _option(False, "print the result, or an error, as one JSON object")
     debug: bool = _option(False, "print the traceback of an error")
 
 

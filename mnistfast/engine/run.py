@@ -93,13 +93,22 @@ class Run:
             config.model, self.model.arguments, dataset.classes, mean, std, self.model.input_size
         )
         self.val = self._on_device(Split(dataset.train.images[held], labels[held])) if len(held) else None
-        self.val_labels = torch.from_numpy(labels[held])
         train = self._on_device(Split(images, labels[kept]))
-        self.trainer = Trainer(self.model, train, self.val, self.val_labels, self.config, epochs)
+        self.trainer = Trainer(self.model, train, self.val, self.config, epochs)
         self._exported: Record | None = None  # the best epoch that is in best.safetensors
 
     def _on_device(self, split: Split) -> DeviceData:
         return DeviceData(split, self.device, self.info.mean, self.info.std)
+
+    def describe(self, folder: RunFolder) -> str:
+        """Returns what is about to be done, in one line."""
+        epochs = self.trainer.plan.epochs
+        held = f"{len(self.val):,} held out" if self.val else "none held out (the last epoch counts as the best)"
+        return (
+            f"{self.config.model} on {self.dataset.name}: {len(self.trainer.train):,} training images, {held}; "
+            f"{epochs} epoch{'s' * (epochs > 1)} on {self.device} ({self.config.threads} CPU threads); "
+            f"writing to {folder.path}"
+        )
 
     def begin(self, folder: RunFolder, command: str) -> None:
         """Writes down what is about to happen; from here on the run can be resumed."""
@@ -192,8 +201,7 @@ class Run:
         self._calibrate(folder / LAST, self.model.state_dict(), self._last_record())
         info = self._calibrate(folder / BEST, self.trainer.best_weights, best)
         test = self.dataset.test
-        logits = predict(self.model, self._on_device(test))
-        scores = metrics.score(logits, torch.from_numpy(test.labels), info.classes, info.temperature)
+        scores = metrics.score(*predict(self.model, self._on_device(test)), info.classes, info.temperature)
         write_json(folder / run_folder.TEST, scores)
         words = f"the {len(test.labels):,} test images of {self.dataset.name} ({self.dataset.source})"
         outcome = Outcome(folder.path, scores, best, words, self.trainer.seconds)
@@ -207,8 +215,7 @@ class Run:
         self.model.load_state_dict(weights)
         info = replace(self.info, metrics=record)
         if self.val is not None:
-            logits = predict(self.model, self.val)
-            info = replace(info, temperature=metrics.fit_temperature(logits, self.val_labels))
+            info = replace(info, temperature=metrics.fit_temperature(*predict(self.model, self.val)))
         save_checkpoint(path, weights, info)
         return info
 
@@ -217,7 +224,7 @@ class Run:
         facts = {
             "model": f"{self.config.model}, {parameters:,} parameters",
             "training images": f"{len(self.trainer.train):,} of {self.dataset.name}",
-            "validation images": f"{len(self.val_labels):,}",
+            "validation images": f"{len(self.val) if self.val else 0:,}",
             "best epoch": f"{outcome.best['epoch']} of {self.trainer.plan.epochs}",
             "training time": f"{outcome.seconds:.1f} s on {self.device}, {self.config.threads} CPU threads",
         }
@@ -251,24 +258,13 @@ def train(config: TrainConfig, options: RunOptions, command: str, screen: Screen
         folder = RunFolder.create(options.out, config.model, config.seed, overwrite=options.overwrite)
     with folder:
         screen.log = folder.log
-        screen.say(run_line(run, folder))
+        screen.say(run.describe(folder))
         if options.resume:
             run.resume(folder)
         else:
             run.begin(folder, command)
         run.learn(folder)
         return run.finish(folder)
-
-
-def run_line(run: Run, folder: RunFolder) -> str:
-    """Returns what is about to be done, in one line."""
-    epochs = run.trainer.plan.epochs
-    held = f"{len(run.val_labels):,} held out" if run.val else "none held out (the last epoch counts as the best)"
-    return (
-        f"{run.config.model} on {run.dataset.name}: {len(run.trainer.train):,} training images, {held}; "
-        f"{epochs} epoch{'s' * (epochs > 1)} on {run.device} ({run.config.threads} CPU threads); "
-        f"writing to {folder.path}"
-    )
 
 
 def _environment_of(folder: RunFolder) -> dict[str, Any]:

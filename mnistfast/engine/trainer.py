@@ -49,10 +49,15 @@ def make_optimizer(config: TrainConfig, parameters: Any) -> torch.optim.Optimize
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, data: DeviceData, batch_size: int = SCORING_BATCH) -> Tensor:
-    """Returns the logits of all of `data` in its order: float32 (N, classes), on the CPU. Leaves it in eval mode."""
+def predict(model: nn.Module, data: DeviceData, batch_size: int = SCORING_BATCH) -> tuple[Tensor, Tensor]:
+    """Returns logits float32 (N, classes) and labels int64 (N,) of all of `data`, in its order, on the CPU.
+
+    Leaves `model` in eval mode.
+    """
     model.eval()
-    return torch.cat([model(images) for images, _ in data.batches(batch_size)]).cpu()
+    results = [(model(images), labels) for images, labels in data.batches(batch_size)]
+    logits, labels = (torch.cat(parts).cpu() for parts in zip(*results, strict=True))
+    return logits, labels
 
 
 class Trainer:
@@ -76,7 +81,6 @@ class Trainer:
         model: nn.Module,
         train: DeviceData,
         val: DeviceData | None,
-        val_labels: Tensor,
         config: TrainConfig,
         epochs: int,
     ) -> None:
@@ -86,16 +90,15 @@ class Trainer:
             model: gives logits.
             train: what it learns from.
             val: what chooses the best epoch; None is nothing.
-            val_labels: int64 labels of `val`, on the CPU.
             config: optimiser, schedule, batch size, seed and the like.
             epochs: how often to go over `train`.
         """
-        self.model, self.train, self.val, self.val_labels, self.config = model, train, val, val_labels, config
+        self.model, self.train, self.val, self.config = model, train, val, config
         self.plan = Plan(epochs, math.ceil(len(train) / config.batch_size))
         self.optimizer = make_optimizer(config, model.parameters())
-        device = next(model.parameters()).device
-        self.losses = torch.zeros(self.plan.steps_per_epoch, device=device)  # a slot for each step of this epoch
-        self.hits = torch.zeros(self.plan.steps_per_epoch, dtype=torch.int64, device=device)
+        self.device = next(model.parameters()).device
+        self.losses = torch.zeros(self.plan.steps_per_epoch, device=self.device)  # a slot for each step of this epoch
+        self.hits = torch.zeros(self.plan.steps_per_epoch, dtype=torch.int64, device=self.device)
         self.step = 0
         self.stale_epochs = 0
         self.best: Record | None = None
@@ -168,9 +171,9 @@ class Trainer:
         record: Record = {"epoch": epoch + 1, "step": self.step, "lr": self.rate(self.step - 1)}
         record |= {"loss": loss, "accuracy": accuracy}
         if self.val is not None:
-            logits = predict(self.model, self.val)
-            record["val_loss"] = F.cross_entropy(logits.double(), self.val_labels).item()
-            record["val_accuracy"] = (logits.argmax(1) == self.val_labels).double().mean().item()
+            logits, labels = predict(self.model, self.val)
+            record["val_loss"] = F.cross_entropy(logits.double(), labels).item()
+            record["val_accuracy"] = (logits.argmax(1) == labels).double().mean().item()
         self.last_record = record
         if self.best is None or _rank(record) > _rank(self.best) or self.val is None:
             self.best, self.stale_epochs = record, 0
@@ -226,7 +229,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -239,8 +242,8 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["rng"])
-        if state["cuda_rng"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(state["cuda_rng"])
+        if state["cuda_rng"] is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda_rng"], self.device)
 
 
 def _rank(record: Record) -> tuple[float, float]:

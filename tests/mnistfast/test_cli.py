@@ -64,7 +64,7 @@ def test_debug_shows_the_traceback(capsys):
 
 def test_json(capsys):
     assert cli.run(raising(DataError("x", "y", "z")), ["--json"]) == 3
-    assert json.loads(capsys.readouterr().out) == {"code": 3, "kind": "data", "message": "x. y. FIX: z", "hint": "z"}
+    assert json.loads(capsys.readouterr().err) == {"code": 3, "kind": "data", "message": "x. y. FIX: z", "hint": "z"}
 
 
 def test_interrupts(capsys):

@@ -18,7 +18,7 @@ def test_agrees_with_train(trained, capsys):
     assert {key: scores[key] for key in test} == test
     assert f"accuracy      {100 * test['accuracy']:.2f} %" in out
     assert "uncalibrated  negative log-likelihood" in out
-    assert out.splitlines()[-1].startswith(f"written       {folder}: evaluate.json")
+    assert out.splitlines()[-1].startswith(f"written       {folder}/evaluate.json, {folder}/confusion.png")
     assert (folder / "errors.png").read_bytes()[:4] == b"\x89PNG"
 
 
@@ -31,7 +31,7 @@ def test_checkpoint_out_and_json(trained, tmp_path, capsys):
     assert json.loads((tmp_path / "here" / "evaluate.json").read_text()) == found
 
 
-def test_threshold(trained, capsys):
+def test_threshold(trained, no_pictures, capsys):
     assert evaluate.main([str(trained), "--min-accuracy", "1", "--quiet"]) == 8
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -39,6 +39,7 @@ def test_threshold(trained, capsys):
     assert evaluate.main([str(trained), "--min-accuracy", "0.01", "--quiet"]) == 0
 
 
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
@@ -70,6 +71,6 @@ def test_images_of_another_size(trained, write_images, tmp_path, capsys):
 def test_labels_that_the_model_does_not_know(trained, tiny, capsys, monkeypatch):
     dataset = load(str(tiny))
     dataset.test.labels[3] = 12
-    monkeypatch.setattr("mnistfast.data.datasets.load", lambda *args, **kwargs: dataset)
+    monkeypatch.setattr("mnistfast.engine.evaluation.load", lambda *args, **kwargs: dataset)
     assert evaluate.main([str(trained)]) == 3
-    assert "label 12 at index 3; the model has 10 classes" in capsys.readouterr().err
+    assert "label 12 at index 3. The model has 10 classes" in capsys.readouterr().err

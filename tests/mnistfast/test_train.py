@@ -84,7 +84,7 @@ REFUSED = [
     ("--betas 3", 2, "--betas is 3. It must be two numbers"),
     ("--betas [0.9,1]", 2, "--betas is (0.9, 1.0). It must be two numbers in [0, 1)"),
     ("--val 1.5", 2, "--val is 1.5"),
-    ("--val 200", 2, "--val 200 holds out 200 of 200 images"),
+    ("--val 200", 2, "cannot hold out 200 of 200 training images"),
     ("--patience 2 --val 0", 2, "--patience is 2 and --val is 0"),
     ("--precision bf16", 2, "unknown precision 'bf16'. --precision takes fp32"),
     ("--config nowhere.yaml", 2, "no configuration file at nowhere.yaml"),
@@ -110,7 +110,9 @@ def test_refused_in_one_line_before_any_work(words, code, message, tiny, tmp_pat
 
 def test_refused_as_json(capsys):
     assert train.main(["--json", "--lr", "0"]) == 2
-    found = json.loads(capsys.readouterr().out)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    found = json.loads(captured.err)
     assert (found["code"], found["kind"], found["message"]) == (
         2,
         "usage",

@@ -1,0 +1,57 @@
+"""Scoring a checkpoint on a test set, and writing down what came out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mnistfast.config import EvaluateOptions
+from mnistfast.data.datasets import load
+from mnistfast.data.loader import DeviceData
+from mnistfast.engine.checkpoint import find_checkpoint, load_checkpoint
+from mnistfast.engine.devices import choose_device, use_threads
+from mnistfast.engine.files import make_folder, write_atomic, write_json
+from mnistfast.engine.run_folder import data_of_run
+from mnistfast.engine.trainer import predict
+from mnistfast.errors import DataError
+from mnistfast.models.zoo import check_images
+from mnistfast.report import metrics, plots
+
+
+def evaluate(checkpoint: str, options: EvaluateOptions) -> tuple[dict[str, Any], list[Path]]:
+    """Scores `checkpoint` on the test images of the data and writes figures and pictures.
+
+    Args:
+        checkpoint: a run's folder or a checkpoint.
+        options: data, device, where to write.
+
+    Returns:
+        The scores (`report.metrics.score`, and which checkpoint and images they belong to) and the files written.
+
+    Raises:
+        CheckpointError: missing, damaged or foreign checkpoint.
+        DataError: missing or damaged data, or images or labels that the model cannot take.
+        MnistfastError: device or storage errors.
+    """
+    use_threads(options.threads)
+    device = choose_device(options.device)
+    path = find_checkpoint(checkpoint)
+    model, info = load_checkpoint(path, device)
+    dataset = load(options.data or data_of_run(path.parent), offline=options.offline)
+    test = dataset.test
+    check_images(model, test.images.shape[1:], dataset.name)
+    unknown = test.labels >= len(info.classes)
+    if unknown.any():
+        index = int(unknown.argmax())
+        what = f"{dataset.name}: label {test.labels[index]} at index {index}"
+        raise DataError(what, f"The model has {len(info.classes)} classes", "--data with the classes of the model")
+    data = DeviceData(test, device, info.mean, info.std)
+    scores = metrics.score(*predict(model, data, options.batch_size), info.classes, info.temperature)
+    origin = {"checkpoint": str(path), "data": dataset.name, "source": dataset.source, "notice": dataset.notice}
+    scores = origin | scores
+    folder = make_folder(Path(options.out) if options.out else path.parent / f"evaluate-{dataset.name}")
+    files = {name: folder / name for name in ("evaluate.json", "confusion.png", "errors.png")}
+    write_json(files["evaluate.json"], scores)
+    write_atomic(files["confusion.png"], plots.confusion(scores["confusion"], info.classes))
+    write_atomic(files["errors.png"], plots.errors(scores["worst_errors"], test.images))
+    return scores, list(files.values())
