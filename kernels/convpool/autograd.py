@@ -5,8 +5,9 @@ them. They have no autograd kernel: differentiation is the Functions' business, 
 work.
 """
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -19,21 +20,19 @@ from convpool.layout import has_channels_last_strides, new_code, new_gradients, 
 from convpool.protocol import Needs
 from convpool.torch_ops import winner_values
 
-_SETTINGS = (
-    "int[2] stride, int[4] padding, int[2] dilation, SymInt groups, "
-    "int[2] pool_kernel, int[2] pool_stride, int[2] pool_padding, int[2] pool_dilation, bool ceil_mode"
-)
+Size: TypeAlias = Sequence[int]  # height and width of x
+
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
 
 _library = torch.library.Library("convpool", "DEF")
-_library.define(
-    f"conv_relu_max_pool2d(Tensor x, Tensor weight, Tensor? bias, {_SETTINGS}, str backend, bool with_code) "
+_library.define(  # settings: Settings.pack(); backend: a name, never "auto"
+    "conv_relu_max_pool2d(Tensor x, Tensor weight, Tensor? bias, SymInt[] settings, str backend, bool with_code) "
     "-> (Tensor, Tensor)",
     tags=_TAGS,
 )
 _library.define(
-    "conv_relu_max_pool2d_backward(Tensor dy, Tensor code, Tensor? x, Tensor weight, SymInt height, SymInt width, "
-    f"{_SETTINGS}, str backend, bool[3] needs) -> (Tensor, Tensor, Tensor)",
+    "conv_relu_max_pool2d_backward(Tensor dy, Tensor code, Tensor? x, Tensor weight, SymInt[2] size, "
+    "SymInt[] settings, str backend, bool[3] needs) -> (Tensor, Tensor, Tensor)",
     tags=_TAGS,
 )
 _forward = torch.ops.convpool.conv_relu_max_pool2d.default
@@ -44,7 +43,7 @@ def apply(x: Tensor, weight: Tensor, bias: Tensor | None, settings: Settings, ba
     """y of a checked, batched call; winners are kept only where a gradient can be asked for."""
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
         return ConvReLUMaxPool2dFunction.apply(x, weight, bias, settings, backend)[0]
-    return _forward(x, weight, bias, *settings, backend, False)[0]
+    return _forward(x, weight, bias, settings.pack(), backend, False)[0]
 
 
 class ConvReLUMaxPool2dFunction(Function):
@@ -59,7 +58,7 @@ class ConvReLUMaxPool2dFunction(Function):
     def forward(
         x: Tensor, weight: Tensor, bias: Tensor | None, settings: Settings, backend: str
     ) -> tuple[Tensor, Tensor]:
-        return _forward(x, weight, bias, *settings, backend, True)
+        return _forward(x, weight, bias, settings.pack(), backend, True)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -75,7 +74,10 @@ class ConvReLUMaxPool2dFunction(Function):
         if dy is None or not any(needs):
             return None, None, None, None, None
         x, weight, code = ctx.saved_tensors
-        grads = ConvReLUMaxPool2dBackward.apply(dy, code, x, weight, ctx.size, ctx.settings, ctx.backend, needs)
+        if torch.is_grad_enabled():  # create_graph
+            grads = ConvReLUMaxPool2dBackward.apply(dy, code, x, weight, ctx.size, ctx.settings, ctx.backend, needs)
+        else:
+            grads = _backward(dy, code, x, weight, ctx.size, ctx.settings.pack(), ctx.backend, needs)
         return *_needed(grads, needs), None, None
 
 
@@ -90,12 +92,12 @@ class ConvReLUMaxPool2dBackward(Function):
         code: Tensor,
         x: Tensor | None,
         weight: Tensor,
-        size: tuple[int, int],
+        size: Size,
         settings: Settings,
         backend: str,
         needs: Needs,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        return _backward(dy, code, x, weight, *size, *settings, backend, needs)
+        return _backward(dy, code, x, weight, size, settings.pack(), backend, needs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -107,8 +109,7 @@ class ConvReLUMaxPool2dBackward(Function):
     @staticmethod
     def backward(ctx: Any, ddx: Tensor | None, ddw: Tensor | None, ddb: Tensor | None) -> tuple[Tensor | None, ...]:
         dy, code, x, weight = ctx.saved_tensors
-        height, width = ctx.size
-        geometry = _geometry(code, weight, height, width, ctx.settings)
+        geometry = _geometry(code, weight, ctx.size, ctx.settings)
         fixed = ctx.size, ctx.settings, ctx.backend
         grad_dy = grad_x = grad_weight = None
         if ctx.needs_input_grad[0]:
@@ -131,8 +132,12 @@ def _needed(grads: tuple[Tensor, ...], needs: Needs) -> tuple[Tensor | None, ...
     return tuple(grad if needed else None for grad, needed in zip(grads, needs, strict=True))
 
 
-def _geometry(code: Tensor, weight: Tensor, height: int, width: int, settings: Settings) -> Geometry:
-    return Geometry.of((code.shape[0], weight.shape[1] * settings.groups, height, width), weight.shape, settings)
+def _geometry(code: Tensor, weight: Tensor, size: Size, settings: Settings) -> Geometry:
+    return Geometry.of(_x_shape(code, weight, size, settings), weight.shape, settings)
+
+
+def _x_shape(code: Tensor, weight: Tensor, size: Size, settings: Settings) -> tuple[int, ...]:
+    return code.shape[0], weight.shape[1] * settings.groups, *size
 
 
 def _without_autocast(device_type: str) -> AbstractContextManager[object]:
@@ -143,58 +148,78 @@ def _without_autocast(device_type: str) -> AbstractContextManager[object]:
 
 
 @torch.library.impl(_library, "conv_relu_max_pool2d", "CompositeExplicitAutograd")
-def _run_forward(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
-    *settings, backend, with_code = rest
-    geometry, plan = planning.choose(x.shape, weight.shape, _unpack(settings), x.dtype, x.device, backend)
+def _run_forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, packed: Sequence[int], backend: str, with_code: bool
+) -> tuple[Tensor, Tensor]:
+    settings = Settings.unpack(packed)
+    geometry, plan = planning.choose(x.shape, weight.shape, settings, x.dtype, x.device, backend)
     with _without_autocast(x.device.type):
         return planning.backend(backend).forward(x, weight, bias, geometry, plan, with_code)
 
 
 @torch.library.impl(_library, "conv_relu_max_pool2d_backward", "CompositeExplicitAutograd")
 def _run_backward(
-    dy: Tensor, code: Tensor, x: Tensor | None, weight: Tensor, height: int, width: int, *rest: Any
+    dy: Tensor,
+    code: Tensor,
+    x: Tensor | None,
+    weight: Tensor,
+    size: list[int],
+    packed: Sequence[int],
+    backend: str,
+    needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    *settings, backend, needs = rest
-    unpacked = _unpack(settings)
-    x_shape = code.shape[0], weight.shape[1] * unpacked.groups, height, width
-    geometry, plan = planning.choose(x_shape, weight.shape, unpacked, weight.dtype, weight.device, backend)
+    settings = Settings.unpack(packed)
+    x_shape = _x_shape(code, weight, size, settings)
+    geometry, plan = planning.choose(x_shape, weight.shape, settings, weight.dtype, weight.device, backend)
     layout = torch.channels_last if has_channels_last_strides(code) else torch.contiguous_format
     with _without_autocast(weight.device.type):
         dy = dy.contiguous(memory_format=layout)
-        return planning.backend(backend).backward(dy, code, x, weight, geometry, plan, tuple(needs))
+        return planning.backend(backend).backward(dy, code, x, weight, geometry, plan, _three(needs))
 
 
 @torch.library.register_fake("convpool::conv_relu_max_pool2d", lib=_library)
-def _fake_forward(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
-    *settings, _, with_code = rest
-    y = new_output(x, weight, Geometry.of(x.shape, weight.shape, _unpack(settings)))
+def _fake_forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, packed: Sequence[int], backend: str, with_code: bool
+) -> tuple[Tensor, Tensor]:
+    y = new_output(x, weight, Geometry.of(x.shape, weight.shape, Settings.unpack(packed)))
     return y, new_code(y, with_code)
 
 
 @torch.library.register_fake("convpool::conv_relu_max_pool2d_backward", lib=_library)
 def _fake_backward(
-    dy: Tensor, code: Tensor, x: Tensor | None, weight: Tensor, height: int, width: int, *rest: Any
+    dy: Tensor,
+    code: Tensor,
+    x: Tensor | None,
+    weight: Tensor,
+    size: list[int],
+    packed: Sequence[int],
+    backend: str,
+    needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    *settings, _, needs = rest
-    return new_gradients(code, weight, _geometry(code, weight, height, width, _unpack(settings)), tuple(needs))
+    return new_gradients(code, weight, _geometry(code, weight, size, Settings.unpack(packed)), _three(needs))
 
 
 @torch.library.register_vmap("convpool::conv_relu_max_pool2d", lib=_library)
 def _batch_forward(
-    info: Any, in_dims: tuple[Any, ...], x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any
+    info: Any,
+    in_dims: tuple[Any, ...],
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    packed: Sequence[int],
+    backend: str,
+    with_code: bool,
 ) -> tuple[tuple[Tensor, Tensor], tuple[int, int | None]]:
-    *packed, backend, with_code = rest
-    settings = _unpack(packed)
     size = info.batch_size
     if in_dims[1] is None and in_dims[2] is None:  # one weight for all: more images
-        y, code = _forward(_fold(x, in_dims[0], 0, size), weight, bias, *settings, backend, with_code)
         axis = 0
+        x = _fold(x, in_dims[0], 0, size)
     else:  # a weight for each: more groups
+        axis = 1
         x, weight = _fold(x, in_dims[0], 1, size), _fold(weight, in_dims[1], 0, size)
         bias = None if bias is None else _fold(bias, in_dims[2], 0, size)
-        settings = settings._replace(groups=settings.groups * size)
-        y, code = _forward(x, weight, bias, *settings, backend, with_code)
-        axis = 1
+        packed = _with_groups_times(packed, size)
+    y, code = _forward(x, weight, bias, packed, backend, with_code)
     y = y.unflatten(axis, (size, -1))
     return (y, code.unflatten(axis, (size, -1))) if with_code else (y, code), (axis, axis if with_code else None)
 
@@ -207,20 +232,18 @@ def _batch_backward(
     code: Tensor,
     x: Tensor | None,
     weight: Tensor,
-    height: int,
-    width: int,
-    *rest: Any,
+    size: list[int],
+    packed: Sequence[int],
+    backend: str,
+    needs: list[bool],
 ) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
-    *packed, backend, needs = rest
-    settings = _unpack(packed)
-    size = info.batch_size
-    dy, code = _fold(dy, in_dims[0], 1, size), _fold(code, in_dims[1], 1, size)
-    x = None if x is None else _fold(x, in_dims[2], 1, size)
-    weight = _fold(weight, in_dims[3], 0, size)
-    settings = settings._replace(groups=settings.groups * size)
-    grads = _backward(dy, code, x, weight, height, width, *settings, backend, needs)
+    mapped = info.batch_size
+    dy, code = _fold(dy, in_dims[0], 1, mapped), _fold(code, in_dims[1], 1, mapped)
+    x = None if x is None else _fold(x, in_dims[2], 1, mapped)
+    weight = _fold(weight, in_dims[3], 0, mapped)
+    grads = _backward(dy, code, x, weight, size, _with_groups_times(packed, mapped), backend, needs)
     axes = [axis if needed else None for axis, needed in zip((1, 0, 0), needs, strict=True)]
-    split = (g if axis is None else g.unflatten(axis, (size, -1)) for g, axis in zip(grads, axes, strict=True))
+    split = (g if axis is None else g.unflatten(axis, (mapped, -1)) for g, axis in zip(grads, axes, strict=True))
     return tuple(split), tuple(axes)
 
 
@@ -230,16 +253,22 @@ def _fold(t: Tensor, mapped: int | None, axis: int, size: int) -> Tensor:
     return t.movedim(0, axis).flatten(axis, axis + 1)
 
 
-def _unpack(settings: list[Any]) -> Settings:
-    return Settings._make(tuple(entry) if isinstance(entry, list | tuple) else entry for entry in settings)
+def _with_groups_times(packed: Sequence[int], factor: int) -> tuple[int, ...]:
+    settings = Settings.unpack(packed)
+    return settings._replace(groups=settings.groups * factor).pack()
+
+
+def _three(needs: list[bool]) -> Needs:
+    dx, dw, db = needs
+    return dx, dw, db
 
 
 @register_flop_formula(torch.ops.convpool.conv_relu_max_pool2d)
 def _forward_flops(
-    x_shape: torch.Size, weight_shape: torch.Size, bias_shape: Any, *rest: Any, out_shape: Any = None, **_: Any
+    x_shape: torch.Size, weight_shape: torch.Size, bias_shape: Any, packed: Sequence[int], *_: Any, **__: Any
 ) -> int:
     """As torch counts its conv2d: two for each product of the full conv output, whatever a kernel leaves out."""
-    return _conv_flops(Geometry.of(x_shape, weight_shape, _unpack(list(rest[:9]))))
+    return _conv_flops(Geometry.of(x_shape, weight_shape, Settings.unpack(packed)))
 
 
 @register_flop_formula(torch.ops.convpool.conv_relu_max_pool2d_backward)
@@ -248,15 +277,14 @@ def _backward_flops(
     code_shape: torch.Size,
     x_shape: Any,
     weight_shape: torch.Size,
-    height: int,
-    width: int,
-    *rest: Any,
-    out_shape: Any = None,
+    size: list[int],
+    packed: Sequence[int],
+    backend: str,
+    needs: list[bool],
     **_: Any,
 ) -> int:
-    *packed, _backend, needs = rest
-    settings = _unpack(packed)
-    geometry = Geometry.of((dy_shape[0], weight_shape[1] * settings.groups, height, width), weight_shape, settings)
+    settings = Settings.unpack(packed)
+    geometry = Geometry.of((dy_shape[0], weight_shape[1] * settings.groups, *size), weight_shape, settings)
     return _conv_flops(geometry) * (needs[0] + needs[1])
 
 

@@ -1,5 +1,6 @@
 """Every size and offset of one call, computed and refused in one place."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple, TypeAlias
@@ -11,7 +12,7 @@ DEAD = 255
 
 
 class Settings(NamedTuple):
-    """What a call fixes besides its tensors, normalised; the order is that of the registered operators' arguments."""
+    """What a call fixes besides its tensors, normalised."""
 
     stride: Pair
     padding: tuple[int, int, int, int]  # top, bottom, left, right: "same" with an even kernel is not symmetric
@@ -22,6 +23,35 @@ class Settings(NamedTuple):
     pool_padding: Pair
     pool_dilation: Pair
     ceil_mode: bool
+
+    def pack(self) -> tuple[int, ...]:
+        """The 18 numbers in order: one list is what an operator takes in 6 us, nine arguments take it 32."""
+        return (
+            *self.stride,
+            *self.padding,
+            *self.dilation,
+            self.groups,
+            *self.pool_kernel,
+            *self.pool_stride,
+            *self.pool_padding,
+            *self.pool_dilation,
+            int(self.ceil_mode),
+        )
+
+    @classmethod
+    def unpack(cls, v: Sequence[int]) -> "Settings":
+        """The inverse of `pack`."""
+        return cls(
+            stride=(v[0], v[1]),
+            padding=(v[2], v[3], v[4], v[5]),
+            dilation=(v[6], v[7]),
+            groups=v[8],
+            pool_kernel=(v[9], v[10]),
+            pool_stride=(v[11], v[12]),
+            pool_padding=(v[13], v[14]),
+            pool_dilation=(v[15], v[16]),
+            ceil_mode=bool(v[17]),
+        )
 
     @property
     def symmetric_padding(self) -> bool:

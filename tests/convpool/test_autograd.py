@@ -149,12 +149,12 @@ def test_opcheck(name, backend) -> None:
     forward = torch.ops.convpool.conv_relu_max_pool2d.default
     backward = torch.ops.convpool.conv_relu_max_pool2d_backward.default
     for x in (inputs.x, inputs.x.contiguous(memory_format=torch.channels_last)):
-        arguments = (x, inputs.weight, inputs.bias, *inputs.settings, backend, True)
+        settings = inputs.settings.pack()
+        arguments = (x, inputs.weight, inputs.bias, settings, backend, True)
         torch.library.opcheck(forward, arguments, test_utils=checks)
         y, code = forward(*arguments)
         for needs in ([True, True, True], [False, True, True], [True, False, False]):
-            size = x.shape[2:]
-            arguments = (torch.ones_like(y), code, x, inputs.weight, *size, *inputs.settings, backend, needs)
+            arguments = (torch.ones_like(y), code, x, inputs.weight, x.shape[2:], settings, backend, needs)
             torch.library.opcheck(backward, arguments, test_utils=checks)
 
 
