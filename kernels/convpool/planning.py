@@ -12,14 +12,20 @@ from convpool.geometry import Geometry, Settings
 from convpool.protocol import Backend, Plan
 
 
+def _cpu() -> Backend:
+    from convpool.cpu.native import BACKEND
+
+    return BACKEND
+
+
 def _reference() -> Backend:
     from convpool.torch_ops import BACKEND
 
     return BACKEND
 
 
-_BACKENDS: dict[str, Callable[[], Backend]] = {"reference": _reference}  # imported at first use
-_AUTO: dict[str, tuple[str, ...]] = {}  # by device type: the backends that `auto` asks, best first
+_BACKENDS: dict[str, Callable[[], Backend]] = {"cpu": _cpu, "reference": _reference}  # imported at first use
+_AUTO: dict[str, tuple[str, ...]] = {"cpu": ("cpu",)}  # by device type: the backends that `auto` asks, best first
 
 _chosen: ContextVar[str | None] = ContextVar("convpool_backend", default=None)
 

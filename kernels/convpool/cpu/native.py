@@ -1,0 +1,206 @@
+"""The backend `cpu`: vectorised C++ in one library per instruction set, called through ctypes."""
+
+import ctypes
+import os
+import warnings
+from functools import cache, lru_cache
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from convpool.geometry import MAX_WINDOW, Geometry
+from convpool.layout import new_code, new_gradients, new_output
+from convpool.protocol import Needs, Plan
+
+_INSTRUCTION_SETS = {"avx512": "AVX512", "avx2": "AVX2"}  # by what torch calls them; best first
+_NO_STRIDES = (0, 0, 0, 0)
+_MAX_ELEMENTS = 2**31 - 1  # of one image: a winner's place in it is a 32-bit offset
+
+
+class _Problem(ctypes.Structure):
+    """Mirrors `Problem` in src/problem.h."""
+
+    _fields_ = [
+        (name, ctypes.c_int64 * count if count > 1 else ctypes.c_int64)
+        for name, count in (
+            ("batch", 1),
+            ("groups", 1),
+            ("in_channels", 1),
+            ("out_channels", 1),
+            ("size", 2),
+            ("conv_size", 2),
+            ("pooled_size", 2),
+            ("kernel", 2),
+            ("stride", 2),
+            ("padding", 2),
+            ("dilation", 2),
+            ("pool_kernel", 2),
+            ("pool_stride", 2),
+            ("pool_padding", 2),
+            ("pool_dilation", 2),
+            ("x_stride", 4),
+            ("w_stride", 4),
+            ("y_stride", 4),
+            ("dx_stride", 4),
+            ("dw_stride", 4),
+            ("threads", 1),
+        )
+    ]
+
+
+class NativeBackend:
+    name = "cpu"
+
+    def unavailable(self) -> str | None:
+        library = _library()
+        return library if isinstance(library, str) else None
+
+    def serves(self, geometry: Geometry, dtype: torch.dtype, device: torch.device) -> Plan | str:
+        if device.type != "cpu":
+            return f"the tensors are on {device}"
+        if dtype != torch.float32:
+            return f"dtype {dtype}: the kernels are written for float32"
+        if geometry.window > MAX_WINDOW:
+            return f"a pool window of {geometry.window} positions exceeds the {MAX_WINDOW} that one byte can name"
+        padded = geometry.conv_height * geometry.settings.stride[0] + geometry.kernel[0] * geometry.settings.dilation[0]
+        if geometry.in_channels * padded * geometry.width > _MAX_ELEMENTS // 16:
+            return "one image has too many elements for 32-bit offsets"
+        return Plan("cpu", "fused", "direct", "every other form is slower")
+
+    def forward(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, plan: Plan, with_code: bool
+    ) -> tuple[Tensor, Tensor]:
+        y = new_output(x, weight, geometry)
+        code = new_code(y, with_code)
+        if y.numel() == 0:
+            return y, code
+        problem = _problem(
+            geometry, x.stride(), weight.stride(), y.stride(), _NO_STRIDES, _NO_STRIDES, torch.get_num_threads()
+        )
+        if bias is not None:
+            bias = bias.contiguous()
+        _library().convpool_forward(
+            problem.address,
+            x.data_ptr(),
+            weight.data_ptr(),
+            None if bias is None else bias.data_ptr(),
+            y.data_ptr(),
+            code.data_ptr() if with_code else None,
+        )
+        return y, code
+
+    def backward(
+        self, dy: Tensor, code: Tensor, x: Tensor | None, weight: Tensor, geometry: Geometry, plan: Plan, needs: Needs
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        dx, dw, db = new_gradients(code, weight, geometry, needs)
+        if code.numel() == 0:
+            return dx.zero_(), dw.zero_(), db.zero_()
+        problem = _problem(
+            geometry,
+            _NO_STRIDES if x is None else x.stride(),
+            weight.stride(),
+            code.stride(),
+            dx.stride() if needs[0] else _NO_STRIDES,
+            dw.stride() if needs[1] else _NO_STRIDES,
+            torch.get_num_threads(),
+        )
+        _library().convpool_backward(
+            problem.address,
+            x.data_ptr() if x is not None and needs[1] else None,
+            weight.data_ptr(),
+            dy.data_ptr(),
+            code.data_ptr(),
+            *(grad.data_ptr() if needed else None for grad, needed in zip((dx, dw, db), needs, strict=True)),
+        )
+        return dx, dw, db
+
+
+class _Prepared:
+    """A filled `_Problem`, read by the library and changed by nobody, so that calls and threads can share it."""
+
+    def __init__(self, problem: _Problem) -> None:
+        self.problem = problem
+        self.address = ctypes.addressof(problem)
+
+
+@lru_cache(4096)
+def _problem(
+    geometry: Geometry,
+    x_stride: tuple[int, ...],
+    w_stride: tuple[int, ...],
+    y_stride: tuple[int, ...],
+    dx_stride: tuple[int, ...],
+    dw_stride: tuple[int, ...],
+    threads: int,
+) -> _Prepared:
+    s = geometry.settings
+    return _Prepared(
+        _Problem(
+            geometry.batch,
+            s.groups,
+            geometry.group_channels,
+            geometry.out_channels // s.groups,
+            (geometry.height, geometry.width),
+            (geometry.conv_height, geometry.conv_width),
+            (geometry.pooled_height, geometry.pooled_width),
+            geometry.kernel,
+            s.stride,
+            (s.padding[0], s.padding[2]),
+            s.dilation,
+            s.pool_kernel,
+            s.pool_stride,
+            s.pool_padding,
+            s.pool_dilation,
+            x_stride,
+            w_stride,
+            y_stride,
+            dx_stride,
+            dw_stride,
+            threads,
+        )
+    )
+
+
+@cache
+def _library() -> ctypes.CDLL | str:
+    """The library for this processor, or why there is none; said once as a warning where the build left it out."""
+    requested = os.environ.get("CONVPOOL_CPU_ISA", "")
+    if requested and requested not in _INSTRUCTION_SETS:
+        return f"CONVPOOL_CPU_ISA must be one of {', '.join(_INSTRUCTION_SETS)}, got {requested!r}"
+    capability = torch.backends.cpu.get_cpu_capability()
+    supported = [isa for isa, name in _INSTRUCTION_SETS.items() if _rank(capability) >= _rank(name)]
+    if requested and requested not in supported:
+        return f"CONVPOOL_CPU_ISA={requested}, but torch finds {capability} here"
+    if not supported:
+        return f"the processor has neither AVX-512 nor AVX2 (torch finds {capability})"
+    for isa in [requested] if requested else supported:
+        for suffix in EXTENSION_SUFFIXES:
+            path = Path(__file__).with_name(f"_{isa}{suffix}")
+            if path.exists():
+                return _load(path)
+    reason = "its libraries are not built (no C++ compiler at install time?)"
+    warnings.warn(f"convpool: {reason}; torch's own layers serve CPU tensors", stacklevel=2)
+    return reason
+
+
+def _rank(capability: str) -> int:
+    return {"AVX512": 2, "AVX2": 1}.get(capability, 0)
+
+
+def _load(path: Path) -> ctypes.CDLL | str:
+    try:
+        library = ctypes.CDLL(str(path))  # releases the GIL during calls; its GOMP_* symbols are those of torch's libgomp
+    except OSError as error:
+        return f"{path.name} does not load: {error}"
+    library.convpool_problem_size.restype = ctypes.c_int64
+    if library.convpool_problem_size() != ctypes.sizeof(_Problem):
+        return f"{path.name} is from another version; install the project again"
+    for function, arguments in ((library.convpool_forward, 6), (library.convpool_backward, 8)):
+        function.argtypes = [ctypes.c_void_p] * arguments
+        function.restype = None
+    return library
+
+
+BACKEND = NativeBackend()

@@ -1,0 +1,18 @@
+// The C interface of a library: each function returns nothing, holds no state, and reads sizes and strides from Problem.
+#pragma once
+
+#include "backward.h"
+#include "forward_direct.h"
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+EXPORT int64_t convpool_problem_size() { return sizeof(Problem); }  // so that a stale library is noticed
+
+EXPORT void convpool_forward(const Problem* p, const float* x, const float* w, const float* bias, float* y, uint8_t* code) {
+    forward_direct(*p, x, w, bias, y, code);
+}
+
+EXPORT void convpool_backward(const Problem* p, const float* x, const float* w, const float* dy, const uint8_t* code, float* dx,
+                              float* dw, float* db) {
+    backward(*p, x, w, dy, code, dx, dw, db);
+}

@@ -1,0 +1,55 @@
+// How forward kernels write y and code: channels innermost, straight into the result or into a tile that is then transposed.
+#pragma once
+
+#include "problem.h"
+#include "scratch.h"
+#include "simd.h"
+#include "transpose.h"
+
+namespace {
+
+// L values and codes of one window; `count` of them exist.
+INLINE void write_window(float* y, uint8_t* code, Vec value, IVec winner, int64_t count) {
+    const Mask dead = at_most_zero(value);
+    store_first(y, select(dead, Vec{}, value), count < L ? count : L);
+    if (code) store_first_bytes(code, select(dead, splat((int32_t)DEAD), winner), count < L ? count : L);
+}
+
+// The windows of pooled rows [begin, end) of one group of one image, as a matrix [window][channel].
+class OutputBand {
+   public:
+    OutputBand(const Problem& p, float* y, uint8_t* code, int64_t image, int64_t group, Range rows, Scratch& tile)
+        : p_(p), windows_(rows.size() * p.pooled_size[COLUMN]) {
+        const int64_t offset =
+            image * p.y_stride[BATCH] + group * p.out_channels * p.y_stride[CHANNEL] + rows.begin * p.y_stride[HEIGHT];
+        final_y_ = y + offset;
+        final_code_ = code ? code + offset : nullptr;
+        in_place_ = p.y_stride[CHANNEL] == 1;
+        if (in_place_) {
+            y_ = final_y_, code_ = final_code_, step_ = p.y_stride[WIDTH];
+        } else {
+            step_ = round_up(p.out_channels, L);
+            y_ = tile.get<float>(windows_ * step_ + windows_ * step_ / 4 + L);
+            code_ = code ? (uint8_t*)(y_ + windows_ * step_) : nullptr;
+        }
+    }
+
+    float* y(int64_t window, int64_t channel) const { return y_ + window * step_ + channel; }
+    uint8_t* code(int64_t window, int64_t channel) const { return code_ ? code_ + window * step_ + channel : nullptr; }
+
+    // To be called once, after the last window was written.
+    void finish() const {
+        if (in_place_) return;
+        transpose_matrix(y_, step_, windows_, p_.out_channels, final_y_, p_.y_stride[CHANNEL]);
+        if (code_) transpose_matrix(code_, step_, windows_, p_.out_channels, final_code_, p_.y_stride[CHANNEL]);
+    }
+
+   private:
+    const Problem& p_;
+    int64_t windows_, step_;
+    float *final_y_, *y_;
+    uint8_t *final_code_, *code_;
+    bool in_place_;
+};
+
+}  // namespace

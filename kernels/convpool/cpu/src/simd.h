@@ -1,0 +1,143 @@
+// Vectors of LANES floats, one width per library. GCC's vector extensions do the arithmetic; intrinsics stand only where
+// GCC 12 has no good code for the generic form (byte conversions: 2x on a whole backward pass; masks; compress).
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+#define LANES 16
+#elif defined(__AVX2__)
+#define LANES 8
+#else
+#error "compile with AVX-512 or AVX2 enabled: narrower vectors do not beat torch's own layers"
+#endif
+
+#define UNROLL _Pragma("GCC unroll 32")
+#define INLINE inline __attribute__((always_inline))
+
+namespace {
+
+constexpr int L = LANES;
+constexpr int REGISTERS = LANES == 16 ? 32 : 16;
+
+typedef float Vec __attribute__((vector_size(4 * L)));
+typedef int32_t IVec __attribute__((vector_size(4 * L)));
+typedef float LooseVec __attribute__((vector_size(4 * L), aligned(4), may_alias));
+typedef int32_t LooseIVec __attribute__((vector_size(4 * L), aligned(4), may_alias));
+
+INLINE constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+INLINE constexpr int64_t vectors(int64_t n) { return (n + L - 1) / L; }
+
+INLINE Vec load(const float* p) { return *(const LooseVec*)p; }
+INLINE void store(float* p, Vec v) { *(LooseVec*)p = v; }
+INLINE IVec load(const int32_t* p) { return *(const LooseIVec*)p; }
+INLINE void store(int32_t* p, IVec v) { *(LooseIVec*)p = v; }
+INLINE Vec splat(float v) { return v - Vec{}; }
+INLINE IVec splat(int32_t v) { return v - IVec{}; }
+INLINE IVec lane_numbers() {
+    IVec v;
+    UNROLL for (int i = 0; i < L; i++) v[i] = i;
+    return v;
+}
+
+// takes_maximum is max_pool2d's rule: a NaN always takes it, and nothing but another NaN takes it from a NaN.
+#if LANES == 16
+typedef __mmask16 Mask;
+INLINE Mask first_lanes(int n) { return (Mask)(n >= 16 ? 0xffff : (1u << n) - 1); }
+INLINE Vec load_first(const float* p, int n) { return (Vec)_mm512_maskz_loadu_ps(first_lanes(n), p); }
+INLINE void store_first(float* p, Vec v, int n) { _mm512_mask_storeu_ps(p, first_lanes(n), (__m512)v); }
+INLINE IVec load_bytes(const uint8_t* p) { return (IVec)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)); }
+INLINE IVec load_first_bytes(const uint8_t* p, int n) {
+    return (IVec)_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(first_lanes(n), p));
+}
+INLINE void store_first_bytes(uint8_t* p, IVec v, int n) {
+    _mm_mask_storeu_epi8(p, first_lanes(n), _mm512_cvtepi32_epi8((__m512i)v));
+}
+// The lanes whose bits are set, moved to the front; the rest is of no use.
+INLINE IVec compress(IVec v, unsigned bits) { return (IVec)_mm512_maskz_compress_epi32((__mmask16)bits, (__m512i)v); }
+INLINE Vec compress(Vec v, unsigned bits) { return (Vec)_mm512_maskz_compress_ps((__mmask16)bits, (__m512)v); }
+INLINE IVec permute(IVec table, IVec index) { return (IVec)_mm512_permutexvar_epi32((__m512i)index, (__m512i)table); }
+INLINE IVec look_up(const int32_t* table, IVec index) { return (IVec)_mm512_i32gather_epi32((__m512i)index, table, 4); }
+INLINE float sum(Vec v) { return _mm512_reduce_add_ps((__m512)v); }
+INLINE Mask takes_maximum(Vec v, Vec best) {
+    return _mm512_cmp_ps_mask((__m512)v, (__m512)best, _CMP_GT_OQ) | _mm512_cmp_ps_mask((__m512)v, (__m512)v, _CMP_UNORD_Q);
+}
+INLINE Mask at_most_zero(Vec v) { return _mm512_cmp_ps_mask((__m512)v, _mm512_setzero_ps(), _CMP_LE_OQ); }
+INLINE Mask is_finite(Vec v) { return _mm512_cmp_ps_mask(_mm512_sub_ps((__m512)v, (__m512)v), _mm512_setzero_ps(), _CMP_EQ_OQ); }
+INLINE Mask equal(IVec a, IVec b) { return _mm512_cmpeq_epi32_mask((__m512i)a, (__m512i)b); }
+INLINE unsigned mask_bits(Mask m) { return m; }
+INLINE Vec select(Mask m, Vec yes, Vec no) { return (Vec)_mm512_mask_blend_ps(m, (__m512)no, (__m512)yes); }
+INLINE IVec select(Mask m, IVec yes, IVec no) { return (IVec)_mm512_mask_blend_epi32(m, (__m512i)no, (__m512i)yes); }
+#else
+typedef IVec Mask;  // 0 or -1 in each lane
+INLINE Mask first_lanes(int n) { return lane_numbers() < splat(n); }
+INLINE Vec load_first(const float* p, int n) { return (Vec)_mm256_maskload_ps(p, (__m256i)first_lanes(n)); }
+INLINE void store_first(float* p, Vec v, int n) { _mm256_maskstore_ps(p, (__m256i)first_lanes(n), (__m256)v); }
+INLINE IVec load_bytes(const uint8_t* p) { return (IVec)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)); }
+INLINE IVec load_first_bytes(const uint8_t* p, int n) {
+    uint64_t packed = 0;
+    memcpy(&packed, p, n < 8 ? n : 8);
+    return (IVec)_mm256_cvtepu8_epi32(_mm_cvtsi64_si128((long long)packed));
+}
+INLINE void store_first_bytes(uint8_t* p, IVec v, int n) {
+    const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128((__m256i)v), _mm256_extracti128_si256((__m256i)v, 1));
+    const uint64_t packed = (uint64_t)_mm_cvtsi128_si64(_mm_packus_epi16(words, words));
+    memcpy(p, &packed, n < 8 ? n : 8);
+}
+INLINE Mask takes_maximum(Vec v, Vec best) { return (v > best) | (v != v); }
+INLINE Mask at_most_zero(Vec v) { return v <= Vec{}; }
+INLINE Mask is_finite(Vec v) { return v - v == Vec{}; }
+INLINE Mask equal(IVec a, IVec b) { return a == b; }
+INLINE unsigned mask_bits(Mask m) { return (unsigned)_mm256_movemask_ps((__m256)m); }
+INLINE Vec select(Mask m, Vec yes, Vec no) { return m ? yes : no; }
+INLINE IVec select(Mask m, IVec yes, IVec no) { return m ? yes : no; }
+struct CompressTable {
+    alignas(32) int32_t source[256][8];
+    constexpr CompressTable() : source() {
+        for (int bits = 0; bits < 256; bits++)
+            for (int lane = 0, kept = 0; lane < 8; lane++)
+                if (bits >> lane & 1) source[bits][kept++] = lane;
+    }
+};
+constexpr CompressTable COMPRESS;
+INLINE Vec compress(Vec v, unsigned bits) {
+    return (Vec)_mm256_permutevar8x32_ps((__m256)v, _mm256_load_si256((const __m256i*)COMPRESS.source[bits]));
+}
+INLINE IVec compress(IVec v, unsigned bits) { return (IVec)compress((Vec)v, bits); }
+INLINE IVec permute(IVec table, IVec index) {
+    return (IVec)_mm256_permutevar8x32_epi32((__m256i)table, (__m256i)index);
+}
+INLINE IVec look_up(const int32_t* table, IVec index) { return (IVec)_mm256_i32gather_epi32(table, (__m256i)index, 4); }
+INLINE float sum(Vec v) {
+    float total = 0;
+    UNROLL for (int i = 0; i < L; i++) total += v[i];
+    return total;
+}
+#endif
+
+// Rows become columns: swaps off-diagonal blocks of 8, 4, 2, 1 lanes. About a quarter of a cycle an element with 16 lanes.
+template <int DISTANCE>
+INLINE void transpose_step(Vec (&rows)[L]) {
+    IVec low, high;
+    UNROLL for (int lane = 0; lane < L; lane++) {
+        low[lane] = lane & DISTANCE ? L + lane - DISTANCE : lane;
+        high[lane] = lane & DISTANCE ? L + lane : lane + DISTANCE;
+    }
+    UNROLL for (int i = 0; i < L; i++) {
+        if (i & DISTANCE) continue;
+        const Vec a = rows[i], b = rows[i | DISTANCE];
+        rows[i] = __builtin_shuffle(a, b, low);
+        rows[i | DISTANCE] = __builtin_shuffle(a, b, high);
+    }
+}
+INLINE void transpose(Vec (&rows)[L]) {
+    if constexpr (L == 16) transpose_step<8>(rows);
+    transpose_step<4>(rows);
+    transpose_step<2>(rows);
+    transpose_step<1>(rows);
+}
+
+}  // namespace
