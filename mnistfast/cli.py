@@ -30,7 +30,9 @@ def run(command: Callable[[Sequence[str]], int], argv: Sequence[str] | None) -> 
     debug, as_json = "--debug" in argv, "--json" in argv
     previous = _handle_sigterm()
     try:
-        return command(argv)
+        code = command(argv)
+        sys.stdout.flush()
+        return code
     except SystemExit as ending:  # --help and --version
         return ending.code if isinstance(ending.code, int) else 0
     except (KeyboardInterrupt, Interrupted) as stop:
@@ -38,7 +40,7 @@ def run(command: Callable[[Sequence[str]], int], argv: Sequence[str] | None) -> 
         return _fail(128 + signum, "interrupted", str(stop) or "stopped", as_json)
     except (
         BrokenPipeError
-    ):  # `mnistfast ... | head`: nobody reads on, and the interpreter's last flush must not complain
+    ):  # `mnistfast ... | head`: nobody reads on; the interpreter's own last flush must not complain
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + 13
     except Exception as error:

@@ -100,11 +100,13 @@ class Run:
     def _on_device(self, split: Split) -> DeviceData:
         return DeviceData(split, self.device, self.info.mean, self.info.std)
 
-    def describe(self, folder: RunFolder) -> str:
-        """Returns what is about to be done, in one line."""
+    def _announce(self, folder: RunFolder) -> None:
+        """Takes the folder into use and says what is about to be done, in one line."""
+        folder.start()
+        self.screen.log = folder.log
         epochs = self.trainer.plan.epochs
         held = f"{len(self.val):,} held out" if self.val else "none held out (the last epoch counts as the best)"
-        return (
+        self.screen.say(
             f"{self.config.model} on {self.dataset.name}: {len(self.trainer.train):,} training images, {held}; "
             f"{epochs} epoch{'s' * (epochs > 1)} on {self.device} ({self.config.threads} CPU threads); "
             f"writing to {folder.path}"
@@ -112,6 +114,7 @@ class Run:
 
     def begin(self, folder: RunFolder, command: str) -> None:
         """Writes down what is about to happen; from here on the run can be resumed."""
+        self._announce(folder)
         data = {"name": self.dataset.name, "source": self.dataset.source, "hashes": self.dataset.hashes}
         machine = environment(self.device, self.config.threads or 0)
         write_json(folder / run_folder.ENV, machine | {"data": data, "command": command})
@@ -119,7 +122,7 @@ class Run:
         write_atomic(folder / run_folder.CONFIG, self.config.to_yaml())  # the last one: it is what makes a folder a run
 
     def resume(self, folder: RunFolder) -> None:
-        """Continues from the folder's state.
+        """Continues from the folder's state; what is refused here leaves the folder as it was.
 
         Raises:
             CheckpointError: the state is missing or damaged, or belongs to other images.
@@ -131,11 +134,12 @@ class Run:
                 f"It was trained on {env['data']['source']}, whose files have other hashes",
                 "--data with the run's own images",
             )
+        self.trainer.load_state_dict(load_state(folder / STATE))
+        self._announce(folder)
         now = environment(self.device, self.config.threads or 0)
         changed = [f"{key} {env[key]} is now {now[key]}" for key in now if env.get(key) != now[key]]
         if changed:
             self.screen.warn(f"bits may differ from an uninterrupted run: {'; '.join(changed)}")
-        self.trainer.load_state_dict(load_state(folder / STATE))
         folder.cut_metrics(self.trainer.step)
         self._export(folder)  # a crash may have left them older or newer than the state
         self.screen.say(f"resumed {folder.path} after step {self.trainer.step}")
@@ -257,8 +261,6 @@ def train(config: TrainConfig, options: RunOptions, command: str, screen: Screen
     else:
         folder = RunFolder.create(options.out, config.model, config.seed, overwrite=options.overwrite)
     with folder:
-        screen.log = folder.log
-        screen.say(run.describe(folder))
         if options.resume:
             run.resume(folder)
         else:

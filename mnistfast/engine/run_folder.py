@@ -28,15 +28,15 @@ LOCK = ".lock"
 
 
 class RunFolder:
-    """A run's folder, owned by this process while the object is used in `with`.
+    """A run's folder, owned by this process until the end of a `with`.
 
-    STATUS says `running` inside, and afterwards how it ended; the ownership is a file lock, which the system lets go
-    when the process ends in whatever way.
+    From `start` on STATUS says `running`, and after the `with` how it ended; before `start` nothing in the folder is
+    changed. The ownership is a file lock, which the system lets go when the process ends in whatever way.
     """
 
     def __init__(self, path: Path) -> None:
         """Takes the folder `path`. Use `create` or `reopen`."""
-        self.path = path
+        self.path, self._started = path, False
         self._lock = FileLock(path / LOCK)
         try:
             self._lock.acquire(timeout=0)
@@ -76,14 +76,20 @@ class RunFolder:
     def __truediv__(self, name: str) -> Path:
         return self.path / name
 
-    def __enter__(self) -> RunFolder:
+    def start(self) -> None:
+        """Begins to write. Raises StorageError."""
         self.set_status("running")
+        self._started = True
+
+    def __enter__(self) -> RunFolder:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
+            if not self._started:
+                return
             if error is None:
                 self.set_status("finished")
             else:  # the disk may be what failed: then the error itself is the news

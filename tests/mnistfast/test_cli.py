@@ -2,8 +2,11 @@
 
 import errno
 import json
+import os
 import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -78,3 +81,14 @@ def test_handler_is_given_back():
     before = signal.getsignal(signal.SIGTERM)
     assert cli.run(lambda argv: 0, []) == 0
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_reader_that_goes_away():
+    code = "import sys; from mnistfast.train import main; sys.exit(main(['--print-config']))"
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        found = subprocess.run([sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, text=True)
+    finally:
+        os.close(writer)
+    assert (found.returncode, found.stderr) == (141, "")

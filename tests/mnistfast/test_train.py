@@ -152,6 +152,7 @@ def test_resume_refuses_another_run(trained, capsys):
     assert f"--lr is 0.5, but {trained} was started with 0.005" in capsys.readouterr().err
     assert train.main(["--resume", str(trained), "--data", "sample"]) == 4
     assert "was trained on other images" in capsys.readouterr().err
+    assert (trained / "STATUS").read_text() == "finished\n"
 
 
 def test_resume_warns_of_another_machine(trained, capsys):

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from mnistfast import train
+from mnistfast.data.datasets import load
 from mnistfast.engine.checkpoint import load_checkpoint, load_state
 from mnistfast.engine.trainer import Trainer
 
@@ -68,7 +69,22 @@ def test_seed_alone_decides(options, tmp_path, uninterrupted):
         assert (outcome(out)[1] == uninterrupted[1]) is same
 
 
-@pytest.mark.parametrize("every", [6, pytest.param(1, marks=pytest.mark.slow)])
+def test_test_images_decide_nothing(options, tmp_path, tiny, write_images, uninterrupted):
+    """The same training images beside other test images: the same weights, epochs and temperature."""
+    split = load(str(tiny)).train
+    other = write_images(
+        tmp_path / "set", split.images[:, 0], split.labels, 255 - split.images[:20, 0], split.labels[:20]
+    )
+    out = tmp_path / "run"
+    assert train.main([*options, "--data", str(other), "--out", str(out), "--quiet"]) == 0
+    weights, records, scores = outcome(out)
+    assert records == uninterrupted[1]
+    assert all(torch.equal(weights["best"][key], tensor) for key, tensor in uninterrupted[0]["best"].items())
+    assert scores["temperature"] == uninterrupted[2]["temperature"]
+    assert scores["accuracy"] != uninterrupted[2]["accuracy"]
+
+
+@pytest.mark.parametrize("every", [8, pytest.param(1, marks=pytest.mark.slow)])
 def test_crash_between_any_two_renames(every, options, tmp_path, monkeypatch, uninterrupted):
     """Copies the folder before and after every rename of a run: the disks of every possible crash. All resume."""
     disks, rename = [], os.replace
@@ -181,7 +197,7 @@ def test_second_signal_stops_at_once(options, tmp_path, monkeypatch, capsys):
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "state_dict", lambda self: signal.raise_signal(signal.SIGINT))
-        patch.setattr("mnistfast.engine.run.Run.begin", lambda *args: None)
+        patch.setattr("mnistfast.engine.run.Run.begin", lambda self, folder, command: folder.start())
         signal_at(patch, [2], signal.SIGINT)
         assert train.main([*options, "--out", str(out)]) == 130
     assert "stopped at once" in capsys.readouterr().err

@@ -72,10 +72,11 @@ def test_a_folder_that_is_no_run(tmp_path):
     ],
 )
 def test_status(error, status):
-    with RunFolder.create("out", "cnn2", 0) as folder:
-        assert folder.status == "running"
+    folder = RunFolder.create("out", "cnn2", 0)
     try:
         with folder:
+            folder.start()
+            assert folder.status == "running"
             if error:
                 raise error
     except type(error):
@@ -84,12 +85,26 @@ def test_status(error, status):
     assert "Traceback" in (folder / "log.txt").read_text() if status == "failed: bug" else True
 
 
+def test_what_is_refused_before_the_start_changes_nothing():
+    with RunFolder.create("out", "cnn2", 0) as folder:
+        folder.start()
+
+    def refuse():
+        with RunFolder(folder.path):
+            raise CheckpointError("damaged")
+
+    with pytest.raises(CheckpointError):
+        refuse()
+    assert folder.status == "finished"
+
+
 def test_full_disk_does_not_hide_the_error(tmp_path, monkeypatch):
     def full(*args):
         raise StorageError("disk full")
 
     def work():
-        with RunFolder.create("out", "cnn2", 0):
+        with RunFolder.create("out", "cnn2", 0) as folder:
+            folder.start()
             monkeypatch.setattr(run_folder, "write_atomic", full)
             raise ZeroDivisionError
 
