@@ -95,7 +95,9 @@ class Run:
         self.val = self._on_device(Split(dataset.train.images[held], labels[held])) if len(held) else None
         train = self._on_device(Split(images, labels[kept]))
         self.trainer = Trainer(self.model, train, self.val, self.config, epochs)
-        self._exported: Record | None = None  # the best epoch that is in best.safetensors
+        # The best epoch that best.safetensors holds. None also after a resume: a crash may have left that file older or
+        # newer than the state, and the next save makes it fit.
+        self._exported: Record | None = None
 
     def _on_device(self, split: Split) -> DeviceData:
         return DeviceData(split, self.device, self.info.mean, self.info.std)
@@ -141,7 +143,6 @@ class Run:
         if changed:
             self.screen.warn(f"bits may differ from an uninterrupted run: {'; '.join(changed)}")
         folder.cut_metrics(self.trainer.step)
-        self._export(folder)  # a crash may have left them older or newer than the state
         self.screen.say(f"resumed {folder.path} after step {self.trainer.step}")
 
     def learn(self, folder: RunFolder) -> None:

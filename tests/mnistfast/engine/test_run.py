@@ -84,8 +84,9 @@ def test_test_images_decide_nothing(options, tmp_path, tiny, write_images, unint
     assert scores["accuracy"] != uninterrupted[2]["accuracy"]
 
 
-@pytest.mark.parametrize("every", [8, pytest.param(1, marks=pytest.mark.slow)])
-def test_crash_between_any_two_renames(every, options, tmp_path, monkeypatch, uninterrupted):
+# The quick part: metrics.jsonl is an epoch ahead of the state.
+@pytest.mark.parametrize("moment", ["before-state.pt", pytest.param("", marks=pytest.mark.slow, id="any")])
+def test_crash_between_any_two_renames(moment, options, tmp_path, monkeypatch, uninterrupted):
     """Copies the folder before and after every rename of a run: the disks of every possible crash. All resume."""
     disks, rename = [], os.replace
 
@@ -104,7 +105,9 @@ def test_crash_between_any_two_renames(every, options, tmp_path, monkeypatch, un
     assert len(disks) > 40
     resumable = [disk for disk in disks if (disk / "config.yaml").is_file()]
     assert len(disks) - len(resumable) < 12  # only before the first training step
-    for disk in resumable[::every]:
+    chosen = [disk for disk in resumable if moment in disk.name]
+    assert len(chosen) >= 3
+    for disk in chosen:
         for checkpoint in disk.glob("*.safetensors"):
             load_checkpoint(checkpoint)
         assert train.main(["--resume", str(disk), "--quiet"]) == 0
@@ -191,6 +194,16 @@ def test_signal_saves_at_the_steps_end(options, tmp_path, monkeypatch, capsys, u
         assert load_checkpoint(out / "last.safetensors")[1].metrics == {"step": step}
     assert train.main(["--resume", str(out)]) == 0
     assert_same_outcome(out, uninterrupted)
+
+
+def test_saving_after_a_resume_makes_the_checkpoints_fit_the_state(options, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    for step, words in ((7, [*options, "--out", str(out)]), (8, ["--resume", str(out)])):
+        with monkeypatch.context() as patch:
+            signal_at(patch, [step], signal.SIGINT)
+            assert train.main(words) == 130
+        assert load_checkpoint(out)[1].metrics["epoch"] == 1
+        (out / "best.safetensors").unlink()
 
 
 def test_second_signal_stops_at_once(options, tmp_path, monkeypatch, capsys):
