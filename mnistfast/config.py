@@ -146,7 +146,7 @@ class RunOptions(ScreenOptions):
     offline: bool = _option(False, "never open a connection")
 
     def __post_init__(self) -> None:
-        if self.resume and (self.out or self.overwrite):
+        if self.resume is not None and (self.out is not None or self.overwrite):
             raise UsageError("--resume continues in the run's own folder", "--out and --overwrite start a new run")
 
 
@@ -213,7 +213,7 @@ class Parser(jsonargparse.ArgumentParser):
             return
         if option.name in Preset.__dataclass_fields__ and option.name != "epochs":
             text += "; default: the model's preset"
-        elif "default" not in text:
+        elif option.default is not None and "default" not in text:
             text += f"; default: {option.default}"
         self.add_argument(flag, type=kind, help=text, metavar=option.name.upper())
 

@@ -31,13 +31,9 @@ def _train(argv: Sequence[str]) -> int:
     parser.add_argument("--print-config", "--print_config", action="store_true", help="print the options as YAML")
     flags = parser.given(argv)
     options = pick(RunOptions, flags)
-    in_file = parser.given_in_file(flags["config"]) if "config" in flags else {}
-    given = {option.name: flags[option.name] for option in fields(TrainConfig) if option.name in flags}
-    given = {**in_file, **given}
-    if options.resume is None:
-        config = TrainConfig.from_options(given)
-    else:
-        config = _resumed_config(parser, options.resume, given)
+    given = _in_file(flags["config"]) if "config" in flags else {}
+    given |= {option.name: flags[option.name] for option in fields(TrainConfig) if option.name in flags}
+    config = _resumed_config(options.resume, given) if options.resume is not None else TrainConfig.from_options(given)
     if flags.get("print_config"):
         print(config.to_yaml(), end="")
         return 0
@@ -55,12 +51,16 @@ def _train(argv: Sequence[str]) -> int:
     return 0
 
 
-def _resumed_config(parser: Parser, run: str, given: Mapping[str, Any]) -> TrainConfig:
+def _in_file(path: str | Path) -> dict[str, Any]:
+    return Parser(PROG, "", TrainConfig).given_in_file(path)  # what to train, not where to write
+
+
+def _resumed_config(run: str, given: Mapping[str, Any]) -> TrainConfig:
     from mnistfast.engine import run_folder
     from mnistfast.engine.run import resumed_config
 
     run_folder.check(Path(run))
-    return resumed_config(parser.given_in_file(Path(run) / run_folder.CONFIG), given, run)
+    return resumed_config(_in_file(Path(run) / run_folder.CONFIG), given, run)
 
 
 def _summary(outcome: Outcome) -> list[str]:

@@ -251,21 +251,21 @@ def train(config: TrainConfig, options: RunOptions, command: str, screen: Screen
         Interrupted: Ctrl-C or SIGTERM.
     """
     device = choose_device(config.device)  # what is cheap to refuse first: the data may have to be fetched
-    if not options.resume:
+    if options.resume is None:
         run_folder.check_free(options.out, overwrite=options.overwrite)
     dataset = load(config.data, offline=options.offline)
     if dataset.notice:
         screen.say(dataset.notice)
     run = Run(config, dataset, device, screen)
-    if options.resume:
-        folder = RunFolder.reopen(options.resume)
-    else:
+    if options.resume is None:
         folder = RunFolder.create(options.out, config.model, config.seed, overwrite=options.overwrite)
+    else:
+        folder = RunFolder.reopen(options.resume)
     with folder:
-        if options.resume:
-            run.resume(folder)
-        else:
+        if options.resume is None:
             run.begin(folder, command)
+        else:
+            run.resume(folder)
         run.learn(folder)
         return run.finish(folder)
 

@@ -90,6 +90,7 @@ REFUSED = [
     ("--config nowhere.yaml", 2, "no configuration file at nowhere.yaml"),
     ("--device gpu", 2, "unknown device 'gpu'"),
     ("--resume nowhere", 4, "no run at nowhere"),
+    ("--resume=", 4, "no run at ."),
     ("--resume nowhere --overwrite", 2, "--resume continues in the run's own folder"),
     ("--data nowhere/at/all", 3, "no folder nowhere/at/all"),
     ("--model cifar-cnn", 3, "the images of tiny are 28x28x1, model cifar-cnn takes 32x32x3"),
@@ -125,6 +126,7 @@ def test_bad_config_file(tmp_path, capsys):
     file = tmp_path / "a.yaml"
     for text, message in (
         ("bach_size: 3", "unknown option 'bach_size' in the configuration file (did you mean 'batch_size'?)"),
+        ("out: here", "unknown option 'out' in the configuration file"),
         ("lr: [", "Problems parsing config"),
         ("lr: fast", "--lr is fast. It must be a number"),
     ):
