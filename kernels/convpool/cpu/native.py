@@ -46,6 +46,7 @@ class _Problem(ctypes.Structure):
             ("dx_stride", 4),
             ("dw_stride", 4),
             ("threads", 1),
+            ("winograd", 1),
         )
     ]
 
@@ -67,7 +68,9 @@ class NativeBackend:
         padded = geometry.conv_height * geometry.settings.stride[0] + geometry.kernel[0] * geometry.settings.dilation[0]
         if geometry.in_channels * padded * geometry.width > _MAX_ELEMENTS // 16:
             return "one image has too many elements for 32-bit offsets"
-        return Plan("cpu", "fused", "direct", "every other form is slower")
+        if _takes_winograd(geometry):
+            return Plan("cpu", "fused", "winograd", "3x3 kernel and 2x2 window: 16 products for 36")
+        return Plan("cpu", "fused", "direct", "conv, ReLU and pool in one pass; gradients from the winners alone")
 
     def forward(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, plan: Plan, with_code: bool
@@ -77,7 +80,14 @@ class NativeBackend:
         if y.numel() == 0:
             return y, code
         problem = _problem(
-            geometry, x.stride(), weight.stride(), y.stride(), _NO_STRIDES, _NO_STRIDES, torch.get_num_threads()
+            geometry,
+            x.stride(),
+            weight.stride(),
+            y.stride(),
+            _NO_STRIDES,
+            _NO_STRIDES,
+            torch.get_num_threads(),
+            plan.kernel == "winograd",
         )
         if bias is not None:
             bias = bias.contiguous()
@@ -117,6 +127,15 @@ class NativeBackend:
         return dx, dw, db
 
 
+def _takes_winograd(g: Geometry) -> bool:
+    """What forward_winograd.h is written for, and enough input channels for the transforms to pay."""
+    s = g.settings
+    plain_pool = (s.pool_kernel, s.pool_stride, s.pool_padding, s.pool_dilation) == ((2, 2), (2, 2), (0, 0), (1, 1))
+    fits = g.pooled_height * 2 <= g.conv_height and g.pooled_width * 2 <= g.conv_width
+    unit = (g.kernel, s.stride, s.dilation) == ((3, 3), (1, 1), (1, 1))
+    return plain_pool and fits and unit and g.group_channels >= 12
+
+
 class _Prepared:
     """A filled `_Problem`, read by the library and changed by nobody, so that calls and threads can share it."""
 
@@ -134,6 +153,7 @@ def _problem(
     dx_stride: tuple[int, ...],
     dw_stride: tuple[int, ...],
     threads: int,
+    winograd: bool = False,
 ) -> _Prepared:
     s = geometry.settings
     return _Prepared(
@@ -159,6 +179,7 @@ def _problem(
             dx_stride,
             dw_stride,
             threads,
+            winograd,
         )
     )
 

@@ -2,17 +2,22 @@
 #pragma once
 
 #include "backward.h"
+#include "backward_few.h"
 #include "forward_direct.h"
+#include "forward_winograd.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
 EXPORT int64_t convpool_problem_size() { return sizeof(Problem); }  // so that a stale library is noticed
 
 EXPORT void convpool_forward(const Problem* p, const float* x, const float* w, const float* bias, float* y, uint8_t* code) {
-    forward_direct(*p, x, w, bias, y, code);
+    (p->winograd ? forward_winograd : forward_direct)(*p, x, w, bias, y, code);
 }
 
 EXPORT void convpool_backward(const Problem* p, const float* x, const float* w, const float* dy, const uint8_t* code, float* dx,
                               float* dw, float* db) {
-    backward(*p, x, w, dy, code, dx, dw, db);
+    if (dw && !dx && few_products(*p))
+        backward_few(*p, x, dy, code, dw, db);
+    else
+        backward(*p, x, w, dy, code, dx, dw, db);
 }

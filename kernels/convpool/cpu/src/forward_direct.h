@@ -11,7 +11,6 @@ namespace {
 
 // Sums in registers: at least 8 hide a latency of 4 cycles at 2 multiply-adds a cycle; more than 16 (8) would leave too few
 // registers for weights and too few general ones for the positions' pointers.
-constexpr int CHANNEL_VECTORS = 2;
 constexpr int TILE_SUMS = REGISTERS == 32 ? 16 : 8;
 
 struct DirectPlan {
@@ -95,8 +94,10 @@ template <int WINDOWS, int VECTORS>
 INLINE void pooled_tile(const DirectBand& band, int64_t row, int64_t column, int64_t channel) {
     const Problem& p = band.plan.p;
     const float* at[4 * WINDOWS];
+    const float* first = band.position(2 * row, 2 * column);
+    const int64_t down = p.stride[ROW] * band.in.row, right = p.stride[COLUMN] * band.in.column;
     UNROLL for (int i = 0; i < 2; i++)
-        UNROLL for (int j = 0; j < 2 * WINDOWS; j++) at[2 * WINDOWS * i + j] = band.position(2 * row + i, 2 * column + j);
+        UNROLL for (int j = 0; j < 2 * WINDOWS; j++) at[2 * WINDOWS * i + j] = first + i * down + j * right;
     Vec sums[4 * WINDOWS][VECTORS];
     convolve(at, band.offsets, p.reduction(), band.weights(channel), band.bias(channel), sums);
     const int64_t window = (row - band.rows.begin) * p.pooled_size[COLUMN] + column;

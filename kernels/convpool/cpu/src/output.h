@@ -8,6 +8,8 @@
 
 namespace {
 
+constexpr int CHANNEL_VECTORS = 2;  // of output channels in a register tile
+
 // L values and codes of one window; `count` of them exist.
 INLINE void write_window(float* y, uint8_t* code, Vec value, IVec winner, int64_t count) {
     const Mask dead = at_most_zero(value);

@@ -158,14 +158,14 @@ inline const float* patches_of(const Problem& p, const PatchLayout& layout, cons
     const int64_t piece = p.dilation[COLUMN] == 1 ? p.kernel[COLUMN] * layout.pixel : layout.pixel;  // consecutive in x
     const int64_t pieces = p.kernel[COLUMN] * layout.pixel / piece;
     float* unfolded = unfolded_memory.get<float>(lines * layout.line + taps_high * p.kernel[COLUMN] * layout.pixel + 2 * L);
+    const int64_t down = p.dilation[ROW] * line, right = p.stride[COLUMN] * layout.pixel, apart = p.dilation[COLUMN] * layout.pixel;
     for (int64_t r = 0; r < lines; r++) {
-        for (int64_t j = 0; j < band.conv[COLUMN].size(); j++) {
-            float* to = unfolded + r * layout.line + j * layout.column;  // what is written beyond a patch, the next one overwrites
-            for (int64_t kh = 0; kh < taps_high; kh++) {
-                const float* from = pixels + (r * input_step + kh * p.dilation[ROW]) * line + j * p.stride[COLUMN] * layout.pixel;
-                for (int64_t i = 0; i < pieces; i++, to += piece)
-                    copy_loosely(from + i * p.dilation[COLUMN] * layout.pixel, piece, to);
-            }
+        const float* from = pixels + r * input_step * line;
+        float* patch = unfolded + r * layout.line;
+        for (int64_t j = 0; j < band.conv[COLUMN].size(); j++, from += right, patch += layout.column) {
+            float* to = patch;  // what is written beyond a patch, the next one overwrites
+            for (int64_t kh = 0; kh < taps_high; kh++)
+                for (int64_t i = 0; i < pieces; i++, to += piece) copy_loosely(from + kh * down + i * apart, piece, to);
         }
     }
     return unfolded;

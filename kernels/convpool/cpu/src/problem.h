@@ -18,6 +18,7 @@ struct Problem {
     int64_t pool_kernel[2], pool_stride[2], pool_padding[2], pool_dilation[2];
     int64_t x_stride[4], w_stride[4], y_stride[4], dx_stride[4], dw_stride[4];  // in elements; code and dy are laid out as y
     int64_t threads;
+    int64_t winograd;  // whether the forward pass takes that kernel; the planner's choice
 
     int64_t taps() const { return kernel[ROW] * kernel[COLUMN]; }
     int64_t reduction() const { return in_channels * taps(); }

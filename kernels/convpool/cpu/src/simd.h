@@ -43,17 +43,35 @@ INLINE IVec lane_numbers() {
     return v;
 }
 
+// AddressSanitizer does not see what masked intrinsics touch: in its builds the ends are touched in plain sight.
+template <typename T>
+INLINE void touch(T* p, int n) {
+#ifdef __SANITIZE_ADDRESS__
+    if (n > 0) (void)*(volatile T*)p, (void)*(volatile T*)(p + (n < L ? n : L) - 1);
+#else
+    (void)p, (void)n;
+#endif
+}
+
 // takes_maximum is max_pool2d's rule: a NaN always takes it, and nothing but another NaN takes it from a NaN.
 #if LANES == 16
 typedef __mmask16 Mask;
 INLINE Mask first_lanes(int n) { return (Mask)(n >= 16 ? 0xffff : (1u << n) - 1); }
-INLINE Vec load_first(const float* p, int n) { return (Vec)_mm512_maskz_loadu_ps(first_lanes(n), p); }
-INLINE void store_first(float* p, Vec v, int n) { _mm512_mask_storeu_ps(p, first_lanes(n), (__m512)v); }
+INLINE Vec load_first(const float* p, int n) {
+    touch(p, n);
+    return (Vec)_mm512_maskz_loadu_ps(first_lanes(n), p);
+}
+INLINE void store_first(float* p, Vec v, int n) {
+    touch(p, n);
+    _mm512_mask_storeu_ps(p, first_lanes(n), (__m512)v);
+}
 INLINE IVec load_bytes(const uint8_t* p) { return (IVec)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)); }
 INLINE IVec load_first_bytes(const uint8_t* p, int n) {
+    touch(p, n);
     return (IVec)_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(first_lanes(n), p));
 }
 INLINE void store_first_bytes(uint8_t* p, IVec v, int n) {
+    touch(p, n);
     _mm_mask_storeu_epi8(p, first_lanes(n), _mm512_cvtepi32_epi8((__m512i)v));
 }
 // The lanes whose bits are set, moved to the front; the rest is of no use.
@@ -68,21 +86,35 @@ INLINE Mask takes_maximum(Vec v, Vec best) {
 INLINE Mask at_most_zero(Vec v) { return _mm512_cmp_ps_mask((__m512)v, _mm512_setzero_ps(), _CMP_LE_OQ); }
 INLINE Mask is_finite(Vec v) { return _mm512_cmp_ps_mask(_mm512_sub_ps((__m512)v, (__m512)v), _mm512_setzero_ps(), _CMP_EQ_OQ); }
 INLINE Mask equal(IVec a, IVec b) { return _mm512_cmpeq_epi32_mask((__m512i)a, (__m512i)b); }
+INLINE Mask differ(IVec a, IVec b) { return _mm512_cmpneq_epi32_mask((__m512i)a, (__m512i)b); }
 INLINE unsigned mask_bits(Mask m) { return m; }
+// In each lane four[index & 3], or 0 where not `wanted`.
+INLINE Vec pick_of_four(const float* four, IVec index, Mask wanted) {
+    touch(four, 4);
+    return (Vec)_mm512_maskz_permutevar_ps(wanted, _mm512_broadcast_f32x4(_mm_loadu_ps(four)), (__m512i)index);
+}
 INLINE Vec select(Mask m, Vec yes, Vec no) { return (Vec)_mm512_mask_blend_ps(m, (__m512)no, (__m512)yes); }
 INLINE IVec select(Mask m, IVec yes, IVec no) { return (IVec)_mm512_mask_blend_epi32(m, (__m512i)no, (__m512i)yes); }
 #else
 typedef IVec Mask;  // 0 or -1 in each lane
 INLINE Mask first_lanes(int n) { return lane_numbers() < splat(n); }
-INLINE Vec load_first(const float* p, int n) { return (Vec)_mm256_maskload_ps(p, (__m256i)first_lanes(n)); }
-INLINE void store_first(float* p, Vec v, int n) { _mm256_maskstore_ps(p, (__m256i)first_lanes(n), (__m256)v); }
+INLINE Vec load_first(const float* p, int n) {
+    touch(p, n);
+    return (Vec)_mm256_maskload_ps(p, (__m256i)first_lanes(n));
+}
+INLINE void store_first(float* p, Vec v, int n) {
+    touch(p, n);
+    _mm256_maskstore_ps(p, (__m256i)first_lanes(n), (__m256)v);
+}
 INLINE IVec load_bytes(const uint8_t* p) { return (IVec)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)); }
 INLINE IVec load_first_bytes(const uint8_t* p, int n) {
+    touch(p, n);
     uint64_t packed = 0;
     memcpy(&packed, p, n < 8 ? n : 8);
     return (IVec)_mm256_cvtepu8_epi32(_mm_cvtsi64_si128((long long)packed));
 }
 INLINE void store_first_bytes(uint8_t* p, IVec v, int n) {
+    touch(p, n);
     const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128((__m256i)v), _mm256_extracti128_si256((__m256i)v, 1));
     const uint64_t packed = (uint64_t)_mm_cvtsi128_si64(_mm_packus_epi16(words, words));
     memcpy(p, &packed, n < 8 ? n : 8);
@@ -91,6 +123,11 @@ INLINE Mask takes_maximum(Vec v, Vec best) { return (v > best) | (v != v); }
 INLINE Mask at_most_zero(Vec v) { return v <= Vec{}; }
 INLINE Mask is_finite(Vec v) { return v - v == Vec{}; }
 INLINE Mask equal(IVec a, IVec b) { return a == b; }
+INLINE Mask differ(IVec a, IVec b) { return a != b; }
+INLINE Vec pick_of_four(const float* four, IVec index, Mask wanted) {
+    touch(four, 4);
+    return (Vec)((IVec)_mm256_permutevar_ps(_mm256_broadcast_ps((const __m128*)four), (__m256i)index) & wanted);
+}
 INLINE unsigned mask_bits(Mask m) { return (unsigned)_mm256_movemask_ps((__m256)m); }
 INLINE Vec select(Mask m, Vec yes, Vec no) { return m ? yes : no; }
 INLINE IVec select(Mask m, IVec yes, IVec no) { return m ? yes : no; }

@@ -1,0 +1,194 @@
+// 3x3 kernels by Winograd's F(2x2, 3x3): 16 products where the definition takes 36, and one tile of outputs is one window.
+// Source: Lavin & Gray, Fast Algorithms for Convolutional Neural Networks (2015), section 4.1.
+//
+// A block of windows goes through three stages that stay in the second-level cache: input transform (lanes are input
+// channels), 16 matrix products (lanes are output channels), output transform with bias, ReLU and maximum.
+#pragma once
+
+#include "output.h"
+#include "patches.h"
+
+namespace {
+
+constexpr int64_t WINOGRAD_WINDOWS = 32;  // a block: 16 * 32 * (C_in + C_out) floats, 256 KB for 64 and 64 channels
+constexpr int PRODUCT_WINDOWS = REGISTERS == 32 ? 8 : 4;  // of a register tile, times CHANNEL_VECTORS
+
+// G w G^T for L output channels.  w: [9], u: 16 results, `step` apart
+INLINE void transform_weights(const Vec (&w)[9], float* u, int64_t step) {
+    Vec rows[4][3];
+    UNROLL for (int j = 0; j < 3; j++) {
+        const Vec outer = w[j] + w[6 + j];
+        rows[0][j] = w[j];
+        rows[1][j] = (outer + w[3 + j]) * 0.5f;
+        rows[2][j] = (outer - w[3 + j]) * 0.5f;
+        rows[3][j] = w[6 + j];
+    }
+    UNROLL for (int i = 0; i < 4; i++) {
+        const Vec outer = rows[i][0] + rows[i][2];
+        store(u + (4 * i) * step, rows[i][0]);
+        store(u + (4 * i + 1) * step, (outer + rows[i][1]) * 0.5f);
+        store(u + (4 * i + 2) * step, (outer - rows[i][1]) * 0.5f);
+        store(u + (4 * i + 3) * step, rows[i][2]);
+    }
+}
+
+// B^T x B for L input channels of one 4x4 patch.  v: 16 results, `step` apart
+INLINE void transform_input(const float* x, int64_t line, int64_t pixel, float* v, int64_t step) {
+    Vec rows[4][4];
+    UNROLL for (int j = 0; j < 4; j++) {
+        const Vec a = load(x + j * pixel), b = load(x + line + j * pixel), c = load(x + 2 * line + j * pixel),
+                  d = load(x + 3 * line + j * pixel);
+        rows[0][j] = a - c, rows[1][j] = b + c, rows[2][j] = c - b, rows[3][j] = b - d;
+    }
+    UNROLL for (int i = 0; i < 4; i++) {
+        const Vec *r = rows[i];
+        store(v + (4 * i) * step, r[0] - r[2]);
+        store(v + (4 * i + 1) * step, r[1] + r[2]);
+        store(v + (4 * i + 2) * step, r[2] - r[1]);
+        store(v + (4 * i + 3) * step, r[1] - r[3]);
+    }
+}
+
+// A^T m A for L output channels of one window: its four conv outputs.
+INLINE void transform_output(const float* m, int64_t step, Vec (&z)[4]) {
+    Vec top[4], bottom[4];
+    UNROLL for (int j = 0; j < 4; j++) {
+        const Vec a = load(m + j * step), b = load(m + (4 + j) * step), c = load(m + (8 + j) * step), d = load(m + (12 + j) * step);
+        top[j] = a + b + c, bottom[j] = b - c - d;
+    }
+    z[0] = top[0] + top[1] + top[2], z[1] = top[1] - top[2] - top[3];
+    z[2] = bottom[0] + bottom[1] + bottom[2], z[3] = bottom[1] - bottom[2] - bottom[3];
+}
+
+struct WinogradPlan {
+    const Problem& p;
+    const float *w, *bias;     // the tensors; bias may be null
+    int64_t pixel, channels;   // input and output channels, rounded up to vectors
+    float* u;                  // [16][block of CHANNEL_VECTORS vectors][input channel][lane]
+    int64_t u_step() const { return pixel * channels; }
+};
+
+inline void winograd_weights(const WinogradPlan& plan, int64_t group, int64_t ci, float* u) {
+    const Problem& p = plan.p;
+    for (int64_t c = 0; c < plan.channels; c += L) {
+        Vec taps[9] = {};
+        for (int64_t lane = 0; lane < std::min<int64_t>(L, p.out_channels - c) && ci < p.in_channels; lane++) {
+            const float* from = plan.w + (group * p.out_channels + c + lane) * p.w_stride[BATCH] + ci * p.w_stride[CHANNEL];
+            for (int tap = 0; tap < 9; tap++) taps[tap][lane] = from[tap / 3 * p.w_stride[HEIGHT] + tap % 3 * p.w_stride[WIDTH]];
+        }
+        const int64_t block = c / (CHANNEL_VECTORS * L) * (CHANNEL_VECTORS * L);
+        const int64_t width = std::min<int64_t>(CHANNEL_VECTORS * L, plan.channels - block);
+        transform_weights(taps, u + block * plan.pixel + ci * width + (c - block), plan.u_step());
+    }
+}
+
+// m[window][lane] = sum over input channels of v[window] * u, for PRODUCT_WINDOWS windows.
+template <int VECTORS>
+INLINE void winograd_product(const float* v, int64_t pixel, const float* u, float* m, int64_t channels) {
+    Vec sums[PRODUCT_WINDOWS][VECTORS] = {};
+    for (int64_t ci = 0; ci < pixel; ci++, u += VECTORS * L) {
+        Vec weight[VECTORS];
+        UNROLL for (int k = 0; k < VECTORS; k++) weight[k] = load(u + k * L);
+        UNROLL for (int t = 0; t < PRODUCT_WINDOWS; t++) {
+            const float value = v[t * pixel + ci];
+            UNROLL for (int k = 0; k < VECTORS; k++) sums[t][k] += weight[k] * value;
+        }
+    }
+    UNROLL for (int t = 0; t < PRODUCT_WINDOWS; t++)
+        UNROLL for (int k = 0; k < VECTORS; k++) store(m + t * channels + k * L, sums[t][k]);
+}
+
+template <int VECTORS>
+void winograd_products(const WinogradPlan& plan, const float* v, const float* u, float* m, int64_t windows) {
+    for (int64_t t = 0; t < windows; t += PRODUCT_WINDOWS)
+        winograd_product<VECTORS>(v + t * plan.pixel, plan.pixel, u, m + t * plan.channels, plan.channels);
+}
+
+// The definition, for a window whose transforms met an infinity or NaN: there inf - inf stands for what a tap never saw.
+inline void direct_window(const WinogradPlan& plan, const float* x, int64_t line, int64_t group, int64_t channel, Vec (&z)[4]) {
+    const Problem& p = plan.p;
+    for (int lane = 0; lane < L && channel + lane < p.out_channels; lane++) {
+        const float* w = plan.w + (group * p.out_channels + channel + lane) * p.w_stride[BATCH];
+        for (int position = 0; position < 4; position++) {
+            float sum = 0;
+            for (int tap = 0; tap < 9; tap++) {
+                const float* from = x + (position / 2 + tap / 3) * line + (position % 2 + tap % 3) * plan.pixel;
+                const float* weight = w + tap / 3 * p.w_stride[HEIGHT] + tap % 3 * p.w_stride[WIDTH];
+                for (int64_t ci = 0; ci < p.in_channels; ci++) sum += from[ci] * weight[ci * p.w_stride[CHANNEL]];
+            }
+            z[position][lane] = sum;
+        }
+    }
+}
+
+// Windows [begin, end) of a band.
+inline void winograd_block(const WinogradPlan& plan, const float* pixels, int64_t line, int64_t group, int64_t begin, int64_t end,
+                           const OutputBand& out, Scratch& v_memory, Scratch& m_memory) {
+    const Problem& p = plan.p;
+    const int64_t count = end - begin, rounded = round_up(count, PRODUCT_WINDOWS), width = p.pooled_size[COLUMN];
+    float* v = v_memory.get<float>(16 * WINOGRAD_WINDOWS * plan.pixel);
+    float* m = m_memory.get<float>(16 * WINOGRAD_WINDOWS * plan.channels);
+    const float* patch[WINOGRAD_WINDOWS];
+    for (int64_t t = 0; t < rounded; t++) {
+        const int64_t window = std::min(begin + t, end - 1);  // a block is filled up with its last window
+        patch[t] = pixels + window / width * 2 * line + window % width * 2 * plan.pixel;
+        for (int64_t c = 0; c < plan.pixel; c += L)
+            transform_input(patch[t] + c, line, plan.pixel, v + t * plan.pixel + c, WINOGRAD_WINDOWS * plan.pixel);
+    }
+    for (int k = 0; k < 16; k++) {
+        for (int64_t c = 0; c < plan.channels; c += CHANNEL_VECTORS * L) {
+            const float* u = plan.u + group * 16 * plan.u_step() + k * plan.u_step() + c * plan.pixel;
+            const float* from = v + k * WINOGRAD_WINDOWS * plan.pixel;
+            float* to = m + k * WINOGRAD_WINDOWS * plan.channels + c;
+            plan.channels - c > L ? winograd_products<2>(plan, from, u, to, rounded) : winograd_products<1>(plan, from, u, to, rounded);
+        }
+    }
+    for (int64_t t = 0; t < count; t++) {
+        for (int64_t c = 0; c < plan.channels; c += L) {
+            Vec z[4];
+            transform_output(m + t * plan.channels + c, WINOGRAD_WINDOWS * plan.channels, z);
+            if (mask_bits(is_finite(z[0] + z[1] + z[2] + z[3])) != (1u << L) - 1) direct_window(plan, patch[t], line, group, c, z);
+            const int64_t left = p.out_channels - c;
+            const Vec bias = plan.bias ? load_first(plan.bias + group * p.out_channels + c, left < L ? (int)left : L) : Vec{};
+            Vec best = z[0] + bias;
+            IVec winner = {};
+            UNROLL for (int offset = 1; offset < 4; offset++) {
+                const Vec value = z[offset] + bias;
+                const Mask better = takes_maximum(value, best);
+                best = select(better, value, best);
+                winner = select(better, splat((int32_t)offset), winner);
+            }
+            write_window(out.y(begin + t, c), out.code(begin + t, c), best, winner, left);
+        }
+    }
+}
+
+inline void forward_winograd(const Problem& p, const float* x, const float* w, const float* bias, float* y, uint8_t* code) {
+    static thread_local Scratch u_memory;
+    const int64_t pixel = round_up(p.in_channels, L), channels = round_up(p.out_channels, L);
+    const WinogradPlan plan{p, w, bias, pixel, channels, u_memory.get<float>(p.groups * 16 * pixel * channels)};
+    const bool copied = !in_place(p, p.x_stride);
+    const PatchLayout layout = copied ? pixel_layout(p, Form::PIXELS, pixel, input_width(p) * pixel)
+                                      : pixel_layout(p, Form::IN_PLACE, pixel, p.x_stride[HEIGHT]);
+    const Bands bands(p, copied ? 2 * layout.line : 0);
+#pragma omp parallel num_threads((int)p.threads) if (p.threads > 1)
+    {
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < p.groups * pixel; i++)
+            winograd_weights(plan, i / pixel, i % pixel, plan.u + i / pixel * 16 * plan.u_step());
+#pragma omp for schedule(static)
+        for (int64_t unit = 0; unit < p.batch * p.groups * bands.count; unit++) {
+            static thread_local Scratch pixel_memory, unfolded, tile, v, m;
+            const int64_t image = unit / bands.count / p.groups, group = unit / bands.count % p.groups;
+            const Band band(p, bands.rows(unit % bands.count));
+            const float* pixels = patches_of(p, layout, group_of(p, x, image, group), band, pixel_memory, unfolded);
+            const OutputBand out(p, y, code, image, group, band.rows, tile);
+            const int64_t windows = band.rows.size() * p.pooled_size[COLUMN];
+            for (int64_t begin = 0; begin < windows; begin += WINOGRAD_WINDOWS)
+                winograd_block(plan, pixels, layout.line, group, begin, std::min(begin + WINOGRAD_WINDOWS, windows), out, v, m);
+            out.finish();
+        }
+    }
+}
+
+}  // namespace

@@ -1,0 +1,56 @@
+"""The kernels under AddressSanitizer and UndefinedBehaviorSanitizer, over the table of shapes in two memory formats."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from convpool import cases
+from convpool.cpu import native
+from convpool.layout import new_code, new_gradients, new_output
+from convpool.parity import Layout, make_inputs
+from convpool.protocol import Plan
+
+SOURCES = Path(native.__file__).parent / "src"
+FLAGS = {
+    "AVX512": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mpopcnt"],
+    "AVX2": ["-mavx2", "-mfma", "-mpopcnt"],
+}
+
+
+def problem(case: cases.Case, layout: Layout) -> str:
+    """The integers of the struct that the backend would pass for a call, with all three gradients asked for."""
+    inputs = make_inputs(case, layout=layout)
+    geometry = case.geometry
+    plan = native.BACKEND.serves(geometry, torch.float32, torch.device("cpu"))
+    assert isinstance(plan, Plan)
+    y = new_output(inputs.x, inputs.weight, geometry)
+    code = new_code(y, True)
+    dx, dw, _ = new_gradients(code, inputs.weight, geometry, (True, True, True))
+    strides = (t.stride() for t in (inputs.x, inputs.weight, y, dx, dw))
+    prepared = native._problem(geometry, *strides, 1, plan.kernel == "winograd")
+    return " ".join(map(str, memoryview(prepared.problem).cast("B").cast("q")))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", FLAGS)
+def test_no_access_outside_and_no_undefined_behaviour(capability: str, tmp_path: Path) -> None:
+    compiler = shutil.which("g++")
+    if not compiler:
+        pytest.skip("no C++ compiler")
+    found = torch.backends.cpu.get_cpu_capability()
+    if found != "AVX512" and found != capability:
+        pytest.skip(f"the processor has {found}")
+    driver = tmp_path / "driver"
+    flags = ["-std=c++17", "-O1", "-g", "-fopenmp", "-fno-sanitize-recover=all", "-fsanitize=address,undefined"]
+    source = Path(__file__).with_name("sanitize.cpp")
+    subprocess.run([compiler, *flags, *FLAGS[capability], f"-I{SOURCES}", source, "-o", driver], check=True)
+    drawn = [case for case in cases.CASES if case.batch]
+    lines = [problem(case, layout) for case in drawn for layout in ("nchw", "channels_last")]
+    result = subprocess.run([driver], input="\n".join(lines), capture_output=True, text=True, timeout=500)
+    print(result.stderr[-6000:], file=sys.stderr)
+    assert result.returncode == 0
+    assert result.stdout == f"{len(lines)} problems\n"
