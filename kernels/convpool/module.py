@@ -65,7 +65,7 @@ class ConvReLUMaxPool2d(nn.Conv2d):
         self.pool_dilation = pool_dilation
         self.ceil_mode = ceil_mode
         self.plain = False
-        make_settings(self.kernel_size, **self._options())  # refuses here what no call could mean
+        make_settings(self.kernel_size, **_conv_options(self), **self._pool_options())  # refuses here what no call could mean
 
     @classmethod
     def from_layers(cls, conv: nn.Conv2d, pool: nn.MaxPool2d) -> Self:
@@ -102,10 +102,8 @@ class ConvReLUMaxPool2d(nn.Conv2d):
         return layer.train(conv.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        options = self._options()
-        if self.padding_mode != "zeros":
-            x = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-            options["padding"] = 0
+        x, options = conv_input(self, x)
+        options |= self._pool_options()
         if self.plain:
             return eager.relu_then_pool(x, self.weight, self.bias, make_settings(self.kernel_size, **options))
         return conv_relu_max_pool2d(x, self.weight, self.bias, **options)
@@ -119,15 +117,24 @@ class ConvReLUMaxPool2d(nn.Conv2d):
                 pool += f", {name}={getattr(self, name)}"
         return f"{super().extra_repr()}, {pool}"
 
-    def _options(self) -> dict[str, Any]:
+    def _pool_options(self) -> dict[str, Any]:
         return {
-            "stride": self.stride,
-            "padding": self.padding,
-            "dilation": self.dilation,
-            "groups": self.groups,
             "pool_kernel_size": self.pool_kernel_size,
             "pool_stride": self.pool_stride,
             "pool_padding": self.pool_padding,
             "pool_dilation": self.pool_dilation,
             "ceil_mode": self.ceil_mode,
         }
+
+
+def conv_input(conv: nn.Conv2d, x: Tensor) -> tuple[Tensor, dict[str, Any]]:
+    """x as conv's kernel gets it (a padding_mode other than zeros pads first), and the options for the op."""
+    options = _conv_options(conv)
+    if conv.padding_mode != "zeros":
+        x = F.pad(x, conv._reversed_padding_repeated_twice, mode=conv.padding_mode)
+        options["padding"] = 0
+    return x, options
+
+
+def _conv_options(conv: nn.Conv2d) -> dict[str, Any]:
+    return {"stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation, "groups": conv.groups}

@@ -1,0 +1,13 @@
+"""`fuse(model)`: conv -> [norm] -> ReLU -> max-pool as one op in a model that somebody else wrote.
+
+trace.py   one module's forward as a graph, or why not
+find.py    the runs that each module's forward holds
+chain.py   what runs at each call: layers in order, with what can be fused at that moment as one op
+rewrite.py fuse, unfuse
+report.py  fusion_report
+verify.py  verify
+"""
+
+from convpool.fusion.rewrite import fuse, unfuse
+
+__all__ = ["fuse", "unfuse"]

@@ -1,0 +1,243 @@
+"""What a fused model does at each call: runs layers one after another, conv -> ReLU -> max-pool as one op where that holds now.
+
+Nothing is decided here once and for all. Every call looks at the layers as they are, so a hook added later, a layer
+replaced, a norm switched to training mode get what the unfused model would do.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.module import _has_any_global_hook
+
+from convpool.functional import conv_relu_max_pool2d
+from convpool.module import conv_input
+
+
+class ReLU(NamedTuple):
+    """A ReLU called as a function."""
+
+    inplace: bool = False
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.relu(x, inplace=self.inplace)
+
+
+class MaxPool2d(NamedTuple):
+    """Max-pooling called as a function; the fields are those of nn.MaxPool2d."""
+
+    kernel_size: Any
+    stride: Any = None
+    padding: Any = 0
+    dilation: Any = 1
+    ceil_mode: bool = False
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.max_pool2d(x, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)
+
+
+class Call(NamedTuple):
+    """Another function of one tensor, known by name only: reports mention it, chains that run never hold it."""
+
+    name: str
+
+
+Layer: TypeAlias = nn.Module | ReLU | MaxPool2d | Call
+
+_FUNCTIONAL_NORMS = frozenset({"batch_norm", "group_norm", "instance_norm", "layer_norm", "local_response_norm"})
+_FUNCTIONAL_ACTIVATIONS = frozenset(
+    "celu elu gelu hardsigmoid hardswish hardtanh leaky_relu logsigmoid mish prelu relu6 rrelu selu sigmoid silu "
+    "softplus softsign tanh threshold".split()
+)
+
+
+class Run(NamedTuple):
+    """Consecutive layers of the form conv -> [norm] -> activation and pool in either order, of whatever kinds."""
+
+    conv: Layer
+    norm: Layer | None
+    activation: Layer
+    pool: Layer
+    idle: tuple[nn.Module, ...]  # identities and dropouts between them
+    length: int
+
+    def misfit(self) -> str | None:
+        """Why layers of these kinds never fuse, or None."""
+        if isinstance(self.conv, Call):
+            return f"{self.conv.name} is called as a function: only nn.Conv2d layers are fused"
+        if not isinstance(self.conv, nn.Conv2d):
+            return f"{_kind(self.conv)} is not Conv2d"
+        if not _is_own(self.conv, nn.Conv2d, "_conv_forward"):
+            return f"{_kind(self.conv)} has a forward of its own"
+        if self.norm is not None and not isinstance(self.norm, nn.BatchNorm2d):
+            return f"{_kind(self.norm)} is not BatchNorm2d"
+        if self.norm is not None and not _is_own(self.norm, nn.BatchNorm2d):
+            return f"{_kind(self.norm)} has a forward of its own"
+        if not isinstance(self.activation, ReLU) and not _is_own(self.activation, nn.ReLU):
+            return f"{_kind(self.activation)} is not ReLU"
+        if not isinstance(self.pool, MaxPool2d) and not _is_own(self.pool, nn.MaxPool2d):
+            return f"{_kind(self.pool)} is not MaxPool2d"
+        if getattr(self.pool, "return_indices", False):
+            return "the pool returns its indices"
+        return None
+
+    def obstacle(self) -> str | None:
+        """Why layers that fit are not fused at the moment, or None."""
+        for layer in (self.conv, self.norm, self.activation, self.pool, *self.idle):
+            if is_hooked(layer):
+                return f"a hook on {_kind(layer)}"
+        if self.norm is not None and (self.norm.training or self.norm.running_mean is None):
+            return "the norm uses batch statistics (training mode)"
+        for layer in self.idle:
+            if _is_dropout(layer) and layer.training and layer.p > 0:
+                return f"{_kind(layer)} is active (training mode)"
+        return None
+
+    def op_arguments(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None, dict[str, Any]]:
+        """What `conv_relu_max_pool2d` takes to compute this run: x, weight and bias with the norm folded in, options."""
+        weight, bias = self.conv.weight, self.conv.bias
+        if self.norm is not None:
+            weight, bias = _folded(weight, bias, self.norm)
+        x, options = conv_input(self.conv, x)
+        pool = self.pool
+        options["pool_kernel_size"] = pool.kernel_size
+        options["pool_stride"] = pool.stride
+        options["pool_padding"] = pool.padding
+        options["pool_dilation"] = pool.dilation
+        options["ceil_mode"] = pool.ceil_mode
+        return x, weight, bias, options
+
+    def __call__(self, x: Tensor) -> Tensor:
+        x, weight, bias, options = self.op_arguments(x)
+        return conv_relu_max_pool2d(x, weight, bias, **options)
+
+
+def run_chain(x: Tensor, layers: Sequence[Layer]) -> Tensor:
+    """`for layer in layers: x = layer(x)`, with each run that can be fused at this moment as one op."""
+    if _has_any_global_hook():
+        for layer in layers:
+            x = layer(x)
+        return x
+    layers = _expanded(layers)
+    i = 0
+    while i < len(layers):
+        run = run_at(layers, i)
+        if run is None or run.misfit() or run.obstacle():
+            x = layers[i](x)
+            i += 1
+        else:
+            x = run(x)
+            i += run.length
+    return x
+
+
+def run_at(layers: Sequence[Layer], start: int) -> Run | None:
+    """The run that begins with the layer at `start`, if one does."""
+    conv = layers[start]
+    if not _is_conv(conv):
+        return None
+    norm = activation = pool = None
+    idle: list[nn.Module] = []
+    for stop in range(start + 1, len(layers)):
+        layer = layers[stop]
+        if type(layer) is nn.Identity or _is_dropout(layer):
+            idle.append(layer)
+        elif norm is None and activation is None and pool is None and _is_norm(layer):
+            norm = layer
+        elif activation is None and _is_activation(layer):
+            activation = layer
+        elif pool is None and _is_pool(layer):
+            pool = layer
+        else:
+            return None
+        if activation is not None and pool is not None:
+            return Run(conv, norm, activation, pool, tuple(idle), stop + 1 - start)
+    return None
+
+
+def is_hooked(layer: Layer | None) -> bool:
+    """Whether calling the layer does more than its class's forward: hooks, or a forward set on the instance."""
+    return isinstance(layer, nn.Module) and bool(
+        layer._forward_hooks
+        or layer._forward_pre_hooks
+        or layer._backward_hooks
+        or layer._backward_pre_hooks
+        or "forward" in layer.__dict__
+    )
+
+
+def _expanded(layers: Sequence[Layer]) -> list[Layer]:
+    """The layers, with those that only call others in order replaced by these, so that runs reach across their borders."""
+    flat: list[Layer] = []
+    for layer in layers:
+        inner = None
+        if isinstance(layer, nn.Module) and not is_hooked(layer):
+            if type(layer).forward is nn.Sequential.forward:
+                inner = list(layer._modules.values())
+            elif hasattr(type(layer), "convpool_layers"):
+                inner = type(layer).convpool_layers(layer)
+        if inner is None:
+            flat.append(layer)
+        else:
+            flat.extend(_expanded(inner))
+    return flat
+
+
+def _folded(weight: Tensor, bias: Tensor | None, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the conv that equals conv -> norm under running statistics, differentiable in all of them.
+
+    norm(conv(x)) = (conv(x) - mean) * scale + beta with scale = gamma / sqrt(var + eps), formed in float32 at least.
+    """
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    scale = torch.rsqrt(norm.running_var.to(dtype) + norm.eps)
+    if norm.weight is not None:
+        scale = scale * norm.weight.to(dtype)
+    mean = norm.running_mean.to(dtype)
+    shift = -mean * scale if bias is None else (bias.to(dtype) - mean) * scale
+    if norm.bias is not None:
+        shift = shift + norm.bias.to(dtype)
+    return (weight.to(dtype) * scale[:, None, None, None]).to(weight.dtype), shift.to(weight.dtype)
+
+
+def _is_conv(layer: Layer) -> bool:
+    if isinstance(layer, Call):
+        return layer.name in ("conv1d", "conv2d", "conv3d")
+    return isinstance(layer, _ConvNd) and not isinstance(layer, _ConvTransposeNd)
+
+
+def _is_norm(layer: Layer) -> bool:
+    if isinstance(layer, Call):
+        return layer.name in _FUNCTIONAL_NORMS
+    return isinstance(layer, _NormBase) or "Norm" in _kind(layer)
+
+
+def _is_activation(layer: Layer) -> bool:
+    if isinstance(layer, Call):
+        return layer.name.rstrip("_") in _FUNCTIONAL_ACTIVATIONS
+    return isinstance(layer, ReLU) or type(layer).__module__ == nn.ReLU.__module__
+
+
+def _is_pool(layer: Layer) -> bool:
+    if isinstance(layer, Call):
+        return "_pool" in layer.name
+    return isinstance(layer, MaxPool2d) or "Pool" in _kind(layer)
+
+
+def _is_dropout(layer: Layer) -> bool:
+    return type(layer).__module__ == nn.Dropout.__module__
+
+
+def _is_own(layer: Any, kind: type[nn.Module], *methods: str) -> bool:
+    """Whether the layer computes what `kind` does: subclasses may add parametrizations, not another forward."""
+    cls = type(layer)
+    return isinstance(layer, kind) and all(
+        getattr(cls, name) is getattr(kind, name) for name in ("__call__", "forward", *methods)
+    )
+
+
+def _kind(layer: Layer | None) -> str:
+    return layer.name if isinstance(layer, Call) else type(layer).__name__

@@ -1,0 +1,220 @@
+"""`fuse` and `unfuse`: give the modules that hold runs a forward that fuses them.
+
+A rewritten module gets a subclass of its own class with the same name, as `torch.nn.utils.parametrize` does it, and
+nothing else: its submodules, parameters, buffers and hooks stay as they are. So `unfuse` only gives the class back.
+"""
+
+import copyreg
+import functools
+import itertools
+import linecache
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any, NamedTuple
+
+import torch
+from torch import fx, nn
+
+from convpool.fusion.chain import Layer, run_chain
+from convpool.fusion.find import Found, Link, Survey, original_class
+from convpool.fusion.trace import Traced
+
+_FORWARDS = "_convpool_forwards"  # of a rewritten instance: its traced forwards by training mode
+_MISSING = object()
+
+
+class Forward(NamedTuple):
+    """A module's forward in one mode, with its runs fused; `layers` if it is nothing but one layer after another."""
+
+    code: Callable[..., Any]
+    inputs: tuple[str, ...]
+    flags: tuple[tuple[str, Any], ...]
+    layers: tuple[Layer | str, ...] | None  # submodules by their path
+
+    def holds(self, module: nn.Module) -> bool:
+        """Whether the attributes that decided the way through the forward still have their values."""
+        return all(getattr(module, name, _MISSING) == value for name, value in self.flags)
+
+    def takes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        return len(args) + len(kwargs) == len(self.inputs) and all(name in self.inputs for name in kwargs)
+
+
+def fuse(model: nn.Module, *, inplace: bool = False) -> nn.Module:
+    """`model` with conv2d -> [BatchNorm2d] -> ReLU -> max-pool computed as one op: same values, same gradients.
+
+    Parameters, buffers, state_dict, submodules and hooks stay what they are; only the forward of the smallest modules
+    that hold such runs changes. What cannot be fused stays as it is; `fusion_report` says why.
+
+    Args:
+        model: any module; nothing is traced that torch.fx cannot follow.
+        inplace: rewrite `model` itself instead of a deep copy.
+
+    Raises:
+        TypeError: `model` is not an nn.Module, or is a ScriptModule, whose code cannot be rewritten.
+    """
+    model = _checked("fuse", model, inplace)
+    _restore(model)
+    survey = Survey(model)
+    owners = [module for module in survey.owners() if _is_subclassable(module)]
+    chosen = {module: None for module in owners if _fusable(survey, module)}  # in the model's order
+    for owner in list(chosen):
+        for found in _fusable(survey, owner):
+            for path in {path for link in found.links for path in link.crossed}:
+                crossed = owner.get_submodule(path)
+                if original_class(crossed).forward is not nn.Sequential.forward:
+                    chosen.setdefault(crossed)
+    forwards = {module: _forwards(survey, module) for module in chosen}
+    for module, by_mode in forwards.items():
+        vars(module)[_FORWARDS] = by_mode
+        module.__class__ = _fused_class(type(module))
+    return model
+
+
+def unfuse(model: nn.Module, *, inplace: bool = False) -> nn.Module:
+    """The model as it was before `fuse`, with the parameters it has now.
+
+    Raises:
+        TypeError: `model` is not an nn.Module, or is a ScriptModule.
+        ValueError: a rewritten module's class was derived from since (by parametrize or FSDP): undo that first.
+    """
+    return _restore(_checked("unfuse", model, inplace))
+
+
+def _checked(function: str, model: nn.Module, inplace: bool) -> nn.Module:
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError(f"{function} takes an nn.Module, got a ScriptModule: {function} it before torch.jit compiles it")
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{function} takes an nn.Module, got {type(model).__name__}")
+    return model if inplace else deepcopy(model)
+
+
+def _restore(model: nn.Module) -> nn.Module:
+    for name, module in model.named_modules():
+        if original_class(module) is not type(module):
+            module.__class__ = original_class(module)
+            vars(module).pop(_FORWARDS, None)
+        elif hasattr(type(module), "convpool_base"):
+            raise ValueError(f"the class of {name or 'model'} was derived from after fuse: {type(module).__name__}")
+    return model
+
+
+def _is_subclassable(module: nn.Module) -> bool:
+    try:
+        _fused_class(type(module))
+    except TypeError:  # a metaclass or an __init_subclass__ that wants more
+        return False
+    return "parametrizations" not in module._modules  # it would look for itself in the class's only base
+
+
+def _fusable(survey: Survey, module: nn.Module) -> list[Found]:
+    return [found for mode in (True, False) for found in survey.found(module, mode) if not found.misfit]
+
+
+def _forwards(survey: Survey, module: nn.Module) -> dict[bool, Forward]:
+    cls = original_class(module)
+    if cls.forward is nn.Sequential.forward:
+        return {}  # its children are its layers, at every call
+    forwards = {}
+    for mode in (True, False):
+        traced = survey.traced(module, mode)
+        if isinstance(traced, Traced):
+            links = survey.layers(module, mode)
+            layers = None if links is None else tuple(x.layer if isinstance(x.layer, tuple) else x.path for x in links)
+            found = [found for found in survey.found(module, mode) if not found.misfit]
+            code = _compiled(_with_chains(traced.graph, found), cls)
+            forwards[mode] = Forward(code, traced.inputs, traced.flags, layers)
+    return forwards
+
+
+def _with_chains(graph: fx.Graph, found: list[Found]) -> fx.Graph:
+    """A copy of the graph in which one `run_chain` stands for each span of links, at the place of its first."""
+    spans: list[list[Link]] = []
+    for run in found:
+        if spans and run.span[0] in spans[-1]:  # one submodule ends a run and begins the next
+            spans[-1] += [link for link in run.span if link not in spans[-1]]
+        else:
+            spans.append(list(run.span))
+    rewritten = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    rewritten.output(rewritten.graph_copy(graph, copies))
+    for span in spans:
+        nodes = [copies[link.node] for link in span]
+        with rewritten.inserting_before(nodes[0]):
+            layers = tuple(x.layer if isinstance(x.layer, tuple) else rewritten.get_attr(x.path) for x in span)
+            chain = rewritten.call_function(run_chain, (nodes[0].args[0], layers))
+        nodes[-1].replace_all_uses_with(chain)
+        for node in reversed(nodes):
+            rewritten.erase_node(node)
+    return rewritten
+
+
+def _compiled(graph: fx.Graph, cls: type[nn.Module]) -> Callable[..., Any]:
+    """The graph as a Python function of the module and its inputs."""
+    code = graph.python_code("self")
+    name = f"<{cls.__qualname__}.forward as fused by convpool, {next(_numbers)}>"
+    linecache.cache[name] = len(code.src), None, code.src.splitlines(keepends=True), name  # tracebacks show the lines
+    namespace = dict(code.globals)
+    exec(compile(code.src, name, "exec"), namespace)
+    return namespace["forward"]
+
+
+_numbers = itertools.count()
+
+
+@functools.lru_cache(256)
+def _fused_class(base: type[nn.Module]) -> type[nn.Module]:
+    """`base` with a fusing forward, under the same name; see `fuse`."""
+
+    @functools.wraps(base.forward)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        fused = vars(self)[_FORWARDS].get(self.training)
+        if fused is not None and fused.takes(args, kwargs) and fused.holds(self):
+            return fused.code(self, *args, **kwargs)
+        return base.forward(self, *args, **kwargs)
+
+    @functools.wraps(base.forward)
+    def sequential_forward(self: nn.Sequential, input: Any) -> Any:
+        return run_chain(input, list(self._modules.values()))
+
+    def convpool_layers(self: nn.Module) -> list[Layer] | None:
+        """The layers that calling this module calls in order, if it does no more than that."""
+        fused = vars(self)[_FORWARDS].get(self.training)
+        if fused is None or fused.layers is None or not fused.holds(self):
+            return None
+        return [self.get_submodule(layer) if isinstance(layer, str) else layer for layer in fused.layers]
+
+    def sequential_layers(self: nn.Sequential) -> list[Layer] | None:
+        return list(self._modules.values())
+
+    def extra_repr(self: nn.Module) -> str:
+        return "\n".join(filter(None, [base.extra_repr(self), "fused by convpool"]))
+
+    def __reduce_ex__(self: nn.Module, protocol: int) -> tuple[Any, ...]:
+        make, args, *rest = base.__reduce_ex__(self, max(protocol, 2))
+        if make is not copyreg.__newobj__:
+            return make, args, *rest  # a class that builds itself, such as a GraphModule, builds the unfused module
+        state = {name: value for name, value in vars(self).items() if name != _FORWARDS}
+        return _blank, (base, *args[1:]), state
+
+    def __setstate__(self: nn.Module, state: dict[str, Any]) -> None:
+        base.__setstate__(self, state)
+        vars(self)[_FORWARDS] = _forwards(Survey(self), self)
+
+    in_order = base.forward is nn.Sequential.forward
+    namespace = {
+        "convpool_base": base,
+        "convpool_layers": sequential_layers if in_order else convpool_layers,
+        "forward": sequential_forward if in_order else forward,
+        "extra_repr": extra_repr,
+        "__reduce_ex__": __reduce_ex__,
+        "__setstate__": __setstate__,
+        "__module__": base.__module__,
+        "__qualname__": base.__qualname__,
+        "__doc__": base.__doc__,
+    }
+    return type(base)(base.__name__, (base,), namespace)
+
+
+def _blank(base: type[nn.Module], *args: Any) -> nn.Module:
+    """A rewritten module without its state, which unpickling or deepcopy then sets."""
+    return base.__new__(_fused_class(base), *args)
