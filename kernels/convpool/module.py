@@ -65,7 +65,8 @@ class ConvReLUMaxPool2d(nn.Conv2d):
         self.pool_dilation = pool_dilation
         self.ceil_mode = ceil_mode
         self.plain = False
-        make_settings(self.kernel_size, **_conv_options(self), **self._pool_options())  # refuses here what no call could mean
+        options = _conv_options(self) | self._pool_options()
+        make_settings(self.kernel_size, **options)  # refuses here what no call could mean
 
     @classmethod
     def from_layers(cls, conv: nn.Conv2d, pool: nn.MaxPool2d) -> Self:

@@ -6,8 +6,11 @@ chain.py   what runs at each call: layers in order, with what can be fused at th
 rewrite.py fuse, unfuse
 report.py  fusion_report
 verify.py  verify
+memory.py  what autograd keeps for a backward pass
 """
 
+from convpool.fusion.report import fusion_report
 from convpool.fusion.rewrite import fuse, unfuse
+from convpool.fusion.verify import verify
 
-__all__ = ["fuse", "unfuse"]
+__all__ = ["fuse", "fusion_report", "unfuse", "verify"]

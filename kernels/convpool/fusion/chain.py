@@ -1,4 +1,4 @@
-"""What a fused model does at each call: runs layers one after another, conv -> ReLU -> max-pool as one op where that holds now.
+"""What a fused model does at each call: layer after layer, with conv -> ReLU -> max-pool as one op where that holds.
 
 Nothing is decided here once and for all. Every call looks at the layers as they are, so a hook added later, a layer
 replaced, a norm switched to training mode get what the unfused model would do.
@@ -50,20 +50,31 @@ Layer: TypeAlias = nn.Module | ReLU | MaxPool2d | Call
 
 _FUNCTIONAL_NORMS = frozenset({"batch_norm", "group_norm", "instance_norm", "layer_norm", "local_response_norm"})
 _FUNCTIONAL_ACTIVATIONS = frozenset(
-    "celu elu gelu hardsigmoid hardswish hardtanh leaky_relu logsigmoid mish prelu relu6 rrelu selu sigmoid silu "
-    "softplus softsign tanh threshold".split()
+    {
+        "celu",
+        "elu",
+        "gelu",
+        "hardsigmoid",
+        "hardswish",
+        "hardtanh",
+        "leaky_relu",
+        "logsigmoid",
+        "mish",
+        "prelu",
+        "relu6",
+    }
+    | {"rrelu", "selu", "sigmoid", "silu", "softplus", "softsign", "tanh", "threshold"}
 )
 
 
 class Run(NamedTuple):
-    """Consecutive layers of the form conv -> [norm] -> activation and pool in either order, of whatever kinds."""
+    """Consecutive layers: conv, perhaps a norm, activation and pool in either order; `misfit` looks at their kinds."""
 
-    conv: Layer
-    norm: Layer | None
-    activation: Layer
-    pool: Layer
-    idle: tuple[nn.Module, ...]  # identities and dropouts between them
-    length: int
+    conv: Any
+    norm: Any
+    activation: Any
+    pool: Any
+    layers: tuple[Any, ...]  # all of them in order, with the identities and dropouts between them
 
     def misfit(self) -> str | None:
         """Why layers of these kinds never fuse, or None."""
@@ -87,18 +98,18 @@ class Run(NamedTuple):
 
     def obstacle(self) -> str | None:
         """Why layers that fit are not fused at the moment, or None."""
-        for layer in (self.conv, self.norm, self.activation, self.pool, *self.idle):
+        for layer in self.layers:
             if is_hooked(layer):
                 return f"a hook on {_kind(layer)}"
         if self.norm is not None and (self.norm.training or self.norm.running_mean is None):
             return "the norm uses batch statistics (training mode)"
-        for layer in self.idle:
+        for layer in self.layers:
             if _is_dropout(layer) and layer.training and layer.p > 0:
                 return f"{_kind(layer)} is active (training mode)"
         return None
 
     def op_arguments(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None, dict[str, Any]]:
-        """What `conv_relu_max_pool2d` takes to compute this run: x, weight and bias with the norm folded in, options."""
+        """What `conv_relu_max_pool2d` takes for this run: x, weight and bias with the norm folded in, options."""
         weight, bias = self.conv.weight, self.conv.bias
         if self.norm is not None:
             weight, bias = _folded(weight, bias, self.norm)
@@ -111,12 +122,17 @@ class Run(NamedTuple):
         options["ceil_mode"] = pool.ceil_mode
         return x, weight, bias, options
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def fused(self, x: Tensor) -> Tensor:
         x, weight, bias, options = self.op_arguments(x)
         return conv_relu_max_pool2d(x, weight, bias, **options)
 
+    def one_by_one(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x
 
-def run_chain(x: Tensor, layers: Sequence[Layer]) -> Tensor:
+
+def run_chain(x: Tensor, layers: Sequence[Any]) -> Tensor:
     """`for layer in layers: x = layer(x)`, with each run that can be fused at this moment as one op."""
     if _has_any_global_hook():
         for layer in layers:
@@ -130,23 +146,22 @@ def run_chain(x: Tensor, layers: Sequence[Layer]) -> Tensor:
             x = layers[i](x)
             i += 1
         else:
-            x = run(x)
-            i += run.length
+            x = run.fused(x)
+            i += len(run.layers)
     return x
 
 
-def run_at(layers: Sequence[Layer], start: int) -> Run | None:
+def run_at(layers: Sequence[Any], start: int) -> Run | None:
     """The run that begins with the layer at `start`, if one does."""
     conv = layers[start]
     if not _is_conv(conv):
         return None
     norm = activation = pool = None
-    idle: list[nn.Module] = []
     for stop in range(start + 1, len(layers)):
         layer = layers[stop]
         if type(layer) is nn.Identity or _is_dropout(layer):
-            idle.append(layer)
-        elif norm is None and activation is None and pool is None and _is_norm(layer):
+            continue
+        if norm is None and activation is None and pool is None and _is_norm(layer):
             norm = layer
         elif activation is None and _is_activation(layer):
             activation = layer
@@ -155,11 +170,11 @@ def run_at(layers: Sequence[Layer], start: int) -> Run | None:
         else:
             return None
         if activation is not None and pool is not None:
-            return Run(conv, norm, activation, pool, tuple(idle), stop + 1 - start)
+            return Run(conv, norm, activation, pool, tuple(layers[start : stop + 1]))
     return None
 
 
-def is_hooked(layer: Layer | None) -> bool:
+def is_hooked(layer: Any) -> bool:
     """Whether calling the layer does more than its class's forward: hooks, or a forward set on the instance."""
     return isinstance(layer, nn.Module) and bool(
         layer._forward_hooks
@@ -170,16 +185,16 @@ def is_hooked(layer: Layer | None) -> bool:
     )
 
 
-def _expanded(layers: Sequence[Layer]) -> list[Layer]:
-    """The layers, with those that only call others in order replaced by these, so that runs reach across their borders."""
-    flat: list[Layer] = []
+def _expanded(layers: Sequence[Any]) -> list[Any]:
+    """The layers; one that only calls others in order is replaced by these, so that runs reach across its border."""
+    flat: list[Any] = []
     for layer in layers:
         inner = None
         if isinstance(layer, nn.Module) and not is_hooked(layer):
             if type(layer).forward is nn.Sequential.forward:
                 inner = list(layer._modules.values())
             elif hasattr(type(layer), "convpool_layers"):
-                inner = type(layer).convpool_layers(layer)
+                inner = layer.convpool_layers()
         if inner is None:
             flat.append(layer)
         else:
@@ -187,7 +202,7 @@ def _expanded(layers: Sequence[Layer]) -> list[Layer]:
     return flat
 
 
-def _folded(weight: Tensor, bias: Tensor | None, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+def _folded(weight: Tensor, bias: Tensor | None, norm: Any) -> tuple[Tensor, Tensor]:
     """Weight and bias of the conv that equals conv -> norm under running statistics, differentiable in all of them.
 
     norm(conv(x)) = (conv(x) - mean) * scale + beta with scale = gamma / sqrt(var + eps), formed in float32 at least.
@@ -196,38 +211,37 @@ def _folded(weight: Tensor, bias: Tensor | None, norm: nn.BatchNorm2d) -> tuple[
     scale = torch.rsqrt(norm.running_var.to(dtype) + norm.eps)
     if norm.weight is not None:
         scale = scale * norm.weight.to(dtype)
-    mean = norm.running_mean.to(dtype)
-    shift = -mean * scale if bias is None else (bias.to(dtype) - mean) * scale
+    shift = ((0 if bias is None else bias.to(dtype)) - norm.running_mean.to(dtype)) * scale
     if norm.bias is not None:
         shift = shift + norm.bias.to(dtype)
     return (weight.to(dtype) * scale[:, None, None, None]).to(weight.dtype), shift.to(weight.dtype)
 
 
-def _is_conv(layer: Layer) -> bool:
+def _is_conv(layer: Any) -> bool:
     if isinstance(layer, Call):
         return layer.name in ("conv1d", "conv2d", "conv3d")
     return isinstance(layer, _ConvNd) and not isinstance(layer, _ConvTransposeNd)
 
 
-def _is_norm(layer: Layer) -> bool:
+def _is_norm(layer: Any) -> bool:
     if isinstance(layer, Call):
         return layer.name in _FUNCTIONAL_NORMS
     return isinstance(layer, _NormBase) or "Norm" in _kind(layer)
 
 
-def _is_activation(layer: Layer) -> bool:
+def _is_activation(layer: Any) -> bool:
     if isinstance(layer, Call):
         return layer.name.rstrip("_") in _FUNCTIONAL_ACTIVATIONS
     return isinstance(layer, ReLU) or type(layer).__module__ == nn.ReLU.__module__
 
 
-def _is_pool(layer: Layer) -> bool:
+def _is_pool(layer: Any) -> bool:
     if isinstance(layer, Call):
         return "_pool" in layer.name
     return isinstance(layer, MaxPool2d) or "Pool" in _kind(layer)
 
 
-def _is_dropout(layer: Layer) -> bool:
+def _is_dropout(layer: Any) -> bool:
     return type(layer).__module__ == nn.Dropout.__module__
 
 
@@ -239,5 +253,5 @@ def _is_own(layer: Any, kind: type[nn.Module], *methods: str) -> bool:
     )
 
 
-def _kind(layer: Layer | None) -> str:
+def _kind(layer: Any) -> str:
     return layer.name if isinstance(layer, Call) else type(layer).__name__

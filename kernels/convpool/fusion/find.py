@@ -1,6 +1,6 @@
 """Where a model holds conv -> [norm] -> ReLU -> max-pool, seen from each module whose own forward holds it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from convpool.fusion.chain import Call, Layer, MaxPool2d, ReLU, Run, is_hooked, run_at
 from convpool.fusion.trace import Traced, trace
+
 
 @dataclass(frozen=True)
 class Link:
@@ -30,7 +31,7 @@ class Link:
 
 @dataclass(frozen=True)
 class Found:
-    """A run of an owner: the links it is made of (after expansion), and the span of the owner's own links that hold it."""
+    """A run: the links it is made of, and the span of its owner's own links (submodules as a whole) that hold it."""
 
     owner: str
     run: Run
@@ -81,7 +82,7 @@ class Survey:
 
     def layers(self, module: nn.Module, training: bool) -> list[Link] | None:
         """The links that a module's forward consists of, if it only calls one layer after another."""
-        if _runs_in_order(module):
+        if runs_in_order(module):
             return [Link(layer, name) for name, layer in module._modules.items() if layer is not None]
         if not any(True for _ in module.children()) or isinstance(module, torch.jit.ScriptModule):
             return None
@@ -100,7 +101,7 @@ class Survey:
         return chains[0]
 
     def _chains(self, owner: nn.Module, training: bool) -> list[list[Link]]:
-        if _runs_in_order(owner):
+        if runs_in_order(owner):
             return [self.layers(owner, training) or []]
         traced = self.traced(owner, training)
         return [] if isinstance(traced, str) else _graph_chains(traced.graph, owner)
@@ -112,8 +113,8 @@ class Survey:
             run = run_at(layers, start)
             if run is None:
                 continue
-            links = tuple(link for link, _ in flat[start : start + run.length])
-            span = tuple(chain[flat[start][1] : flat[start + run.length - 1][1] + 1])
+            links = tuple(link for link, _ in flat[start : start + len(run.layers)])
+            span = tuple(chain[flat[start][1] : flat[start + len(run.layers) - 1][1] + 1])
             if len(span) == 1:
                 continue  # a submodule holds all of it
             misfit = run.misfit() or _read_elsewhere(links)
@@ -143,7 +144,8 @@ def original_class(module: nn.Module) -> type[nn.Module]:
     return vars(type(module)).get("convpool_base", type(module))
 
 
-def _runs_in_order(module: nn.Module) -> bool:
+def runs_in_order(module: nn.Module) -> bool:
+    """Whether calling the module is calling its children in order, nn.Sequential's own way."""
     return issubclass(original_class(module), nn.Sequential) and original_class(module).forward is nn.Sequential.forward
 
 
@@ -155,7 +157,7 @@ def _read_elsewhere(links: tuple[Link, ...]) -> str | None:
 
 
 def _graph_chains(graph: fx.Graph, owner: nn.Module) -> list[list[Link]]:
-    """The lines of one-tensor steps in a graph. A step belongs to one line: that of the first step that reads its input."""
+    """The lines of one-tensor steps in a graph; where several read one output, the first of them continues its line."""
     layers = {node: layer for node in graph.nodes if (layer := _layer(node, owner)) is not None}
     following = {node: reader for node in layers if (reader := next((u for u in node.users if u in layers), None))}
     continued = set(following.values())
@@ -164,9 +166,10 @@ def _graph_chains(graph: fx.Graph, owner: nn.Module) -> list[list[Link]]:
         if start not in continued:
             chain, node = [], start
             while node is not None:
-                others = [_describe(user) for user in node.users if user is not following.get(node)]
-                chain.append(Link(layers[node], _describe(node), node, ", ".join(others) if len(node.users) > 1 else None))
-                node = following.get(node)
+                reader = following.get(node)
+                others = ", ".join(_describe(user) for user in node.users if user is not reader) if reader else ""
+                chain.append(Link(layers[node], _describe(node), node, others or None))
+                node = reader
             chains.append(chain)
     return chains
 
@@ -183,8 +186,7 @@ def _layer(node: fx.Node, owner: nn.Module) -> Layer | None:
 
 
 def _relu(node: fx.Node) -> ReLU | None:
-    names = [None, "inplace"] if node.target is F.relu else [None]
-    arguments = _bound(node, names)
+    arguments = _bound(node, ["inplace"] if node.target is F.relu else [])
     if arguments is None:
         return None
     if node.target in (F.relu, torch.relu, "relu"):
@@ -195,19 +197,19 @@ def _relu(node: fx.Node) -> ReLU | None:
 def _pool(node: fx.Node) -> MaxPool2d | None:
     if node.target not in (F.max_pool2d, torch.max_pool2d):
         return None
-    arguments = _bound(node, [None, *MaxPool2d._fields, "return_indices"])
+    arguments = _bound(node, [*MaxPool2d._fields, "return_indices"])
     if arguments is None or arguments.pop("return_indices", False) or "kernel_size" not in arguments:
         return None
     if arguments.get("stride") in ((), []):
         arguments["stride"] = None
-    return MaxPool2d(**{name: tuple(v) if isinstance(v, list) else v for name, v in arguments.items()})
+    return MaxPool2d(**arguments)
 
 
-def _bound(node: fx.Node, names: list[str | None]) -> dict[str, Any] | None:
-    """The node's arguments by name, the tensor (None among the names) left out; None if they do not go with the names."""
-    if len(node.args) > len(names) or not node.kwargs.keys() <= set(names):
+def _bound(node: fx.Node, names: Sequence[str]) -> dict[str, Any] | None:
+    """The node's arguments after the tensor, by name; None if they do not go with the names."""
+    if len(node.args) > 1 + len(names) or not node.kwargs.keys() <= set(names):
         return None
-    return dict(zip(names[1:], node.args[1:], strict=False)) | node.kwargs
+    return dict(zip(names, node.args[1:], strict=False)) | node.kwargs
 
 
 def _describe(node: fx.Node) -> str:

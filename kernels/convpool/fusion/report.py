@@ -1,7 +1,6 @@
 """`fusion_report`: the runs of a model in a table, fused or not and why, and what they save for an input."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -10,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from convpool.functional import explain
-from convpool.fusion.chain import Layer, Run
-from convpool.fusion.find import Survey
+from convpool.fusion.chain import Run
+from convpool.fusion.find import Survey, runs_in_order
+from convpool.fusion.memory import kept_bytes
 from convpool.fusion.rewrite import checked, is_fused
 from convpool.fusion.trace import Traced
 
@@ -25,7 +25,7 @@ class ReportRow:
         owner: path of the module whose forward holds it.
         reason: why it is not fused in the model's present mode, or None.
         plan: with an input: backend, plan and kernel, as `explain` words them.
-        bytes_eager, bytes_fused: with an input: what autograd keeps for this run's backward besides its input and parameters.
+        bytes_eager, bytes_fused: with an input: what autograd keeps for this run besides its input and parameters.
     """
 
     layers: tuple[str, ...]
@@ -51,7 +51,7 @@ class FusionReport:
 
     Attributes:
         rows: the runs, in the order of the model's modules.
-        untraceable: modules with convolutions whose forward could not be followed, and why: no run is looked for across it.
+        untraceable: modules with convolutions whose own forward could not be followed, and why.
         applied: whether the model has been through `fuse`.
     """
 
@@ -71,8 +71,16 @@ class FusionReport:
         Each fused run is computed as torch's layers and as one op on the input that reaches it, and what autograd keeps
         is added up over distinct storages.
         """
-        inputs = _run_inputs(self.model, [row for row in self.rows if row.fused], example)
-        return replace(self, rows=tuple(_measured(row, inputs.get(row.layers)) for row in self.rows))
+        model = deepcopy(self.model)
+        rows = fusion_report(model).rows
+        inputs: dict[nn.Module, list[Tensor]] = {}
+        convs = {row.run.conv for row in rows if row.fused}
+        hooks = [conv.register_forward_pre_hook(_collector(inputs.setdefault(conv, []))) for conv in convs]
+        with torch.no_grad(), torch.random.fork_rng():
+            model(*example)
+        for hook in hooks:
+            hook.remove()
+        return replace(self, rows=tuple(_measured(row, inputs[row.run.conv]) if row.fused else row for row in rows))
 
     def __str__(self) -> str:
         verb = "fused" if self.applied else "fusable"
@@ -84,7 +92,7 @@ class FusionReport:
                 line += [_mebibytes(row.bytes_eager), _mebibytes(row.bytes_fused), row.plan or ""]
             table.append([*line, row.reason or ""])
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
+        lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in table]
         if not self.rows:
             lines = ["no conv2d > ReLU > max-pool found"]
         lines += [f"not looked into: {name or 'the model'}: {reason}" for name, reason in self.untraceable]
@@ -102,7 +110,7 @@ def fusion_report(model: nn.Module) -> FusionReport:
     survey = Survey(model)
     rows, untraceable = [], []
     for owner in survey.owners():
-        if survey.runs_in_order(owner) or isinstance(survey.traced(owner, owner.training), Traced):
+        if runs_in_order(owner) or isinstance(survey.traced(owner, owner.training), Traced):
             rows += [
                 ReportRow(found.names, found.owner, found.reason, run=found.run)
                 for found in survey.found(owner, owner.training)
@@ -110,3 +118,27 @@ def fusion_report(model: nn.Module) -> FusionReport:
         else:
             untraceable.append((survey.names[owner], str(survey.traced(owner, owner.training))))
     return FusionReport(tuple(rows), tuple(untraceable), any(map(is_fused, model.modules())), model)
+
+
+def _collector(inputs: list[Tensor]) -> Callable[[nn.Module, tuple[Tensor]], None]:
+    return lambda _, args: inputs.append(args[0].detach())
+
+
+def _measured(row: ReportRow, inputs: list[Tensor]) -> ReportRow:
+    """The row with plan and bytes. Rows that share a conv take its inputs in turn; a run not reached has none."""
+    if not inputs:
+        return row
+    x = inputs.pop(0) if len(inputs) > 1 else inputs[0]
+    x.requires_grad_()
+    x_seen, weight, bias, options = row.run.op_arguments(x)
+    parameters = [p for layer in row.run.layers if isinstance(layer, nn.Module) for p in layer.parameters()]
+    return replace(
+        row,
+        plan=str(explain(x_seen, weight, bias, **options)),
+        bytes_eager=kept_bytes(row.run.one_by_one, x, ignore=parameters),
+        bytes_fused=kept_bytes(row.run.fused, x, ignore=parameters),
+    )
+
+
+def _mebibytes(count: int | None) -> str:
+    return "" if count is None else f"{count / 2**20:.2f}"

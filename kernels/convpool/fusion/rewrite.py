@@ -4,7 +4,6 @@ A rewritten module gets a subclass of its own class with the same name, as `torc
 nothing else: its submodules, parameters, buffers and hooks stay as they are. So `unfuse` only gives the class back.
 """
 
-import copyreg
 import functools
 import itertools
 import linecache
@@ -16,7 +15,7 @@ import torch
 from torch import fx, nn
 
 from convpool.fusion.chain import Layer, run_chain
-from convpool.fusion.find import Found, Link, Survey, original_class
+from convpool.fusion.find import Found, Link, Survey, original_class, runs_in_order
 from convpool.fusion.trace import Traced
 
 _FORWARDS = "_convpool_forwards"  # of a rewritten instance: its traced forwards by training mode
@@ -52,8 +51,8 @@ def fuse(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     Raises:
         TypeError: `model` is not an nn.Module, or is a ScriptModule, whose code cannot be rewritten.
     """
-    model = _checked("fuse", model, inplace)
-    _restore(model)
+    checked("fuse", model)
+    model = _restore(model if inplace else deepcopy(model))
     survey = Survey(model)
     owners = [module for module in survey.owners() if _is_subclassable(module)]
     chosen = {module: None for module in owners if _fusable(survey, module)}  # in the model's order
@@ -61,7 +60,7 @@ def fuse(model: nn.Module, *, inplace: bool = False) -> nn.Module:
         for found in _fusable(survey, owner):
             for path in {path for link in found.links for path in link.crossed}:
                 crossed = owner.get_submodule(path)
-                if original_class(crossed).forward is not nn.Sequential.forward:
+                if not runs_in_order(crossed):
                     chosen.setdefault(crossed)
     forwards = {module: _forwards(survey, module) for module in chosen}
     for module, by_mode in forwards.items():
@@ -77,20 +76,26 @@ def unfuse(model: nn.Module, *, inplace: bool = False) -> nn.Module:
         TypeError: `model` is not an nn.Module, or is a ScriptModule.
         ValueError: a rewritten module's class was derived from since (by parametrize or FSDP): undo that first.
     """
-    return _restore(_checked("unfuse", model, inplace))
+    checked("unfuse", model)
+    return _restore(model if inplace else deepcopy(model))
 
 
-def _checked(function: str, model: nn.Module, inplace: bool) -> nn.Module:
+def checked(function: str, model: nn.Module) -> None:
+    """Refuse what no function of this package can look into."""
     if isinstance(model, torch.jit.ScriptModule):
-        raise TypeError(f"{function} takes an nn.Module, got a ScriptModule: {function} it before torch.jit compiles it")
+        raise TypeError(f"{function} takes an nn.Module, got a ScriptModule: use the module it was made from")
     if not isinstance(model, nn.Module):
         raise TypeError(f"{function} takes an nn.Module, got {type(model).__name__}")
-    return model if inplace else deepcopy(model)
+
+
+def is_fused(module: nn.Module) -> bool:
+    """Whether this very module has a rewritten forward."""
+    return original_class(module) is not type(module)
 
 
 def _restore(model: nn.Module) -> nn.Module:
     for name, module in model.named_modules():
-        if original_class(module) is not type(module):
+        if is_fused(module):
             module.__class__ = original_class(module)
             vars(module).pop(_FORWARDS, None)
         elif hasattr(type(module), "convpool_base"):
@@ -111,8 +116,7 @@ def _fusable(survey: Survey, module: nn.Module) -> list[Found]:
 
 
 def _forwards(survey: Survey, module: nn.Module) -> dict[bool, Forward]:
-    cls = original_class(module)
-    if cls.forward is nn.Sequential.forward:
+    if runs_in_order(module):
         return {}  # its children are its layers, at every call
     forwards = {}
     for mode in (True, False):
@@ -121,7 +125,7 @@ def _forwards(survey: Survey, module: nn.Module) -> dict[bool, Forward]:
             links = survey.layers(module, mode)
             layers = None if links is None else tuple(x.layer if isinstance(x.layer, tuple) else x.path for x in links)
             found = [found for found in survey.found(module, mode) if not found.misfit]
-            code = _compiled(_with_chains(traced.graph, found), cls)
+            code = _compiled(_with_chains(traced.graph, found), original_class(module))
             forwards[mode] = Forward(code, traced.inputs, traced.flags, layers)
     return forwards
 
@@ -138,7 +142,7 @@ def _with_chains(graph: fx.Graph, found: list[Found]) -> fx.Graph:
     copies: dict[fx.Node, fx.Node] = {}
     rewritten.output(rewritten.graph_copy(graph, copies))
     for span in spans:
-        nodes = [copies[link.node] for link in span]
+        nodes = [copies[link.node] for link in span if link.node is not None]
         with rewritten.inserting_before(nodes[0]):
             layers = tuple(x.layer if isinstance(x.layer, tuple) else rewritten.get_attr(x.path) for x in span)
             chain = rewritten.call_function(run_chain, (nodes[0].args[0], layers))
@@ -162,7 +166,7 @@ _numbers = itertools.count()
 
 
 @functools.lru_cache(256)
-def _fused_class(base: type[nn.Module]) -> type[nn.Module]:
+def _fused_class(base: Any) -> Any:
     """`base` with a fusing forward, under the same name; see `fuse`."""
 
     @functools.wraps(base.forward)
@@ -189,12 +193,12 @@ def _fused_class(base: type[nn.Module]) -> type[nn.Module]:
     def extra_repr(self: nn.Module) -> str:
         return "\n".join(filter(None, [base.extra_repr(self), "fused by convpool"]))
 
-    def __reduce_ex__(self: nn.Module, protocol: int) -> tuple[Any, ...]:
-        make, args, *rest = base.__reduce_ex__(self, max(protocol, 2))
-        if make is not copyreg.__newobj__:
-            return make, args, *rest  # a class that builds itself, such as a GraphModule, builds the unfused module
+    def __reduce_ex__(self: Any, protocol: int) -> Any:
+        reduced = base.__reduce_ex__(self, max(protocol, 2))
+        if reduced[0].__name__ != "__newobj__":  # a class that builds itself, as GraphModule, builds the unfused module
+            return reduced
         state = {name: value for name, value in vars(self).items() if name != _FORWARDS}
-        return _blank, (base, *args[1:]), state
+        return _blank, (base, *reduced[1][1:]), state
 
     def __setstate__(self: nn.Module, state: dict[str, Any]) -> None:
         base.__setstate__(self, state)
@@ -215,6 +219,6 @@ def _fused_class(base: type[nn.Module]) -> type[nn.Module]:
     return type(base)(base.__name__, (base,), namespace)
 
 
-def _blank(base: type[nn.Module], *args: Any) -> nn.Module:
+def _blank(base: Any, *args: Any) -> nn.Module:
     """A rewritten module without its state, which unpickling or deepcopy then sets."""
     return base.__new__(_fused_class(base), *args)

@@ -1,7 +1,7 @@
 """What one module's own forward does, as a graph in which every submodule is one node.
 
-torch.fx runs the forward once on stand-ins for tensors. What such a run cannot show faithfully (branches on data, random
-numbers, tensors made on the spot, changed attributes, grad-mode switches) is refused with a reason, never guessed.
+torch.fx runs the forward once on stand-ins for tensors. What such a run cannot show faithfully (branches on data,
+random numbers, tensors made on the spot, changed attributes, grad-mode switches) is refused with a reason.
 """
 
 import random
@@ -19,8 +19,8 @@ _PLAIN = (bool, int, float, str, type(None))  # attributes of these types are ch
 
 _MODULE_STATE = frozenset(vars(nn.Module()))  # torch's own bookkeeping, `training` too: it chooses the graph
 
-# Names whose presence in a forward, or in the methods it calls, means that a stand-in gives another answer than a tensor
-# (isinstance), or that the graph would lose something (the rest).
+# Names whose presence in a forward, or in the methods it calls, means that a stand-in gives another answer than a
+# tensor (isinstance), or that the graph would lose something (the rest).
 _OPAQUE_NAMES = {
     "isinstance": "asks for the type of its inputs",
     "checkpoint": "uses activation checkpointing",
@@ -173,7 +173,7 @@ def _rng_state() -> tuple[Any, ...]:
 def _same_rng(before: tuple[Any, ...], now: tuple[Any, ...]) -> bool:
     if before[0] != now[0] or not torch.equal(before[1], now[1]):
         return False
-    return before[2] is None or before[2][2] == now[2][2] and (before[2][1] == now[2][1]).all()
+    return before[2] is None or (before[2][2] == now[2][2] and bool((before[2][1] == now[2][1]).all()))
 
 
 def _set_rng(state: tuple[Any, ...]) -> None:
