@@ -132,7 +132,7 @@ class Run(NamedTuple):
         return x
 
 
-def run_chain(x: Tensor, layers: Sequence[Any]) -> Tensor:
+def run_chain(x: Tensor, layers: Sequence[Any]) -> Any:
     """`for layer in layers: x = layer(x)`, with each run that can be fused at this moment as one op."""
     if _has_any_global_hook():
         for layer in layers:

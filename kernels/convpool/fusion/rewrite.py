@@ -165,8 +165,7 @@ def _compiled(graph: fx.Graph, cls: type[nn.Module]) -> Callable[..., Any]:
 _numbers = itertools.count()
 
 
-@functools.lru_cache(256)
-def _fused_class(base: Any) -> Any:
+def _derived(base: Any) -> Any:
     """`base` with a fusing forward, under the same name; see `fuse`."""
 
     @functools.wraps(base.forward)
@@ -217,6 +216,9 @@ def _fused_class(base: Any) -> Any:
         "__doc__": base.__doc__,
     }
     return type(base)(base.__name__, (base,), namespace)
+
+
+_fused_class: Callable[[Any], Any] = functools.lru_cache(256)(_derived)  # one class for all instances of a class
 
 
 def _blank(base: Any, *args: Any) -> nn.Module:

@@ -1,0 +1,105 @@
+"""`verify`: how far a fused model is from the one it came from, on an example."""
+
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from convpool.fusion.rewrite import checked
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One tensor compared: the largest absolute difference, and the largest absolute value of the original's."""
+
+    mode: str
+    name: str
+    difference: float
+    scale: float
+
+    @property
+    def relative(self) -> float:
+        if self.difference == 0:
+            return 0.0
+        return self.difference / self.scale if self.scale else float("inf")
+
+
+@dataclass(frozen=True)
+class Differences:
+    """What `verify` compared; `str()` gives the largest, relative to the scale of each tensor."""
+
+    rows: tuple[Difference, ...]
+
+    @property
+    def largest(self) -> Difference:
+        return max(self.rows, key=lambda row: row.relative if row.relative == row.relative else float("inf"))
+
+    def within(self, tolerance: float) -> bool:
+        """Whether every tensor differs by at most `tolerance` times its scale. NaN is never within."""
+        return all(row.relative <= tolerance for row in self.rows)
+
+    def __str__(self) -> str:
+        ranked = sorted(self.rows, key=lambda row: -row.relative)
+        lines = [f"{row.relative:9.2e}  {row.mode:8}  {row.name}" for row in ranked[:10]]
+        rest = [f"and {len(ranked) - 10} tensors that differ less"] if len(ranked) > 10 else []
+        return "\n".join(["difference  mode      tensor (relative to its largest value)", *lines, *rest])
+
+
+def verify(model: nn.Module, fused: nn.Module, example: Any) -> Differences:
+    """Run both models on `example` in training and in eval mode, and compare outputs, buffers and every gradient.
+
+    The loss behind the gradients is a fixed random weighting of all outputs. Both run on copies and from the same seed,
+    so dropout drops the same elements and neither model changes.
+
+    Args:
+        model, fused: a model and what `fuse` made of it (or any model with the same parameters by name).
+        example: a tensor, or the tuple of the model's arguments.
+
+    Raises:
+        TypeError: one of the two is not an nn.Module, or is a ScriptModule.
+        ValueError: the two return other shapes, or have other parameter or buffer names.
+    """
+    checked("verify", model)
+    checked("verify", fused)
+    args = example if isinstance(example, tuple) else (example,)
+    rows = []
+    for training in (True, False):
+        ours, theirs = _step(fused, args, training), _step(model, args, training)
+        if ours.keys() != theirs.keys():
+            raise ValueError(f"the models do not have the same tensors: {sorted(ours.keys() ^ theirs.keys())[:3]}")
+        for name, expected in theirs.items():
+            if ours[name].shape != expected.shape:
+                raise ValueError(f"{name} has shape {tuple(ours[name].shape)}, expected {tuple(expected.shape)}")
+            rows.append(_difference("training" if training else "eval", name, ours[name], expected))
+    return Differences(tuple(rows))
+
+
+def _step(model: nn.Module, args: tuple[Any, ...], training: bool) -> dict[str, Tensor]:
+    """Outputs, gradients and buffers of one forward and backward pass on a copy of the model."""
+    model = deepcopy(model).train(training)
+    leaves = [t.detach().clone().requires_grad_(t.is_floating_point()) if isinstance(t, Tensor) else t for t in args]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        outputs = [t for t in tree_leaves(model(*leaves)) if isinstance(t, Tensor) and t.is_floating_point()]
+        generator = torch.Generator().manual_seed(0)
+        loss = sum((t * torch.randn(t.shape, generator=generator).to(t)).sum() for t in outputs)
+        if isinstance(loss, Tensor) and loss.requires_grad:
+            loss.backward()
+    tensors = {f"output {i}": t for i, t in enumerate(outputs)}
+    inputs = {f"argument {i}": t for i, t in enumerate(leaves) if isinstance(t, Tensor)}
+    for name, t in (inputs | dict(model.named_parameters())).items():
+        if t.grad is not None:
+            tensors[f"gradient of {name}"] = t.grad
+    return tensors | dict(model.named_buffers())
+
+
+def _difference(mode: str, name: str, ours: Tensor, expected: Tensor) -> Difference:
+    a, b = ours.detach().double(), expected.detach().double()
+    if a.numel() == 0:
+        return Difference(mode, name, 0.0, 0.0)
+    same = (a == b) | (a.isnan() & b.isnan())  # infinities and NaN in the same places are no difference
+    gap = torch.where(same, 0, a - b)
+    return Difference(mode, name, gap.abs().max().item(), b.abs().nan_to_num().max().item())

@@ -1,0 +1,191 @@
+"""Forwards that a trace would show wrongly are refused with a reason, and left as they were."""
+
+import random
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+import convpool
+from convpool.fusion.trace import Traced, trace
+
+
+class Base(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.seen: list[Tensor] = []
+        self.count = 0
+
+    def run(self, x: Tensor) -> Tensor:
+        return F.max_pool2d(F.relu(self.conv(x)), 2)
+
+
+class BranchOnData(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(x) if x.mean() > 0 else self.run(-x)
+
+
+class BranchOnShape(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(x) if x.shape[0] > 2 else self.run(-x)
+
+
+class BranchOnType(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(x if isinstance(x, Tensor) else x[0])
+
+
+class PythonRandom(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(x) * random.random()
+
+
+class TorchRandom(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(x) * torch.rand(()).item()
+
+
+class OwnTensor(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(x) + torch.ones(1)
+
+
+class Counts(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        self.count += 1
+        return self.run(x) * self.count
+
+
+class Collects(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(x)
+        return self.run(x)
+
+
+class Prints(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        print(x.shape)
+        return self.run(x)
+
+
+class NoGrad(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self.run(x)
+
+
+class NoGradInHelper(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return helper(self, x)
+
+
+class NoGradDecorated(Base):
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(x)
+
+
+class Autocast(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return self.run(x)
+
+
+class Checkpointed(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(self.run, x, use_reentrant=False)
+
+
+class KeywordOnly(Base):
+    def forward(self, *, x: Tensor) -> Tensor:
+        return self.run(x)
+
+
+class Raises(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+@torch.no_grad()
+def helper(model: Base, x: Tensor) -> Tensor:
+    return model.run(x)
+
+
+REASONS = {
+    BranchOnData: "TraceError",
+    BranchOnShape: "TraceError",
+    BranchOnType: "asks for the type of its inputs",
+    PythonRandom: "draws random numbers",
+    TorchRandom: "draws random numbers",
+    OwnTensor: "makes tensors of its own",
+    Counts: "changes self.count",
+    Collects: "changes self.seen",
+    Prints: "prints",
+    NoGrad: "switches grad mode",
+    NoGradInHelper: "switches grad mode",
+    NoGradDecorated: "decorated",
+    Autocast: "switches autocast",
+    Checkpointed: "activation checkpointing",
+    KeywordOnly: "only be given by name",
+    Raises: "NotImplementedError",
+}
+
+
+@pytest.mark.parametrize("kind", REASONS, ids=lambda kind: kind.__name__)
+def test_refused_with_a_reason_and_left_alone(kind: type[Base], capsys: pytest.CaptureFixture[str]) -> None:
+    model = kind()
+    before, state, seed = dict(vars(model)), random.getstate(), torch.get_rng_state()
+    fused = convpool.fuse(model, inplace=True)
+    report = convpool.fusion_report(model)
+    assert [name for name, _ in report.untraceable] == [""]
+    assert REASONS[kind] in report.untraceable[0][1]
+    assert report.untraceable[0][1] in str(report)
+    assert type(fused) is kind
+    assert vars(model) == before
+    assert model.seen == []
+    assert random.getstate() == state
+    assert torch.equal(torch.get_rng_state(), seed)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_forward_replaced_on_the_instance_is_refused() -> None:
+    model = Base()
+    model.forward = lambda x: x  # type: ignore[method-assign]
+    assert trace(model, Base, True) == "forward was replaced on the instance"
+
+
+def test_constants_the_forward_reads_become_flags() -> None:
+    class Net(Base):
+        def __init__(self) -> None:
+            super().__init__()
+            self.p, self.names, self.unused = 0.5, ("a", 1), 3
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.dropout(self.run(x), self.p, self.training) * len(self.names)
+
+    traced = trace(Net(), Net, True)
+    assert isinstance(traced, Traced)
+    assert traced.inputs == ("x",)
+    assert traced.flags == (("names", ("a", 1)), ("p", 0.5))
+
+
+def test_buffers_and_parameters_are_read_at_every_call() -> None:
+    class Net(Base):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("a", torch.ones(1))
+            self.b = nn.Parameter(torch.ones(1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.run(x) * (self.a + self.a) + 2 * self.b
+
+    fused = convpool.fuse(Net())
+    x = torch.randn(1, 3, 8, 8)
+    with torch.no_grad():
+        fused.a.fill_(3)
+        fused.b = nn.Parameter(torch.full((1,), 5.0))
+    assert len(convpool.fusion_report(fused).fused) == 1
+    torch.testing.assert_close(fused(x), convpool.unfuse(fused)(x))
