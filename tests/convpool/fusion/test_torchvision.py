@@ -7,7 +7,7 @@ import convpool
 
 torchvision = pytest.importorskip("torchvision", reason="needs the extra `transfer` (torchvision)")
 
-# name: (side of the input, runs fused in training mode, runs fused in eval mode). The side is near the least each takes.
+# name: side of the input (near the least it takes), runs fused in training mode, runs fused in eval mode
 FUSED = {
     "alexnet": (64, 3, 3),
     "vgg11": (32, 5, 5),
