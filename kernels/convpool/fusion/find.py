@@ -62,12 +62,8 @@ class Survey:
     def owners(self) -> Iterator[nn.Module]:
         """The modules whose forward may hold a run: those with a convolution below them that torch.fx may look into."""
         for module in self.names:
-            own = original_class(module)
-            if own.__module__.startswith("torch.nn.modules.") and not issubclass(own, nn.Sequential):
-                continue
-            if isinstance(module, torch.jit.ScriptModule) or own.forward is nn.Module.forward:
-                continue
-            if any(isinstance(inner, nn.Conv1d | nn.Conv2d | nn.Conv3d) for inner in module.modules()):
+            holds_convs = any(isinstance(inner, nn.Conv1d | nn.Conv2d | nn.Conv3d) for inner in module.modules())
+            if holds_convs and (runs_in_order(module) or _is_users(module)):
                 yield module
 
     def traced(self, module: nn.Module, training: bool) -> Traced | str:
@@ -84,9 +80,7 @@ class Survey:
         """The links that a module's forward consists of, if it only calls one layer after another."""
         if runs_in_order(module):
             return [Link(layer, name) for name, layer in module._modules.items() if layer is not None]
-        if not any(True for _ in module.children()) or isinstance(module, torch.jit.ScriptModule):
-            return None
-        if original_class(module).__module__.startswith("torch.nn.modules."):
+        if not _is_users(module) or next(module.children(), None) is None:
             return None
         traced = self.traced(module, training)
         if isinstance(traced, str) or len(traced.inputs) != 1:
@@ -147,6 +141,14 @@ def original_class(module: nn.Module) -> type[nn.Module]:
 def runs_in_order(module: nn.Module) -> bool:
     """Whether calling the module is calling its children in order, nn.Sequential's own way."""
     return issubclass(original_class(module), nn.Sequential) and original_class(module).forward is nn.Sequential.forward
+
+
+def _is_users(module: nn.Module) -> bool:
+    """Whether somebody wrote the module's forward: torch's own layers, containers and wrappers are not looked into."""
+    cls = original_class(module)
+    if isinstance(module, torch.jit.ScriptModule) or cls.forward is nn.Module.forward:
+        return False
+    return not (cls.forward.__module__ or "").startswith("torch.")  # what torch.fx generates has no module
 
 
 def _read_elsewhere(links: tuple[Link, ...]) -> str | None:

@@ -105,7 +105,7 @@ class _Tracer(fx.Tracer):
         super().__init__()
         self.proxy_buffer_attributes = True
         self._inputs = inputs
-        self._grad_mode = torch.is_grad_enabled()
+        self._grad_mode = _grad_mode()
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True
@@ -116,7 +116,7 @@ class _Tracer(fx.Tracer):
         return root_fn, [self.root, *(self.create_proxy("placeholder", name, (), {}) for name in self._inputs)]
 
     def create_proxy(self, *args: Any, **kwargs: Any) -> fx.Proxy:
-        if torch.is_grad_enabled() != self._grad_mode or torch.is_inference_mode_enabled():
+        if _grad_mode() != self._grad_mode:
             raise RuntimeError("switches grad mode")
         return super().create_proxy(*args, **kwargs)
 
@@ -125,6 +125,10 @@ class _Tracer(fx.Tracer):
         if isinstance(a, Tensor) and "_tensor_constant" in str(getattr(arg, "target", "")):
             raise RuntimeError("makes tensors of its own")
         return arg
+
+
+def _grad_mode() -> tuple[bool, bool]:
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled()
 
 
 def _required(forward: Callable[..., Any]) -> tuple[str, ...] | None:
