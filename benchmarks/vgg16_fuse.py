@@ -3,10 +3,11 @@
     python benchmarks/vgg16_fuse.py [--batch 4] [--size 224] [--threads 2] [--repeats 5]
 
 The models take turns, so that a slow phase of the machine hits all of them; medians and ranges are over `repeats`.
-Peak memory is that of a process that only ever ran two steps of the one model. Nothing is reported if outputs differ.
+Peak memory is that of a process that only ever ran two steps of the one model. Nothing is reported if gradients are off.
 """
 
 import argparse
+import copy
 import json
 import multiprocessing as mp
 import resource
@@ -20,8 +21,6 @@ from torch import Tensor, nn
 
 import convpool
 from convpool.fusion.memory import kept_bytes
-
-TOLERANCE = 1e-4  # float32, relative to each tensor's largest value; about 1e-6 is seen
 
 
 def build(form: str) -> nn.Module:
@@ -41,6 +40,25 @@ def data(form: str, batch: int, size: int) -> tuple[Tensor, Tensor]:
     if "channels_last" in form:
         x = x.contiguous(memory_format=torch.channels_last)
     return x, torch.arange(batch)
+
+
+def gradient_errors(models: dict[str, nn.Module], size: int) -> dict[str, float]:
+    """Distance of all gradients to those of the original in float64, relative to their norm.
+
+    Float32 rounding alone decides some pool windows differently, and then gradients move to another position: so the
+    fused model is held to eager's own distance, not to a fixed one.
+    """
+    gradients = {}
+    for form, model in {"float64": copy.deepcopy(models["eager"]).double(), **models}.items():
+        x, labels = data(form, 1, size)
+        loss = nn.functional.cross_entropy(model.eval()(x.to(next(model.parameters()).dtype)), labels)
+        gradients[form] = [g.double() for g in torch.autograd.grad(loss, list(model.parameters()))]
+    exact = gradients.pop("float64")
+    norm = sum(g.square().sum() for g in exact) ** 0.5
+    return {
+        form: float(sum((a - b).square().sum() for a, b in zip(ours, exact, strict=True)) ** 0.5 / norm)
+        for form, ours in gradients.items()
+    }
 
 
 def make_step(form: str, model: nn.Module, batch: int, size: int) -> Callable[[], float]:
@@ -79,9 +97,9 @@ def main() -> None:
         peaks = {form: pool.apply(peak_memory, (form, arguments)) for form in FORMS}
 
     models = {form: build(form) for form in FORMS}
-    differences = convpool.verify(models["eager"].eval(), models["fused"].eval(), data("eager", 1, arguments.size)[0])
-    if not differences.within(TOLERANCE):
-        raise SystemExit(f"the fused model differs from the original:\n{differences}")
+    errors = gradient_errors(models, arguments.size)
+    if errors["fused"] > 2 * errors["eager"]:
+        raise SystemExit(f"the fused model's gradients are further from float64's than eager's: {errors}")
     kept = {}
     for form, model in models.items():
         x, _ = data(form, arguments.batch, arguments.size)
@@ -96,13 +114,14 @@ def main() -> None:
                 times[form].append(seconds)
 
     print(f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, {json.dumps(vars(arguments))}")
-    print(f"largest difference of outputs, gradients, buffers: {differences.largest.relative:.1e} of its scale")
-    print("| form | step, median (range) | activations kept | peak resident memory |")
-    print("| --- | --- | --- | --- |")
+    print(
+        "| form | step, median (range) | activations kept | peak resident memory | gradients' distance to float64's |"
+    )
+    print("| --- | --- | --- | --- | --- |")
     for form in FORMS:
         low, middle, high = min(times[form]), statistics.median(times[form]), max(times[form])
         memory = f"{kept[form] / 2**20:.1f} MiB | {peaks[form] / 2**20:.0f} MiB"
-        print(f"| {form} | {middle:.3f} s ({low:.3f}-{high:.3f}) | {memory} |")
+        print(f"| {form} | {middle:.3f} s ({low:.3f}-{high:.3f}) | {memory} | {errors[form]:.1e} |")
 
 
 if __name__ == "__main__":

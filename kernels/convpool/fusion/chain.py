@@ -50,20 +50,8 @@ Layer: TypeAlias = nn.Module | ReLU | MaxPool2d | Call
 
 _FUNCTIONAL_NORMS = frozenset({"batch_norm", "group_norm", "instance_norm", "layer_norm", "local_response_norm"})
 _FUNCTIONAL_ACTIVATIONS = frozenset(
-    {
-        "celu",
-        "elu",
-        "gelu",
-        "hardsigmoid",
-        "hardswish",
-        "hardtanh",
-        "leaky_relu",
-        "logsigmoid",
-        "mish",
-        "prelu",
-        "relu6",
-    }
-    | {"rrelu", "selu", "sigmoid", "silu", "softplus", "softsign", "tanh", "threshold"}
+    {"celu", "elu", "gelu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "logsigmoid", "mish", "prelu"}
+    | {"relu6", "rrelu", "selu", "sigmoid", "silu", "softplus", "softsign", "tanh", "threshold"}
 )
 
 
@@ -189,17 +177,21 @@ def _expanded(layers: Sequence[Any]) -> list[Any]:
     """The layers; one that only calls others in order is replaced by these, so that runs reach across its border."""
     flat: list[Any] = []
     for layer in layers:
-        inner = None
-        if isinstance(layer, nn.Module) and not is_hooked(layer):
-            if type(layer).forward is nn.Sequential.forward:
-                inner = list(layer._modules.values())
-            elif hasattr(type(layer), "convpool_layers"):
-                inner = layer.convpool_layers()
+        inner = _layers_of(layer)
         if inner is None:
             flat.append(layer)
         else:
             flat.extend(_expanded(inner))
     return flat
+
+
+def _layers_of(layer: Any) -> list[Any] | None:
+    if not isinstance(layer, nn.Module) or is_hooked(layer):
+        return None
+    if type(layer).forward is nn.Sequential.forward:
+        return list(layer._modules.values())
+    rewritten = getattr(type(layer), "convpool_layers", None)
+    return rewritten(layer) if rewritten else None
 
 
 def _folded(weight: Tensor, bias: Tensor | None, norm: Any) -> tuple[Tensor, Tensor]:

@@ -5,9 +5,10 @@ nothing else: its submodules, parameters, buffers and hooks stay as they are. So
 """
 
 import functools
-import itertools
 import linecache
+import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from copy import deepcopy
 from typing import Any, NamedTuple
 
@@ -27,15 +28,21 @@ class Forward(NamedTuple):
 
     code: Callable[..., Any]
     inputs: tuple[str, ...]
-    flags: tuple[tuple[str, Any], ...]
+    flags: tuple[tuple[str, str, Any], ...]
     layers: tuple[Layer | str, ...] | None  # submodules by their path
 
     def holds(self, module: nn.Module) -> bool:
         """Whether the attributes that decided the way through the forward still have their values."""
-        return all(getattr(module, name, _MISSING) == value for name, value in self.flags)
+        for path, name, value in self.flags:
+            if getattr(module.get_submodule(path) if path else module, name, _MISSING) != value:
+                return False
+        return True
 
     def takes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        return len(args) + len(kwargs) == len(self.inputs) and all(name in self.inputs for name in kwargs)
+        """Whether these are the arguments that were recorded as tensors, and all of them."""
+        if len(args) + len(kwargs) != len(self.inputs) or any(name not in self.inputs for name in kwargs):
+            return False
+        return all(arg is not None for arg in (*args, *kwargs.values()))
 
 
 def fuse(model: nn.Module, *, inplace: bool = False) -> nn.Module:
@@ -52,20 +59,18 @@ def fuse(model: nn.Module, *, inplace: bool = False) -> nn.Module:
         TypeError: `model` is not an nn.Module, or is a ScriptModule, whose code cannot be rewritten.
     """
     checked("fuse", model)
-    model = _restore(model if inplace else deepcopy(model))
+    if not inplace:
+        model = deepcopy(model)
+    for module in model.modules():
+        _restore(module)
     survey = Survey(model)
-    owners = [module for module in survey.owners() if _is_subclassable(module)]
-    chosen = {module: None for module in owners if _fusable(survey, module)}  # in the model's order
-    for owner in list(chosen):
+    chosen: set[nn.Module] = set()
+    for owner in survey.owners():
         for found in _fusable(survey, owner):
-            for path in {path for link in found.links for path in link.crossed}:
-                crossed = owner.get_submodule(path)
-                if not runs_in_order(crossed):
-                    chosen.setdefault(crossed)
-    forwards = {module: _forwards(survey, module) for module in chosen}
-    for module, by_mode in forwards.items():
-        vars(module)[_FORWARDS] = by_mode
-        module.__class__ = _fused_class(type(module))
+            crossed = {owner.get_submodule(path) for link in found.links for path in link.crossed}
+            chosen |= {owner, *(module for module in crossed if not runs_in_order(module))}
+    for module, forwards in {module: _forwards(survey, module) for module in chosen}.items():
+        _rewrite(module, forwards)
     return model
 
 
@@ -77,7 +82,13 @@ def unfuse(model: nn.Module, *, inplace: bool = False) -> nn.Module:
         ValueError: a rewritten module's class was derived from since (by parametrize or FSDP): undo that first.
     """
     checked("unfuse", model)
-    return _restore(model if inplace else deepcopy(model))
+    if not inplace:
+        model = deepcopy(model)
+    for name, module in model.named_modules():
+        _restore(module)
+        if is_fused(module):
+            raise ValueError(f"the class of {name or 'the model'} was derived from after fuse: {type(module).__name__}")
+    return model
 
 
 def checked(function: str, model: nn.Module) -> None:
@@ -90,25 +101,20 @@ def checked(function: str, model: nn.Module) -> None:
 
 def is_fused(module: nn.Module) -> bool:
     """Whether this very module has a rewritten forward."""
-    return original_class(module) is not type(module)
+    return hasattr(type(module), "convpool_base")
 
 
-def _restore(model: nn.Module) -> nn.Module:
-    for name, module in model.named_modules():
-        if is_fused(module):
-            module.__class__ = original_class(module)
-            vars(module).pop(_FORWARDS, None)
-        elif hasattr(type(module), "convpool_base"):
-            raise ValueError(f"the class of {name or 'model'} was derived from after fuse: {type(module).__name__}")
-    return model
+def _restore(module: nn.Module) -> None:
+    if original_class(module) is not type(module):
+        module.__class__ = original_class(module)
+        del vars(module)[_FORWARDS]
 
 
-def _is_subclassable(module: nn.Module) -> bool:
-    try:
-        _fused_class(type(module))
-    except TypeError:  # a metaclass or an __init_subclass__ that wants more
-        return False
-    return "parametrizations" not in module._modules  # it would look for itself in the class's only base
+def _rewrite(module: nn.Module, forwards: dict[bool, Forward]) -> None:
+    with suppress(Exception):  # whatever a metaclass or an __init_subclass__ raises: such a class stays as it is
+        cls = _fused_class(type(module))
+        vars(module)[_FORWARDS] = forwards
+        module.__class__ = cls
 
 
 def _fusable(survey: Survey, module: nn.Module) -> list[Found]:
@@ -155,14 +161,11 @@ def _with_chains(graph: fx.Graph, found: list[Found]) -> fx.Graph:
 def _compiled(graph: fx.Graph, cls: type[nn.Module]) -> Callable[..., Any]:
     """The graph as a Python function of the module and its inputs."""
     code = graph.python_code("self")
-    name = f"<{cls.__qualname__}.forward as fused by convpool, {next(_numbers)}>"
+    name = f"<{cls.__qualname__}.forward as fused by convpool, {zlib.crc32(code.src.encode()):08x}>"
     linecache.cache[name] = len(code.src), None, code.src.splitlines(keepends=True), name  # tracebacks show the lines
     namespace = dict(code.globals)
     exec(compile(code.src, name, "exec"), namespace)
     return namespace["forward"]
-
-
-_numbers = itertools.count()
 
 
 def _derived(base: Any) -> Any:
@@ -196,15 +199,22 @@ def _derived(base: Any) -> Any:
         reduced = base.__reduce_ex__(self, max(protocol, 2))
         if reduced[0].__name__ != "__newobj__":  # a class that builds itself, as GraphModule, builds the unfused module
             return reduced
-        state = {name: value for name, value in vars(self).items() if name != _FORWARDS}
-        return _blank, (base, *reduced[1][1:]), state
+        _, args, state, *_ = reduced
+        if isinstance(state, dict):
+            state = {name: value for name, value in state.items() if name != _FORWARDS}
+        return _blank, (base, *args[1:]), state
 
     def __setstate__(self: nn.Module, state: dict[str, Any]) -> None:
         base.__setstate__(self, state)
         vars(self)[_FORWARDS] = _forwards(Survey(self), self)
 
+    def __deepcopy__(self: nn.Module, memo: dict[int, Any]) -> nn.Module:
+        copied = base.__deepcopy__(self, memo)
+        _rewrite(copied, _forwards(Survey(copied), copied))
+        return copied
+
     in_order = base.forward is nn.Sequential.forward
-    namespace = {
+    namespace: dict[str, Any] = {
         "convpool_base": base,
         "convpool_layers": sequential_layers if in_order else convpool_layers,
         "forward": sequential_forward if in_order else forward,
@@ -215,6 +225,8 @@ def _derived(base: Any) -> Any:
         "__qualname__": base.__qualname__,
         "__doc__": base.__doc__,
     }
+    if hasattr(base, "__deepcopy__"):
+        namespace["__deepcopy__"] = __deepcopy__
     return type(base)(base.__name__, (base,), namespace)
 
 

@@ -23,6 +23,7 @@ _MODULE_STATE = frozenset(vars(nn.Module()))  # torch's own bookkeeping, `traini
 # tensor (isinstance), or that the graph would lose something (the rest).
 _OPAQUE_NAMES = {
     "isinstance": "asks for the type of its inputs",
+    "is_tensor": "asks for the type of its inputs",
     "checkpoint": "uses activation checkpointing",
     "checkpoint_sequential": "uses activation checkpointing",
     "autocast": "switches autocast",
@@ -39,21 +40,23 @@ class Traced:
     """A forward's graph, and what it holds for.
 
     `inputs`: the parameters without a default, those the graph takes; the others had their default values.
-    `flags`: names and values of the module's plain attributes that the forward read.
+    `flags`: path of a module, name and value of an attribute, for the plain attributes that may have decided the way.
     """
 
     graph: fx.Graph
     inputs: tuple[str, ...]
-    flags: tuple[tuple[str, Any], ...]
+    flags: tuple[tuple[str, str, Any], ...]
 
 
 def trace(module: nn.Module, cls: type[nn.Module], training: bool) -> Traced | str:
-    """The graph of `cls.forward(module, ...)` with `module.training = training`, or in words why there is none.
+    """The graph of `cls.forward(module, ...)` after `module.train(training)`, or in words why there is none.
 
     The module is left as it was, whatever its forward did.
     """
     if "forward" in vars(module):
         return "forward was replaced on the instance"
+    if "parametrizations" in module._modules:
+        return "the module itself is parametrized, which needs its class as it is"
     forward: Any = cls.forward
     if not isinstance(forward, FunctionType) or hasattr(forward, "__wrapped__"):
         return "forward is decorated or not a Python function"
@@ -67,18 +70,14 @@ def trace(module: nn.Module, cls: type[nn.Module], training: bool) -> Traced | s
 
 def _run(module: nn.Module, cls: type[nn.Module], inputs: tuple[str, ...], training: bool) -> Traced | str:
     reads: set[str] = set()
-
-    class Watched(cls):  # type: ignore[misc, valid-type]
-        def __getattribute__(self, name: str) -> Any:
-            reads.add(name)
-            return super().__getattribute__(name)
-
     own_class, state, rng = type(module), dict(vars(module)), _rng_state()
     contents = {name: copy(value) for name, value in state.items() if type(value) in (list, dict, set)}
+    modes = {inner: inner.training for inner in module.modules()}
     try:
-        module.training = training
-        module.__class__ = Watched
+        for inner in modes:
+            inner.training = training
         try:
+            module.__class__ = _watched(cls, reads)
             graph = _Tracer(inputs).trace(module)
         except Exception as error:  # whatever a user's forward raises when it gets a stand-in for a tensor
             return f"forward cannot be traced: {type(error).__name__}: {(str(error).strip() or '-').splitlines()[0]}"
@@ -88,9 +87,12 @@ def _run(module: nn.Module, cls: type[nn.Module], inputs: tuple[str, ...], train
             return f"forward changes self.{changed[0]}"
         if not _same_rng(rng, _rng_state()):
             return "forward draws random numbers outside the graph"
-        flags = ((name, state[name]) for name in sorted(reads & (state.keys() - _MODULE_STATE)))
-        return Traced(graph, inputs, tuple((name, value) for name, value in flags if _is_plain(value)))
+        flags = [("", name, state[name]) for name in sorted(reads & (state.keys() - _MODULE_STATE))]
+        flags += [flag for path in _looked_into(module, graph) for flag in _attributes(module, path)]
+        return Traced(graph, inputs, tuple(flag for flag in flags if _is_plain(flag[2])))
     finally:
+        for inner, mode in modes.items():
+            inner.training = mode
         module.__class__ = own_class
         vars(module).clear()
         vars(module).update(state)
@@ -98,6 +100,32 @@ def _run(module: nn.Module, cls: type[nn.Module], inputs: tuple[str, ...], train
             state[name].clear()
             (state[name].extend if isinstance(value, list) else state[name].update)(value)
         _set_rng(rng)
+
+
+def _watched(cls: Any, reads: set[str]) -> type[nn.Module]:
+    """`cls`, noting which attributes of its instance are read."""
+
+    class Watched(cls):
+        def __getattribute__(self, name: str) -> Any:
+            reads.add(name)
+            return super().__getattribute__(name)
+
+    return Watched
+
+
+def _looked_into(module: nn.Module, graph: fx.Graph) -> list[str]:
+    """Paths of the submodules that the forward did not call as such, but whose methods it may have run."""
+    called = tuple(f"{node.target}." for node in graph.nodes if node.op == "call_module")
+    return [
+        path
+        for path, inner in module.named_modules()
+        if path and not f"{path}.".startswith(called) and type(inner).forward is not nn.Module.forward
+    ]
+
+
+def _attributes(module: nn.Module, path: str) -> list[tuple[str, str, Any]]:
+    inner = vars(module.get_submodule(path))
+    return [(path, name, value) for name, value in inner.items() if name == "training" or name not in _MODULE_STATE]
 
 
 class _Tracer(fx.Tracer):

@@ -169,7 +169,77 @@ def test_constants_the_forward_reads_become_flags() -> None:
     traced = trace(Net(), Net, True)
     assert isinstance(traced, Traced)
     assert traced.inputs == ("x",)
-    assert traced.flags == (("names", ("a", 1)), ("p", 0.5))
+    assert traced.flags == (("", "names", ("a", 1)), ("", "p", 0.5))
+
+
+def test_methods_of_submodules_keep_their_own_mode() -> None:
+    """A submodule's method runs inside the trace, so the graph holds for that submodule's mode only."""
+
+    class Inner(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.p = 0.5
+
+        def drop(self, x: Tensor) -> Tensor:
+            return F.dropout(x, self.p, self.training)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x
+
+    class Net(Base):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Inner()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner.drop(self.run(x))
+
+    fused = convpool.fuse(Net().eval())
+    plain = convpool.unfuse(fused)
+    x = torch.randn(1, 3, 8, 8)
+    for change in (
+        lambda m: m.train(),
+        lambda m: m.inner.eval(),
+        lambda m: setattr(m.train().inner, "p", 1.0),
+    ):
+        outputs = []
+        for m in (fused, plain):
+            change(m)
+            torch.manual_seed(0)
+            outputs.append(m(x))
+        torch.testing.assert_close(*outputs)
+
+
+def test_none_takes_the_original_way() -> None:
+    class Net(Base):
+        def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+            y = self.run(x)
+            return y if mask is None else y * mask
+
+    fused = convpool.fuse(Net())
+    x = torch.randn(1, 3, 8, 8)
+    assert len(convpool.fusion_report(fused).fused) == 1
+    torch.testing.assert_close(fused(x, None), convpool.unfuse(fused)(x, None))
+    torch.testing.assert_close(fused(x, mask=torch.zeros(())), fused(x, None) * 0)
+
+
+def test_classes_that_cannot_be_derived_from_stay() -> None:
+    class Final(Base):
+        def __init_subclass__(cls) -> None:
+            raise RuntimeError("final")
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.run(x)
+
+    class FinalSequential(nn.Sequential):
+        def __init_subclass__(cls) -> None:
+            raise RuntimeError("final")
+
+    model = nn.Sequential(Final(), FinalSequential(nn.Conv2d(4, 4, 2), nn.ReLU(), nn.MaxPool2d(2)))
+    fused = convpool.fuse(model)
+    assert [type(m) for m in fused.modules()] == [type(m) for m in model.modules()]
+    x = torch.randn(1, 3, 12, 12)
+    torch.testing.assert_close(fused(x), model(x))
 
 
 def test_buffers_and_parameters_are_read_at_every_call() -> None:
