@@ -3,7 +3,7 @@
     python benchmarks/vgg16_fuse.py [--batch 4] [--size 224] [--threads 2] [--repeats 5]
 
 The models take turns, so that a slow phase of the machine hits all of them; medians and ranges are over `repeats`.
-Peak memory is that of a process that only ever ran two steps of the one model. Nothing is reported if gradients are off.
+Peak memory is that of a process that ran two steps of the one model. Nothing is reported if gradients are off.
 """
 
 import argparse
@@ -115,7 +115,7 @@ def main() -> None:
 
     print(f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, {json.dumps(vars(arguments))}")
     print(
-        "| form | step, median (range) | activations kept | peak resident memory | gradients' distance to float64's |"
+        "| form | step, median (range) | activations kept | peak resident memory | gradients against float64 |"
     )
     print("| --- | --- | --- | --- | --- |")
     for form in FORMS:
