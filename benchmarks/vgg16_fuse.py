@@ -114,9 +114,7 @@ def main() -> None:
                 times[form].append(seconds)
 
     print(f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, {json.dumps(vars(arguments))}")
-    print(
-        "| form | step, median (range) | activations kept | peak resident memory | gradients against float64 |"
-    )
+    print("| form | step, median (range) | activations kept | peak resident memory | gradients against float64 |")
     print("| --- | --- | --- | --- | --- |")
     for form in FORMS:
         low, middle, high = min(times[form]), statistics.median(times[form]), max(times[form])

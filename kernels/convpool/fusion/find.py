@@ -9,7 +9,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from convpool.fusion.chain import Call, Layer, MaxPool2d, ReLU, Run, is_hooked, run_at
-from convpool.fusion.trace import Traced, trace
+from convpool.fusion.trace import Traced, reachable_names, trace
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,12 @@ class Survey:
         self._traces: dict[tuple[nn.Module, bool], Traced | str] = {}
 
     def owners(self) -> Iterator[nn.Module]:
-        """The modules whose forward may hold a run: those with a convolution below them that torch.fx may look into."""
+        """The modules whose forward may hold a run: those above convolutions and pools that torch.fx may look into."""
         for module in self.names:
-            holds_convs = any(isinstance(inner, nn.Conv1d | nn.Conv2d | nn.Conv3d) for inner in module.modules())
-            if holds_convs and (runs_in_order(module) or _is_users(module)):
-                yield module
+            if runs_in_order(module) or _is_users(module):
+                inner = list(module.modules())
+                if any(isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d) for m in inner) and any(map(_pools, inner)):
+                    yield module
 
     def traced(self, module: nn.Module, training: bool) -> Traced | str:
         key = module, training
@@ -149,6 +150,12 @@ def _is_users(module: nn.Module) -> bool:
     if isinstance(module, torch.jit.ScriptModule) or cls.forward is nn.Module.forward:
         return False
     return not (cls.forward.__module__ or "").startswith("torch.")  # what torch.fx generates has no module
+
+
+def _pools(module: nn.Module) -> bool:
+    """Whether the module is a pool, or its forward names one."""
+    cls = original_class(module)
+    return "Pool" in cls.__name__ or any("pool" in name for name in reachable_names(cls))
 
 
 def _read_elsewhere(links: tuple[Link, ...]) -> str | None:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass
+from functools import lru_cache
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -63,7 +64,7 @@ def trace(module: nn.Module, cls: type[nn.Module], training: bool) -> Traced | s
     inputs = _required(forward)
     if inputs is None:
         return "forward has arguments that can only be given by name"
-    for name in sorted(_reachable_names(cls) & _OPAQUE_NAMES.keys()):
+    for name in sorted(reachable_names(cls) & _OPAQUE_NAMES.keys()):
         return f"forward {_OPAQUE_NAMES[name]} ({name})"
     return _run(module, cls, inputs, training)
 
@@ -167,23 +168,31 @@ def _required(forward: Callable[..., Any]) -> tuple[str, ...] | None:
     return code.co_varnames[1 : code.co_argcount - len(forward.__defaults__ or ())]
 
 
-def _reachable_names(cls: type[nn.Module]) -> set[str]:
-    """The names that a class's forward uses, and those used by its methods of such names; nn.Module's own aside."""
+def _reachable_names(cls: Any) -> frozenset[str]:
+    """The names that a class's forward uses, and the methods and functions of these names; torch's own aside."""
     names: set[str] = set()
-    todo = ["forward"]
+    seen: set[FunctionType] = set()
+    todo: list[Any] = [cls.forward]
     while todo:
-        name = todo.pop()
-        if name in names:
+        function = todo.pop()
+        if (
+            not isinstance(function, FunctionType)
+            or function in seen
+            or (function.__module__ or "").startswith("torch.")
+        ):
             continue
-        names.add(name)
-        for owner in cls.__mro__[: -len(nn.Module.__mro__)]:
-            codes = [getattr(vars(owner).get(name), "__code__", None)]
-            while codes:
-                code = codes.pop()
-                if code is not None:
-                    todo.extend(code.co_names)
-                    codes.extend(c for c in code.co_consts if isinstance(c, CodeType))
-    return names
+        seen.add(function)
+        codes = [function.__code__]
+        for code in codes:
+            codes.extend(inner for inner in code.co_consts if isinstance(inner, CodeType))
+            for name in code.co_names:
+                names.add(name)
+                todo.extend(vars(owner).get(name) for owner in cls.__mro__)
+                todo.append(function.__globals__.get(name))
+    return frozenset(names)
+
+
+reachable_names: Callable[[Any], frozenset[str]] = lru_cache(1024)(_reachable_names)
 
 
 def _is_plain(value: Any) -> bool:

@@ -45,7 +45,7 @@ SLOW = {
     "efficientnet_v2_s": (32, 0, 0),
     "regnet_x_400mf": (32, 0, 0),
 }
-COMPUTED = ["alexnet", "vgg11_bn", "squeezenet1_0", "resnet18", "googlenet", "shufflenet_v2_x0_5"]  # the rest is slow
+QUICK = {"squeezenet1_0": "reference", "shufflenet_v2_x0_5": "reference", "alexnet": "auto", "resnet18": "auto"}
 
 
 def classifier(name: str) -> torch.nn.Module:
@@ -54,7 +54,12 @@ def classifier(name: str) -> torch.nn.Module:
     return torchvision.models.get_model(name, weights=None, num_classes=10, **options)
 
 
-@pytest.mark.parametrize("name", [*FUSED, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+LARGE = {"maxvit_t", "swin_t", "vit_b_16", "convnext_tiny"}  # a second or two each, without any run
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW.keys() | LARGE else []) for n in FUSED | SLOW]
+)
 def test_number_of_fused_runs(name: str) -> None:
     _, in_training, in_eval = (FUSED | SLOW)[name]
     model = classifier(name)
@@ -67,9 +72,10 @@ def test_number_of_fused_runs(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[] if n in COMPUTED else [pytest.mark.slow]) for n in FUSED | SLOW]
+    ("name", "backend"),
+    [*QUICK.items(), *(pytest.param(name, "reference", marks=pytest.mark.slow) for name in FUSED | SLOW)],
 )
-def test_same_logits_loss_and_gradients(name: str) -> None:
+def test_same_logits_loss_and_gradients(name: str, backend: str) -> None:
     """In float64, so that a wrong term stands out from rounding; in training mode and in eval mode.
 
     1e-9: rounding (2e-16) times the growth through up to 200 layers of random, untrained weights, where 1e-12 was seen.
@@ -77,6 +83,6 @@ def test_same_logits_loss_and_gradients(name: str) -> None:
     side = (FUSED | SLOW)[name][0]
     model = classifier(name).double()
     example = torch.randn(2, 3, side, side, dtype=torch.float64)
-    with convpool.use_backend("reference"):
+    with convpool.use_backend(backend):
         differences = convpool.verify(model, convpool.fuse(model), example)
     assert differences.within(1e-9), str(differences)
