@@ -1,8 +1,8 @@
 """Augmentation: each image of a batch is warped by its own random map, on its device, in one interpolation.
 
-Rotation, shift, zoom, shear and flip make one affine map an image; an elastic displacement is added to the same sampling
-grid. The random numbers hang on the seed and the step alone and are drawn for the whole batch, so a resumed run needs no
-generator state, and processes that share a batch take slices of one draw.
+Rotation, shift, zoom, shear and flip make one affine map an image; an elastic displacement is added to the same
+sampling grid. The random numbers hang on the seed and the step alone and are drawn for the whole batch, so a resumed
+run needs no generator state, and processes that share a batch take slices of one draw.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Control points of the elastic field along an axis, and the width of each one's bump in steps between them: on 28 pixels
-# about the deviation of 4 pixels that Simard, Steinkraus and Platt 2003 ("Best practices for convolutional neural
-# networks") smooth their field with, from 98 random numbers an image instead of 1,568.
+# Control points of the elastic field along an axis, and the width of each one's bump in steps between them: on 28
+# pixels about the deviation of 4 pixels that Simard, Steinkraus and Platt 2003 ("Best practices for convolutional
+# neural networks") smooth their field with, from 98 random numbers an image instead of 1,568.
 _POINTS = 7
 _BUMP = 0.9
 
@@ -34,7 +34,7 @@ class Augmentation:
         zoom: 0.2 is a factor from 0.8 to 1.2, for the width and the height each.
         shear: slope, so that a row is moved sideways by `shear` times its distance from the middle.
         elastic: standard deviation in pixels of a smooth random displacement.
-        flip: whether half of the images are mirrored, left for right. Never for writing: it turns characters into others.
+        flip: whether half of the images are mirrored, left for right. Never for writing: a mirrored 2 is no digit.
     """
 
     rotation: float = 0.0
@@ -123,7 +123,7 @@ def _sampling_maps(how: Augmentation, amounts: Tensor, height: int, width: int) 
 
 
 def _elastic_field(bumps: Tensor, height: int, width: int) -> Tensor:
-    """Returns displacements (N, H, W, 2) in `affine_grid`'s units, smooth, of one pixel's standard deviation everywhere."""
+    """Returns smooth displacements (N, H, W, 2) in `affine_grid`'s units; their standard deviation is one pixel."""
     rows, columns = (_bump_weights(size).to(bumps.device, non_blocking=True) for size in (height, width))
     field = rows @ bumps @ columns.T  # [N, 2, H, W]; separable, so two small products
     return torch.stack((field[:, 0] * (2 / width), field[:, 1] * (2 / height)), -1)

@@ -6,30 +6,28 @@ so a new name or file format only has to bring its arrays.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
 import os
-from collections.abc import Callable, Mapping
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from mnistfast.data import fetch
+from mnistfast.data import fetch, formats, published
 from mnistfast.data.idx import Kind, content_md5, read_idx, read_idx_stream
+from mnistfast.data.published import DIGITS, IdxSet
 from mnistfast.errors import DataError, StorageError, UsageError, nearest
-
-MIRRORS = (
-    "https://ossci-datasets.s3.amazonaws.com/mnist/",
-    "https://storage.googleapis.com/cvdf-datasets/mnist/",
-)
-"""Where MNIST is fetched, in this order. Its first home, yann.lecun.com, refuses downloads and is not asked."""
 
 SAMPLE = Path(__file__).parent / "sample"
 """The folder of the shipped sample; its LICENSE.md says where the images come from."""
 
-DIGITS = tuple("0123456789")
+TEST_SHARE = 5
+"""One image in so many is held out as the test set of a source that has none, stratified, with seed 0."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,41 +66,31 @@ class Dataset:
     hashes: dict[str, str]
 
 
-class _File(NamedTuple):
-    """One of the four files of an MNIST-like set."""
-
-    name: str
-    kind: Kind
-    md5: str  # of MNIST's own, decompressed: mirrors compress differently, the content is one
-
-
-_FILES = {
-    "train-images": _File("train-images-idx3-ubyte", "images", "6bbc9ace898e44ae57da46a324031adb"),
-    "train-labels": _File("train-labels-idx1-ubyte", "labels", "a25bea736e30d166cdddb491f175f624"),
-    "test-images": _File("t10k-images-idx3-ubyte", "images", "2646ac647ad5339dbf082846283269ea"),
-    "test-labels": _File("t10k-labels-idx1-ubyte", "labels", "27ae3e4e09519cfbb04c329615203637"),
-}
-_OFFICIAL = {role: file.md5 for role, file in _FILES.items()}
-_LOOKED_FOR = ", ".join(f"{file.name}[.gz]" for file in _FILES.values())
-_PLACE_THEM = f"put {_LOOKED_FOR} in a folder and give it with --data FOLDER or in MNISTFAST_DATA"
-
-
-def load(spec: str | None, *, offline: bool = False) -> Dataset:
+def load(spec: str | None, *, offline: bool = False, resize: int | None = None, gray: bool = False) -> Dataset:
     """Loads a data set.
 
-    MNIST is looked for in the folder named by `$MNISTFAST_DATA` (or in `mnist/` in it), then in the cache folder
-    (`$MNISTFAST_CACHE`, or the platform's, as ~/.cache/mnistfast), and is downloaded to that when neither has it.
+    A published set is looked for in `$MNISTFAST_DATA` (in the folder of its name in it; MNIST also in the folder
+    itself), in the cache folder (`$MNISTFAST_CACHE`, or the platform's, as ~/.cache/mnistfast), where distributions
+    install it, and is downloaded to the cache when none of them has it.
 
     Args:
-        spec: "mnist", "sample", a folder with the four IDX files (raw or .gz), or None: MNIST where it can be had, else
-            the shipped sample, with a notice. A name goes before a folder of that name; write "./mnist" for the folder.
+        spec: a name of `NAMES`; a folder with IDX files, an .npz file, CSV files, CIFAR-10's binary batches or a folder
+            for each class; one of these files; or None: MNIST where it can be had, else the shipped sample, with a
+            notice. A name goes before a folder of that name; write "./mnist" for the folder.
         offline: never open a connection.
+        resize: make every image this many pixels wide and high.
+        gray: make colour images grey.
 
     Raises:
         DataError: files are missing, damaged or contradict each other; a damaged file is never passed over in silence.
-        StorageError: MNIST was asked for by name and no mirror delivers it, or a file cannot be read or written.
+        StorageError: a set was asked for by name and no mirror delivers it, or a file cannot be read or written.
         UsageError: `spec` is neither a name nor an existing path.
     """
+    dataset = _load(spec, offline, partial(formats.read_class_folders, resize=resize, gray=gray))
+    return _fitted(dataset, resize, gray)
+
+
+def _load(spec: str | None, offline: bool, read_folders: Callable[..., formats.Arrays]) -> Dataset:
     if spec is None:
         return _mnist_or_sample(offline)
     if spec in _NAMED:
@@ -110,12 +98,11 @@ def load(spec: str | None, *, offline: bool = False) -> Dataset:
     path = Path(os.path.expanduser(spec))
     # os.path answers False where Path's own methods raise: no permission, a name too long, an unknown ~user.
     if os.path.isdir(path):
-        return _from_folder(path)
+        return _from_folder(path, read_folders)
     if os.path.isfile(path):
-        why = f"--data takes a name ({', '.join(_NAMED)}) or a folder with {_LOOKED_FOR}"
-        raise DataError(f"{spec} is a file", why, f"--data {path.parent}")
+        return _from_file(path)
     if path.name != spec:
-        raise DataError(f"no folder {spec}", fix="check the path given with --data")
+        raise DataError(f"no folder or file {spec}", fix="check the path given with --data")
     hint = nearest(spec, _NAMED)
     raise UsageError(f"unknown data set '{spec}'{hint}", f"Names: {', '.join(_NAMED)}; no folder has this name either")
 
@@ -177,23 +164,16 @@ def channel_stats(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, .
 
 def _mnist_or_sample(offline: bool) -> Dataset:
     """Loads MNIST, or the sample with a notice where MNIST is not at hand and cannot be downloaded."""
-    files = _files_at_hand()
-    if files is None:
-        try:
-            files = _download(offline)
-        except StorageError as error:
-            sample = _sample(offline)
-            real = "For the whole set give a folder with MNIST's four IDX files by --data or MNISTFAST_DATA."
-            return replace(sample, notice=f"{sample.notice} Reason: {error.what} ({error.why}). {real}")
-    return _read_mnist(files)
-
-
-def _mnist(offline: bool) -> Dataset:
-    return _read_mnist(_files_at_hand() or _download(offline))
+    try:
+        return _published("mnist", offline)
+    except StorageError as error:
+        sample = _sample(offline)
+        real = "For the whole set give a folder with MNIST's four IDX files by --data or MNISTFAST_DATA."
+        return replace(sample, notice=f"{sample.notice} Reason: {error.what} ({error.why}). {real}")
 
 
 def _sample(offline: bool) -> Dataset:
-    dataset = _read(_complete(SAMPLE), "sample", DIGITS)
+    dataset = _read_idx_set(_complete(SAMPLE, published.ROLES), "sample", published.SETS["mnist"])
     train, test = len(dataset.train.labels), len(dataset.test.labels)
     notice = (
         f"Using the shipped sample of MNIST: {train:,} images to train on; the {test:,} to test on are held-out "
@@ -202,104 +182,345 @@ def _sample(offline: bool) -> Dataset:
     return replace(dataset, notice=notice)
 
 
-def _from_folder(folder: Path) -> Dataset:
-    dataset = _read(_complete(folder), folder.resolve().name, DIGITS)
-    return replace(dataset, name="mnist") if dataset.hashes == _OFFICIAL else dataset
+def _published(name: str, offline: bool) -> Dataset:
+    """Loads the set of that name; other content under its file names is used, but not in silence."""
+    found = published.SETS[name]
+    files = _at_hand(name, found) or _download(name, found, offline)
+    dataset = _read_idx_set(files, name, found)
+    hashes = dataset.hashes
+    others = [f"{files[role]} (md5 {hashes[role]})" for role, md5 in found.md5.items() if hashes[role] != md5]
+    if not others:
+        return dataset
+    title = {"mnist": "MNIST"}.get(name, name)
+    notice = f"Valid IDX but not the official {title}: {', '.join(others)}. {dataset.notice}"
+    return replace(dataset, notice=notice.strip())
 
 
-_NAMED: dict[str, Callable[[bool], Dataset]] = {"mnist": _mnist, "sample": _sample}
+def _cifar10(offline: bool) -> Dataset:
+    archive, md5 = published.CIFAR10_ARCHIVE
+    cache = _cache_folder("cifar10")
+    folders = [*_environment_folders("cifar10", unique=True), cache]
+    candidates = [folder / name for folder in folders for name in ("cifar-10-batches-bin", archive, ".")]
+    for path in candidates:
+        if path.is_file() or (path / formats.CIFAR_TEST).is_file():
+            return _read_cifar(path)
+    if offline:
+        raise _forbidden("cifar10", cache, f"put {archive} there")
+    fetch.fetch(
+        [archive], cache, published.CIFAR10_MIRRORS, partial(_verify_whole, md5), max_bytes=published.CIFAR10_BYTES
+    )
+    return _read_cifar(cache / archive)
 
 
-def _files_at_hand() -> dict[str, Path] | None:
-    """Returns MNIST's four files by role from `$MNISTFAST_DATA` or the cache folder, None where neither has them."""
-    if value := os.environ.get("MNISTFAST_DATA"):
-        root = Path(os.path.expanduser(value))
-        if not os.path.isdir(root):
-            raise DataError(f"MNISTFAST_DATA is {value}", "There is no such folder", "correct it or unset it")
-        for folder in (root, root / "mnist"):
-            if _find(folder):
-                return _complete(folder)
-    cached = _find(_cache_folder())
-    return cached if len(cached) == len(_FILES) else None
+_NAMED: dict[str, Callable[[bool], Dataset]] = {
+    **{name: partial(_published, name) for name in published.SETS},
+    "cifar10": _cifar10,
+    "sample": _sample,
+}
+
+NAMES = tuple(_NAMED)
+"""What `--data` takes besides paths."""
 
 
-def _find(folder: Path) -> dict[str, Path]:
+# Paths
+
+
+def _from_folder(folder: Path, read_folders: Callable[..., formats.Arrays]) -> Dataset:
+    """Loads what lies in `folder`, whatever of the formats it is."""
+    if _find(folder, published.ROLES):
+        return _read_idx_set(_complete(folder, published.ROLES), folder.resolve().name, published.SETS["mnist"])
+    for batches in (folder, folder / "cifar-10-batches-bin"):
+        if os.path.isfile(batches / formats.CIFAR_TEST):
+            return _read_cifar(batches)
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".npz", ".csv"))
+    archives = [path for path in files if path.suffix.lower() == ".npz"]
+    if len(archives) == 1:
+        return _from_npz(archives[0])
+    if tables := [path for path in files if path.suffix.lower() == ".csv"]:
+        return _from_csv(folder, tables)
+    parts = {part: folder / part for part in ("train", "test") if os.path.isdir(folder / part)}
+    if len(parts) == 2 and formats.class_folders(parts["train"]):
+        return _from_class_folders(folder, parts["train"], parts["test"], read_folders)
+    if formats.class_folders(folder):
+        return _from_class_folders(folder, folder, None, read_folders)
+    _complete(folder, published.ROLES)
+    raise AssertionError("_complete found four files where _find found none")
+
+
+def _from_file(path: Path) -> Dataset:
+    """Loads a data set that is one file."""
+    if path.suffix.lower() == ".npz":
+        return _from_npz(path)
+    if path.suffix.lower() == ".csv":
+        return _from_csv(path, [path])
+    if path.name.endswith(".tar.gz"):
+        return _read_cifar(path)
+    why = (
+        f"--data takes a name ({', '.join(_NAMED)}), an .npz or .csv file, or a folder, such as one with {_LOOKED_FOR}"
+    )
+    raise DataError(f"{path} is a file", why, f"--data {path.parent}")
+
+
+def _from_npz(path: Path) -> Dataset:
+    train, test = (Split(*arrays) for arrays in formats.read_npz(path))
+    return _checked(path, _numbered(train, test), train, test)
+
+
+def _from_csv(source: Path, tables: Sequence[Path]) -> Dataset:
+    """Loads CSV files: a train and a test file by their names, or one whose test images are held out of it."""
+    train_file, test_file = (
+        next((path for path in tables if part in path.stem.lower()), None) for part in ("train", "test")
+    )
+    train_file = train_file or tables[0]
+    images, labels = formats.read_csv(train_file)
+    if labels is None:
+        raise DataError(f"{train_file}: its header has no label", "The first column of training images is their label")
+    if test_file and test_file != train_file:
+        test_images, test_labels = formats.read_csv(test_file)
+        if test_labels is not None:
+            train, test = Split(images, labels), Split(test_images, test_labels)
+            return _checked(source, _numbered(train, test), train, test)
+    reason = f"{test_file.name} has no labels" if test_file else "There is one file"
+    train, test = _cut(Split(images, labels))
+    return _checked(source, _numbered(train, test), train, test, _cut_notice(reason, test))
+
+
+def _from_class_folders(
+    source: Path, train_folder: Path, test_folder: Path | None, read: Callable[..., formats.Arrays]
+) -> Dataset:
+    classes = tuple(path.name for path in formats.class_folders(train_folder))
+    train = Split(*read(train_folder, classes))
+    if test_folder is None:
+        train, test = _cut(train)
+        return _checked(source, classes, train, test, _cut_notice("There are no folders train and test", test))
+    if not formats.class_folders(test_folder):
+        raise DataError(f"{test_folder}: no folder of a class with images in it")
+    return _checked(source, classes, train, Split(*read(test_folder, classes)))
+
+
+def _read_cifar(path: Path) -> Dataset:
+    train, test = (Split(*arrays) for arrays in formats.read_cifar(path))
+    dataset = _checked(path, published.CIFAR10_CLASSES, train, test)
+    return replace(dataset, name="cifar10")
+
+
+def _cut(split: Split) -> tuple[Split, Split]:
+    """Holds a test set out of `split`: see `TEST_SHARE`."""
+    kept, held = holdout(split.labels, max(len(split.labels) // TEST_SHARE, 1), seed=0)
+    return Split(split.images[kept], split.labels[kept]), Split(split.images[held], split.labels[held])
+
+
+def _cut_notice(reason: str, test: Split) -> str:
+    count = len(test.labels)
+    return f"{reason}: one image in {TEST_SHARE} ({count:,}; the same share of each class, seed 0) is held out as test set."
+
+
+def _numbered(train: Split, test: Split) -> tuple[str, ...]:
+    """Returns names for classes that are only numbers."""
+    return tuple(str(k) for k in range(1 + max(int(split.labels.max(initial=1)) for split in (train, test))))
+
+
+def _checked(source: Path, classes: tuple[str, ...], train: Split, test: Split, notice: str = "") -> Dataset:
+    """Makes a data set of arrays that any reader brought; MNIST in another format is still called MNIST."""
+    hashes = {}
+    for part, split in (("train", train), ("test", test)):
+        _check_split(split, classes, f"{source} ({part})", f"{source} ({part})")
+        hashes |= _hashes(part, split)
+    dataset = _assemble(
+        source.resolve().name.removesuffix(source.suffix), classes, train, test, source=str(source), hashes=hashes
+    )
+    dataset = replace(dataset, notice=f"{notice} {dataset.notice}".strip())
+    return _recognised(dataset)
+
+
+def _hashes(part: str, split: Split) -> dict[str, str]:
+    """Returns the MD5 of the IDX files that would hold `split`, so that it does not depend on the format."""
+    images = split.images[:, 0] if split.images.shape[1] == 1 else split.images
+    labels = split.labels.astype(np.uint8 if split.labels.max(initial=0) < 256 else ">i2").view(np.uint8)
+    return {f"{part}-images": content_md5(images), f"{part}-labels": content_md5(labels)}
+
+
+def _recognised(dataset: Dataset) -> Dataset:
+    """Returns the data set under its published name and with its classes' names where its content is that."""
+    for name, known in published.SETS.items():
+        if known.md5 and known.md5 == dataset.hashes:
+            return replace(dataset, name=name, classes=known.classes)
+    return dataset
+
+
+def _fitted(dataset: Dataset, resize: int | None, gray: bool) -> Dataset:
+    train, test = (
+        Split(formats.fit_images(split.images, resize=resize, gray=gray), split.labels)
+        for split in (dataset.train, dataset.test)
+    )
+    if train.images is dataset.train.images:
+        return dataset
+    hashes = _hashes("train", train) | _hashes("test", test)
+    return replace(dataset, train=train, test=test, hashes=hashes)
+
+
+# Files of published sets
+
+
+_LOOKED_FOR = ", ".join(f"{name}[.gz]" for name in published.ROLES.values())
+
+
+def _place_them(found: IdxSet) -> str:
+    names = ", ".join(f"{name}[.gz]" for name in found.files.values())
+    return f"put {names} in a folder and give it with --data FOLDER or in MNISTFAST_DATA"
+
+
+def _environment_folders(name: str, *, unique: bool) -> list[Path]:
+    """Returns where `$MNISTFAST_DATA` may hold the set `name`.
+
+    The folder itself is one of them for MNIST and where the set's file names are its own (`unique`): the files of
+    Fashion-MNIST and KMNIST are called as MNIST's.
+    """
+    value = os.environ.get("MNISTFAST_DATA")
+    if not value:
+        return []
+    root = Path(os.path.expanduser(value))
+    if not os.path.isdir(root):
+        raise DataError(f"MNISTFAST_DATA is {value}", "There is no such folder", "correct it or unset it")
+    own = unique or name in ("mnist", root.name)
+    return [*([root] if own else []), root / name]
+
+
+def _at_hand(name: str, found: IdxSet) -> dict[str, Path] | None:
+    """Returns the set's four files by role from where they may lie on this machine, None where they do not."""
+    unique = found.files is not published.ROLES
+    for folder in _environment_folders(name, unique=unique):
+        if _find(folder, found.files):
+            return _complete(folder, found.files)
+    for folder in (_cache_folder(name), *map(Path, found.folders)):
+        files = _find(folder, found.files)
+        if len(files) == len(found.files):
+            return files
+    if found.archive:
+        for folder in [*_environment_folders(name, unique=True), _cache_folder("emnist")]:
+            if os.path.isfile(folder / found.archive[0]):
+                return _unpacked(folder / found.archive[0], name, found)
+    return None
+
+
+def _find(folder: Path, names: Mapping[str, str]) -> dict[str, Path]:
     """Returns those of the four files that `folder` has, by role; raw goes before .gz, which takes longer to read."""
     found = {}
-    for role, file in _FILES.items():
-        stems = (file.name, file.name.replace("-idx", ".idx"))  # some archives of MNIST have the dot
+    for role, name in names.items():
+        stems = (name, name.replace("-idx", ".idx"))  # some archives of MNIST have the dot
         candidates = (folder / f"{stem}{suffix}" for stem in stems for suffix in ("", ".gz"))
         if path := next((path for path in candidates if os.path.isfile(path)), None):
             found[role] = path
     return found
 
 
-def _complete(folder: Path) -> dict[str, Path]:
+def _complete(folder: Path, names: Mapping[str, str]) -> dict[str, Path]:
     """Returns the four files of `folder` by role, or raises `DataError` that names the missing ones."""
-    found = _find(folder)
-    missing = [file.name for role, file in _FILES.items() if role not in found]
+    found = _find(folder, names)
+    missing = [name for role, name in names.items() if role not in found]
     if missing:
-        what = f"no IDX data set in {folder}: looked for {_LOOKED_FOR}; missing: {', '.join(missing)}"
+        looked_for = ", ".join(f"{name}[.gz]" for name in names.values())
+        if found:
+            what = f"no IDX data set in {folder}: looked for {looked_for}; missing: {', '.join(missing)}"
+        else:
+            others = "an .npz file, .csv files, cifar-10-batches-bin, folders of images by class"
+            what = f"no data set in {folder}: looked for {looked_for}; {others}; missing: all of them"
         raise DataError(what, fix="add the missing files or give another folder with --data")
     return found
 
 
-def _cache_folder() -> Path:
-    """Returns the folder that holds, or will hold, the downloaded MNIST."""
+def _cache_folder(name: str) -> Path:
+    """Returns the folder that holds, or will hold, the downloaded set."""
     root = os.environ.get("MNISTFAST_CACHE")
     if not root:
         import pooch  # 0.2 s that only a search of the platform's cache should pay
 
         root = pooch.os_cache("mnistfast")
-    return Path(os.path.expanduser(root)) / "mnist"
+    return Path(os.path.expanduser(root)) / name
 
 
-def _download(offline: bool) -> dict[str, Path]:
+def _download(name: str, found: IdxSet, offline: bool) -> dict[str, Path]:
     """Fetches into the cache folder what is missing there and returns its four files by role."""
-    folder = _cache_folder()
-    found = _find(folder)
-    wanted = {f"{file.name}.gz": file for role, file in _FILES.items() if role not in found}
+    folder = _cache_folder(name)
     if offline:
-        what = f"no MNIST in MNISTFAST_DATA ({os.environ.get('MNISTFAST_DATA') or 'not set'}) nor in {folder}"
-        raise StorageError(what, "--offline forbids a download", _PLACE_THEM)
-
-    def verify(name: str, content: bytes, url: str) -> None:
-        file = wanted[name]
-        md5 = content_md5(read_idx_stream(io.BytesIO(content), url, expect=file.kind))
-        if md5 != file.md5:
-            raise DataError(f"{url}: not the official MNIST (md5 {md5}, expected {file.md5})")
-
+        raise _forbidden(name, folder, _place_them(found))
     try:
-        fetch.fetch(list(wanted), folder, MIRRORS, verify)
+        if found.archive:
+            archive, md5 = found.archive
+            folder, limit = _cache_folder("emnist"), published.EMNIST_BYTES
+            fetch.fetch([archive], folder, found.mirrors, partial(_verify_whole, md5), max_bytes=limit)
+            return _unpacked(folder / archive, name, found)
+        present = _find(folder, found.files)
+        wanted = {f"{file}.gz": role for role, file in found.files.items() if role not in present}
+        fetch.fetch(list(wanted), folder, found.mirrors, partial(_verify_idx, name, found, wanted))
     except StorageError as error:
-        raise StorageError(error.what, error.why, error.fix or _PLACE_THEM) from error
-    return _complete(folder)
+        raise StorageError(error.what, error.why, error.fix or _place_them(found)) from error
+    return _complete(folder, found.files)
 
 
-def _read_mnist(files: Mapping[str, Path]) -> Dataset:
-    """Reads what goes by the name of MNIST; other content under its file names is used, but not in silence."""
-    dataset = _read(files, "mnist", DIGITS)
-    others = [f"{files[role]} (md5 {md5})" for role, md5 in dataset.hashes.items() if md5 != _OFFICIAL[role]]
-    if not others:
-        return dataset
-    notice = f"Valid IDX but not the official MNIST: {', '.join(others)}. {dataset.notice}"
-    return replace(dataset, notice=notice.strip())
+def _forbidden(name: str, folder: Path, fix: str) -> StorageError:
+    title = {"mnist": "MNIST"}.get(name, name)
+    what = f"no {title} in MNISTFAST_DATA ({os.environ.get('MNISTFAST_DATA') or 'not set'}) nor in {folder}"
+    return StorageError(what, "--offline forbids a download", fix)
 
 
-def _read(files: Mapping[str, Path], name: str, classes: tuple[str, ...]) -> Dataset:
-    """Reads four IDX files, given by role."""
-    arrays = {role: read_idx(path, expect=_FILES[role].kind) for role, path in files.items()}
+def _verify_idx(name: str, found: IdxSet, roles: Mapping[str, str], file: str, content: bytes, url: str) -> None:
+    role = roles[file]
+    array = read_idx_stream(io.BytesIO(content), url, expect=_kind(role))
+    if role in found.md5:
+        title = {"mnist": "MNIST"}.get(name, name)
+        md5 = content_md5(array)
+        if md5 != found.md5[role]:
+            raise DataError(f"{url}: not the official {title} (md5 {md5}, expected {found.md5[role]})")
+    else:
+        _verify_whole(found.served_md5[role], file, content, url)
+
+
+def _verify_whole(expected: str, file: str, content: bytes, url: str) -> None:
+    md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    if md5 != expected:
+        raise DataError(f"{url}: not the official {file} (md5 {md5}, expected {expected})")
+
+
+def _unpacked(archive: Path, name: str, found: IdxSet) -> dict[str, Path]:
+    """Takes the set's four files out of the archive of all of EMNIST, into the cache."""
+    folder = _cache_folder(name)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            for file in found.files.values():
+                member = next((entry for entry in opened.namelist() if entry.endswith(f"{file}.gz")), None)
+                if member is None:
+                    raise DataError(f"{archive}: has no {file}.gz", fix="delete it and fetch it again")
+                fetch.write_atomically(folder / f"{file}.gz", opened.read(member))
+    except zipfile.BadZipFile as error:
+        raise DataError(f"{archive}: not a whole .zip file", str(error), "delete it and fetch it again") from error
+    return _complete(folder, found.files)
+
+
+def _kind(role: str) -> Kind:
+    return "images" if role.endswith("images") else "labels"
+
+
+def _read_idx_set(files: Mapping[str, Path], name: str, like: IdxSet) -> Dataset:
+    """Reads four IDX files, given by role, that hold their classes and images as the set `like` does."""
+    arrays = {role: read_idx(path, expect=_kind(role)) for role, path in files.items()}
     hashes = {role: content_md5(array) for role, array in arrays.items()}
     splits = []
     for part in ("train", "test"):
         images, labels = f"{part}-images", f"{part}-labels"
-        split = Split(arrays[images][:, np.newaxis], arrays[labels].astype(np.int64))
-        _check_split(split, classes, str(files[images]), str(files[labels]))
+        pixels = arrays[images].swapaxes(1, 2) if like.transposed else arrays[images]
+        upright = np.ascontiguousarray(pixels[:, np.newaxis])
+        split = Split(upright, arrays[labels].astype(np.int64) - like.first_label)
+        _check_split(split, like.classes, str(files[images]), str(files[labels]), like.first_label)
         splits.append(split)
-    return _assemble(name, classes, *splits, source=str(files["train-images"].parent), hashes=hashes)
+    source = str(files["train-images"].parent)
+    return _recognised(_assemble(name, like.classes, *splits, source=source, hashes=hashes))
 
 
-def _check_split(split: Split, classes: tuple[str, ...], images_from: str, labels_from: str) -> None:
+def _check_split(
+    split: Split, classes: tuple[str, ...], images_from: str, labels_from: str, first_label: int = 0
+) -> None:
     """Raises `DataError` where images and labels contradict each other; on the host, which can tell the index."""
     if len(split.images) != len(split.labels):
         what = f"{len(split.images):,} images in {images_from} but {len(split.labels):,} labels in {labels_from}"
@@ -308,8 +529,9 @@ def _check_split(split: Split, classes: tuple[str, ...], images_from: str, label
         raise DataError(f"{images_from}: no images (shape {split.images.shape})", "The set is empty")
     wrong = np.flatnonzero((split.labels < 0) | (split.labels >= len(classes)))
     if len(wrong):
-        what = f"{labels_from}: label {split.labels[wrong[0]]} at index {wrong[0]}"
-        raise DataError(what, f"The set has {len(classes)} classes (0-{len(classes) - 1})", "correct the labels")
+        what = f"{labels_from}: label {split.labels[wrong[0]] + first_label} at index {wrong[0]}"
+        last = len(classes) - 1 + first_label
+        raise DataError(what, f"The set has {len(classes)} classes ({first_label}-{last})", "correct the labels")
 
 
 def _assemble(

@@ -23,13 +23,17 @@ MIN_RATE = 64 * 1024
 """Bytes that buy one more second of patience: a slow line gets through (MNIST: 3 minutes), a dripping one does not."""
 
 MAX_BYTES = 1 << 26
-"""The largest answer that is read, 64 MiB. MNIST's largest file has 47 MB, unpacked."""
+"""The largest answer that is read unless the caller allows more, 64 MiB. MNIST's largest file has 47 MB, unpacked."""
 
 _CHUNK = 16 * 1024
 
 
 def fetch(
-    names: Sequence[str], folder: Path, mirrors: Sequence[str], verify: Callable[[str, bytes, str], object]
+    names: Sequence[str],
+    folder: Path,
+    mirrors: Sequence[str],
+    verify: Callable[[str, bytes, str], object],
+    max_bytes: int | None = None,
 ) -> None:
     """Fetches files into a folder, each from the first mirror that serves it.
 
@@ -40,6 +44,7 @@ def fetch(
         folder: where they go; created when missing. A name appears there only when its content is whole and verified.
         mirrors: base addresses, each ending in "/", the preferred one first.
         verify: called with the file name, its content and its address; raises `DataError` to refuse it.
+        max_bytes: the longest answer that is read, `MAX_BYTES` if None; an answer is held in memory whole.
 
     Raises:
         StorageError: every mirror failed (the message has a reason for each), or the folder cannot be written.
@@ -56,9 +61,9 @@ def fetch(
             while missing:
                 url = mirror + missing[0]
                 _log.info("downloading %s", url)
-                content = _get(url, patience)
+                content = _get(url, patience, max_bytes or MAX_BYTES)
                 verify(missing[0], content, url)
-                _write_atomically(folder / missing[0], content)
+                write_atomically(folder / missing[0], content)
                 del missing[0]
             return
         except _Unavailable as error:
@@ -98,21 +103,21 @@ class _Patience:
 class _Sink(io.BytesIO):
     """Takes the bytes of one answer; stops the thread that writes them when nobody waits for them any more."""
 
-    def __init__(self, patience: _Patience) -> None:
+    def __init__(self, patience: _Patience, max_bytes: int) -> None:
         super().__init__()
-        self._patience = patience
+        self._patience, self._max_bytes = patience, max_bytes
         self.abandoned = False
 
     def write(self, data: Any) -> int:
         if self.abandoned:
             raise _Unavailable("abandoned")
-        if self.tell() + len(data) > MAX_BYTES:
-            raise _Unavailable(f"the answer is longer than {MAX_BYTES:,} bytes")
+        if self.tell() + len(data) > self._max_bytes:
+            raise _Unavailable(f"the answer is longer than {self._max_bytes:,} bytes")
         self._patience.add(len(data))
         return super().write(data)
 
 
-def _get(url: str, patience: _Patience) -> bytes:
+def _get(url: str, patience: _Patience, max_bytes: int) -> bytes:
     """Returns the content at `url`.
 
     The request runs in a thread of its own: the timeouts of a socket bound each address and each read, not the whole,
@@ -121,7 +126,7 @@ def _get(url: str, patience: _Patience) -> bytes:
     import pooch  # 0.2 s that only a download should pay
 
     download = pooch.HTTPDownloader(chunk_size=_CHUNK, timeout=patience.seconds)
-    sink = _Sink(patience)
+    sink = _Sink(patience, max_bytes)
     failures: list[Exception] = []
     finished = threading.Event()
 
@@ -154,7 +159,7 @@ def _reason(error: BaseException) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-def _write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes) -> None:
     """Writes a file so that it is there whole or not at all, whatever happens meanwhile."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:

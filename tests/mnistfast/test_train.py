@@ -92,7 +92,7 @@ REFUSED = [
     ("--resume nowhere", 4, "no run at nowhere"),
     ("--resume=", 4, "no run at ."),
     ("--resume nowhere --overwrite", 2, "--resume continues in the run's own folder"),
-    ("--data nowhere/at/all", 3, "no folder nowhere/at/all"),
+    ("--data nowhere/at/all", 3, "no folder or file nowhere/at/all"),
     ("--model cifar-cnn", 3, "the images of tiny are 28x28x1, model cifar-cnn takes 32x32x3"),
     ("stray", 2, "unexpected argument 'stray'"),
 ]

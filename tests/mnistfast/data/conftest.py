@@ -1,14 +1,15 @@
 """Small data sets on disk, and a machine on which nothing of the user's is found."""
 
 import gzip
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from mnistfast.data import datasets
+from mnistfast.data import published
 from mnistfast.data.idx import content_md5, header
 
-NAMES = {role: file.name for role, file in datasets._FILES.items()}
+NAMES = published.ROLES
 
 
 def encode(array):
@@ -53,6 +54,15 @@ def write_set(arrays):
 @pytest.fixture
 def official(arrays, monkeypatch):
     """Makes the small set the official MNIST."""
-    files = {role: file._replace(md5=content_md5(arrays[role])) for role, file in datasets._FILES.items()}
-    monkeypatch.setattr(datasets, "_FILES", files)
-    monkeypatch.setattr(datasets, "_OFFICIAL", {role: file.md5 for role, file in files.items()})
+    md5 = {role: content_md5(array) for role, array in arrays.items()}
+    monkeypatch.setitem(published.SETS, "mnist", replace(published.SETS["mnist"], md5=md5))
+
+
+@pytest.fixture
+def use_mirrors(monkeypatch):
+    """Makes these the addresses to fetch MNIST from."""
+
+    def use(*mirrors):
+        monkeypatch.setitem(published.SETS, "mnist", replace(published.SETS["mnist"], mirrors=mirrors))
+
+    return use

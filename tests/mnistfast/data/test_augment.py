@@ -1,4 +1,4 @@
-"""Every image gets its own map, in one interpolation, that kornia agrees with; draws are the seed's and can be sliced."""
+"""Every image gets its own map, which kornia agrees with; draws are the seed's and can be sliced."""
 
 import numpy as np
 import pytest

@@ -15,13 +15,13 @@ IMAGES = np.zeros((30, 4, 5), np.uint8)
 
 
 @pytest.fixture(autouse=True)
-def no_network(monkeypatch):
+def no_network(monkeypatch, use_mirrors):
     """Here nothing is served: whoever asks for the network gets no MNIST."""
-    monkeypatch.setattr(datasets, "MIRRORS", ())
+    use_mirrors()
     monkeypatch.setattr(datasets.fetch, "fetch", unreachable)
 
 
-def unreachable(*args):
+def unreachable(*args, **kwargs):
     raise StorageError("could not download f", "a: HTTP 403; b: timed out")
 
 
@@ -75,11 +75,15 @@ def test_missing_files_are_named(tmp_path, write_set):
 @pytest.mark.parametrize(
     ("spec", "error", "line"),
     [
-        ("mnits", UsageError, r"unknown data set 'mnits' \(did you mean 'mnist'\?\)\. Names: mnist, sample; "),
-        ("cats", UsageError, r"unknown data set 'cats'\. Names: mnist, sample; "),
-        ("./nowhere", DataError, r"no folder \./nowhere\. FIX: "),
-        ("", DataError, r"no IDX data set in \.: looked for "),
-        ("~nobody-of-this-name/mnist", DataError, r"no folder ~nobody"),
+        (
+            "mnits",
+            UsageError,
+            r"unknown data set 'mnits' \(did you mean 'mnist'\?\)\. Names: mnist, fashion-mnist, kmnist, ",
+        ),
+        ("cats", UsageError, r"unknown data set 'cats'\. Names: mnist, fashion-mnist, kmnist, "),
+        ("./nowhere", DataError, r"no folder or file \./nowhere\. FIX: "),
+        ("", DataError, r"no data set in \.: looked for train-images-idx3-ubyte\[\.gz\], "),
+        ("~nobody-of-this-name/mnist", DataError, r"no folder or file ~nobody"),
         ("x" * 5000, UsageError, r"unknown data set"),
         ("a\0b", UsageError, r"unknown data set"),
     ],

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mnistfast.data import datasets, fetch
+from mnistfast.data import datasets, fetch, published
 from mnistfast.data.idx import header
 from mnistfast.errors import StorageError
 
@@ -82,17 +82,17 @@ def drip(pieces, pause_s, *, then_silent_s=0.0):
 def good(arrays, official):
     """The answers of a mirror that serves the (small) official set."""
     packed = {role: gzip.compress(header(array) + array.tobytes()) for role, array in arrays.items()}
-    return {f"{datasets._FILES[role].name}.gz": content(body) for role, body in packed.items()}
+    return {f"{published.ROLES[role]}.gz": content(body) for role, body in packed.items()}
 
 
 @pytest.fixture
-def mirrors(monkeypatch):
+def mirrors(use_mirrors):
     """Starts mirrors with the given answers and makes them the ones that are asked."""
     started = []
 
     def start(*all_answers):
         started.extend(Mirror(answers) for answers in all_answers)
-        monkeypatch.setattr(datasets, "MIRRORS", tuple(mirror.url for mirror in started))
+        use_mirrors(*(mirror.url for mirror in started))
         return started
 
     yield start
@@ -204,16 +204,16 @@ def test_every_mirror_gets_its_reason(good, mirrors):
     assert refusal().why == f"{hosts[0]}: HTTP 403; {hosts[1]}: HTTP 500"
 
 
-def test_no_listener(monkeypatch):
+def test_no_listener(use_mirrors):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    monkeypatch.setattr(datasets, "MIRRORS", (f"http://127.0.0.1:{port}/",))
+    use_mirrors(f"http://127.0.0.1:{port}/")
     assert refusal().why.lower() == f"127.0.0.1:{port}: connection refused"
 
 
 @pytest.mark.parametrize("spec", ["mnist", None])
-def test_silent_network_delays_no_longer_than_the_patience(spec, silent, short_patience, monkeypatch, cache):
-    monkeypatch.setattr(datasets, "MIRRORS", (silent, silent))
+def test_silent_network_delays_no_longer_than_the_patience(spec, silent, short_patience, use_mirrors, cache):
+    use_mirrors(silent, silent)
     started = time.monotonic()
     if spec is None:
         assert "timed out after 0.2 s of waiting (0 KiB came)" in datasets.load(None).notice
@@ -223,10 +223,10 @@ def test_silent_network_delays_no_longer_than_the_patience(spec, silent, short_p
     assert list(cache.iterdir()) == []
 
 
-def test_a_silent_mirror_leaves_time_for_the_next(silent, good, mirrors, monkeypatch):
+def test_a_silent_mirror_leaves_time_for_the_next(silent, good, mirrors, monkeypatch, use_mirrors):
     monkeypatch.setattr(fetch, "PATIENCE_S", 1.2)
     (serving,) = mirrors(good)
-    monkeypatch.setattr(datasets, "MIRRORS", (silent, serving.url))
+    use_mirrors(silent, serving.url)
     started = time.monotonic()
     assert datasets.load("mnist").notice == ""
     assert 0.5 < time.monotonic() - started < 0.6 + SLACK_S
@@ -331,5 +331,6 @@ def test_offline_opens_no_socket(spec, monkeypatch):
 
 
 def test_never_asks_the_home_that_refuses():
-    assert len(datasets.MIRRORS) > 1
-    assert all(url.startswith("https://") and url.endswith("/") and "lecun" not in url for url in datasets.MIRRORS)
+    urls = published.SETS["mnist"].mirrors
+    assert len(urls) > 1
+    assert all(url.startswith("https://") and url.endswith("/") and "lecun" not in url for url in urls)

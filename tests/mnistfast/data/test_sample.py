@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 
-from mnistfast.data import datasets
+from mnistfast.data import datasets, published
 
 ROLES = {"train-images": 4000, "train-labels": 4000, "test-images": 1000, "test-labels": 1000}
 
@@ -26,7 +26,7 @@ def test_content_is_the_one_in_its_licence_file():
     text = (datasets.SAMPLE / "LICENSE.md").read_text()
     listed = dict(re.findall(r"`(\S+)\.gz` .* `([0-9a-f]{32})`", text))
     hashes = datasets.load("sample").hashes
-    assert {datasets._FILES[role].name: md5 for role, md5 in hashes.items()} == listed
+    assert {published.ROLES[role]: md5 for role, md5 in hashes.items()} == listed
     assert set(hashes) == set(ROLES)
 
 
