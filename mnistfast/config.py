@@ -21,7 +21,8 @@ from mnistfast.errors import UsageError, nearest
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("constant", "step", "cosine", "onecycle")
-PRECISIONS = ("fp32",)
+PRECISIONS = ("fp32", "bf16")
+AUGMENTATIONS = ("none", "mild", "sources", "objects")  # of data.augment, which would bring torch with it
 
 # A preset's epochs suit a set of MNIST's size. A run on a smaller set goes over it more often, until it has seen this
 # many images: the 3,600 training images of the shipped sample make 12 epochs.
@@ -74,23 +75,34 @@ class TrainConfig:
     weight_decay: float = _option(0.0, "weight decay (decoupled for adamw)")
     dropout: float = _option(0.0, "share of hidden units dropped before the last layer")
     label_smoothing: float = _option(0.0, "share of the target spread over all classes")
+    augment: str = _option("none", f"how images are moved as they are learnt from: {', '.join(AUGMENTATIONS)}")
+    ema: float = _option(0.0, "keep the average of the weights over the steps with this decay, as 0.999; 0: no average")
+    clip: float = _option(0.0, "largest norm of a step's gradient; 0: any")
     patience: int = _option(0, "stop after this many epochs without a better validation result; 0: never")
     val: float = _option(0.1, "held out of the training images: a share below 1 or a count; 0: nothing")
+    limit: int | None = _option(None, "learn from this many training images only, the same share of each class")
+    max_steps: int | None = _option(None, "stop after this many steps, which the schedule is stretched over")
+    resize: int | None = _option(None, "make every image this many pixels wide and high")
+    gray: bool = _option(False, "make colour images grey")
     seed: int = _option(0, "seed of the weights, the shuffles, the dropout and the held-out images")
     device: str = _option("auto", "auto, cpu, cuda, cuda:1, mps")
     threads: int | None = _option(None, "CPU threads; default: torch's choice")
-    precision: str = _option("fp32", f"one of {', '.join(PRECISIONS)}")
+    precision: str = _option("fp32", f"one of {', '.join(PRECISIONS)}: bf16 is autocast, the weights stay float32")
+    compile: bool = _option(False, "compile the model with torch.compile")
+    deterministic: bool = _option(False, "only algorithms that give the same bits every time, on a GPU too")
 
     def __post_init__(self) -> None:
         _one_of("model", self.model, PRESETS)
         _one_of("optimizer", self.optimizer, OPTIMIZERS)
         _one_of("schedule", self.schedule, SCHEDULES)
         _one_of("precision", self.precision, PRECISIONS)
-        for name in ("batch_size", "epochs", "threads"):
+        _one_of("augment", self.augment, AUGMENTATIONS)
+        for name in ("batch_size", "epochs", "threads", "limit", "max_steps"):
             _require(name, getattr(self, name), lambda value: value is None or value >= 1, "at least 1")
-        for name in ("seed", "patience", "weight_decay"):
+        _require("resize", self.resize, lambda value: value is None or 1 <= value <= 1024, "from 1 to 1024")
+        for name in ("seed", "patience", "weight_decay", "clip"):
             _require(name, getattr(self, name), lambda value: 0 <= value < math.inf, "0 or more")
-        for name in ("dropout", "label_smoothing", "momentum"):
+        for name in ("dropout", "label_smoothing", "momentum", "ema"):
             _require(name, getattr(self, name), lambda value: 0 <= value < 1, "at least 0 and below 1")
         _require("betas", self.betas, lambda pair: all(0 <= beta < 1 for beta in pair), "two numbers in [0, 1)")
         _require("lr", self.lr, lambda value: 0 < value < math.inf, "above 0 and finite")
@@ -112,6 +124,8 @@ class TrainConfig:
         """Returns how often to go over `images` training images: as told, or by preset and `LEAST_IMAGES`."""
         if self.epochs is not None:
             return self.epochs
+        if self.max_steps is not None:
+            return math.ceil(self.max_steps / math.ceil(images / self.batch_size))
         return max(PRESETS[self.model].epochs, min(MOST_EPOCHS, math.ceil(LEAST_IMAGES / images)))
 
     def val_count(self, images: int) -> int:
@@ -144,6 +158,8 @@ class RunOptions(ScreenOptions):
     resume: str | None = _option(None, "continue the run in this folder as if it had never stopped")
     overwrite: bool = _option(False, "replace the run that is in --out")
     offline: bool = _option(False, "never open a connection")
+    tensorboard: bool = _option(False, "write the figures of each epoch for TensorBoard too (its extra: tensorboard)")
+    data_check: bool = _option(False, "look through the data, say what is in it and what is wrong, and train nothing")
 
     def __post_init__(self) -> None:
         if self.resume is not None and (self.out is not None or self.overwrite):
@@ -161,6 +177,8 @@ class EvaluateOptions(ScreenOptions):
     data: str | None = _option(None, "name or path of the data; default: what the run was trained on")
     out: str | None = _option(None, "folder to write to; default: evaluate-<data> beside the checkpoint")
     min_accuracy: float | None = _option(None, "exit with 8 when the accuracy, a fraction, is below this")
+    resize: int | None = _option(None, "make every image this many pixels wide and high; default: as in the run")
+    gray: bool = _option(False, "make colour images grey; default: as in the run")
     batch_size: int = _option(1000, "images a step")
     device: str = _option("auto", "auto, cpu, cuda, cuda:1, mps")
     threads: int | None = _option(None, "CPU threads; default: torch's choice")

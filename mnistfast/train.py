@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mnistfast import cli
 from mnistfast.config import Parser, RunOptions, TrainConfig, pick
+from mnistfast.errors import DataError
 from mnistfast.report.page import accuracy_line, percent
 
 if TYPE_CHECKING:
@@ -38,16 +40,36 @@ def _train(argv: Sequence[str]) -> int:
         print(config.to_yaml(), end="")
         return 0
 
+    if options.data_check:
+        return _check_data(config, options)
+
     from mnistfast.engine.run import train  # torch comes with it: not before the options are known to be good
     from mnistfast.report.screen import Screen
 
-    screen = Screen(quiet=options.quiet or options.json)
+    others = os.environ.get("RANK", "0") != "0"  # of several processes, the first one speaks
+    screen = Screen(quiet=options.quiet or options.json or others)
     outcome = train(config, options, shlex.join([*PROG.split(), *argv]), screen)
+    if outcome is None:
+        return 0
     if options.json:
         print(json.dumps(_as_json(outcome)))
     else:
         for line in _summary(outcome):
             screen.say(line)
+    return 0
+
+
+def _check_data(config: TrainConfig, options: RunOptions) -> int:
+    from mnistfast.data.check import look_through
+    from mnistfast.data.datasets import load
+
+    findings = look_through(load(config.data, offline=options.offline, resize=config.resize, gray=config.gray))
+    if options.json:
+        print(json.dumps(findings.as_json()))
+    elif not options.quiet:
+        print("\n".join(findings.lines()))
+    if findings.wrong:
+        raise DataError(findings.wrong[0], "; ".join(findings.wrong[1:]), "mend the files, or leave --data-check out")
     return 0
 
 

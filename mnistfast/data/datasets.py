@@ -20,7 +20,7 @@ import numpy as np
 
 from mnistfast.data import fetch, formats, published
 from mnistfast.data.idx import Kind, content_md5, read_idx, read_idx_stream
-from mnistfast.data.published import DIGITS, IdxSet
+from mnistfast.data.published import IdxSet
 from mnistfast.errors import DataError, StorageError, UsageError, nearest
 
 SAMPLE = Path(__file__).parent / "sample"
@@ -311,8 +311,8 @@ def _cut(split: Split) -> tuple[Split, Split]:
 
 
 def _cut_notice(reason: str, test: Split) -> str:
-    count = len(test.labels)
-    return f"{reason}: one image in {TEST_SHARE} ({count:,}; the same share of each class, seed 0) is held out as test set."
+    drawn = f"{len(test.labels):,}, the same share of each class, drawn with seed 0"
+    return f"{reason}: one image in {TEST_SHARE} ({drawn}) is held out as the test set."
 
 
 def _numbered(train: Split, test: Split) -> tuple[str, ...]:
@@ -322,7 +322,7 @@ def _numbered(train: Split, test: Split) -> tuple[str, ...]:
 
 def _checked(source: Path, classes: tuple[str, ...], train: Split, test: Split, notice: str = "") -> Dataset:
     """Makes a data set of arrays that any reader brought; MNIST in another format is still called MNIST."""
-    hashes = {}
+    hashes: dict[str, str] = {}
     for part, split in (("train", train), ("test", test)):
         _check_split(split, classes, f"{source} ({part})", f"{source} ({part})")
         hashes |= _hashes(part, split)

@@ -175,7 +175,9 @@ def read_class_folders(folder: Path, classes: Sequence[str], *, resize: int | No
     Raises:
         DataError: a folder that is no class, an image that cannot be read, sizes that differ without `resize`.
     """
-    pictures, labels, sizes = [], [], {}
+    pictures: list[np.ndarray] = []
+    labels: list[int] = []
+    sizes: dict[tuple[int, ...], Path] = {}
     for path in class_folders(folder):
         if path.name not in classes:
             raise DataError(f"{path}: no class of the training images is called {path.name}")
@@ -302,7 +304,7 @@ def _tar_members(path: Path, names: Sequence[str]) -> dict[str, bytes]:
                 name = os.path.basename(member.name)
                 if name in names and (opened := archive.extractfile(member)):
                     found[name] = opened.read()
-    except (tarfile.TarError, *_DECODER_ERRORS) as error:
+    except _DECODER_ERRORS as error:
         raise DataError(f"{path}: not a whole .tar.gz", _reason(error), "delete it and fetch it again") from error
     return found
 
@@ -319,12 +321,12 @@ def _cifar_batch(path: Path, name: str, content: bytes) -> Arrays:
 
 # What zipfile, tarfile, gzip and numpy's header parser raise on damaged input.
 _DECODER_ERRORS: tuple[type[Exception], ...] = (
-    zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError, KeyError, OSError,
-    OverflowError, TypeError, SyntaxError, IndexError, MemoryError,
-)  # fmt: skip
+    *(zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError),
+    *(ValueError, KeyError, OverflowError, TypeError, SyntaxError, IndexError, MemoryError),
+)
 
 
-class _reading:  # noqa: N801  # reads as a verb: with _reading(path) as stream
+class _reading:
     """Opens a file for reading; a file that is not there or refused is a `DataError` or a `StorageError`."""
 
     def __init__(self, path: Path) -> None:

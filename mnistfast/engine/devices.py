@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from typing import Any
 
@@ -12,21 +13,27 @@ from mnistfast import __version__
 from mnistfast.errors import DeviceError, UsageError
 
 
-def choose_device(name: str) -> torch.device:
-    """Returns the device called `name`; `auto` is the first CUDA device where there is one, else the CPU.
+def choose_device(name: str, local: int = 0) -> torch.device:
+    """Returns the device called `name`; `auto` is a CUDA device where there is one, else the CPU.
+
+    Of several processes on one machine the one numbered `local` gets the CUDA device of that number, and works on it.
 
     Raises:
         UsageError: no device is called that.
         DeviceError: the device is not there.
     """
-    if name == "auto":
+    if name == "auto" and not local:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name in ("auto", "cuda") and local:
+        name = f"cuda:{local}" if name == "cuda" or torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
         raise UsageError(f"unknown device {name!r}", "--device takes auto, cpu, cuda, cuda:1, mps") from None
     try:
         torch.empty(1, device=device)
+        if device.index is not None and device.type == "cuda":
+            torch.cuda.set_device(device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # which one depends on how torch was built
         raise DeviceError(f"device {name} is not usable here", str(error).splitlines()[0], "--device cpu") from error
     return device
@@ -39,7 +46,14 @@ def use_threads(count: int | None) -> int:
     return torch.get_num_threads()
 
 
-def environment(device: torch.device, threads: int) -> dict[str, Any]:
+def use_deterministic() -> None:
+    """Makes torch refuse algorithms whose bits differ from one time to the next, for the rest of the process."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
+    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(True)
+
+
+def environment(device: torch.device, threads: int, processes: int = 1) -> dict[str, Any]:
     """Returns the versions and the hardware that a result depends on."""
     return {
         "mnistfast": __version__,
@@ -50,4 +64,5 @@ def environment(device: torch.device, threads: int) -> dict[str, Any]:
         "device": str(device),
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor(),
         "threads": threads,
+        "processes": processes,
     }

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mnistfast.config import EvaluateOptions
-from mnistfast.data.datasets import load
+from mnistfast.data.datasets import Dataset, Split, load
 from mnistfast.data.loader import DeviceData
 from mnistfast.engine.checkpoint import find_checkpoint, load_checkpoint
 from mnistfast.engine.devices import choose_device, use_threads
@@ -37,8 +39,14 @@ def evaluate(checkpoint: str, options: EvaluateOptions) -> tuple[dict[str, Any],
     device = choose_device(options.device)
     path = find_checkpoint(checkpoint)
     model, info = load_checkpoint(path, device)
-    dataset = load(options.data or data_of_run(path.parent), offline=options.offline)
-    test = dataset.test
+    of_run = data_of_run(path.parent)
+    dataset = load(
+        options.data or of_run.get("data"),
+        offline=options.offline,
+        resize=options.resize or of_run.get("resize"),
+        gray=options.gray or of_run.get("gray", False),
+    )
+    test = _in_classes(dataset, info.classes)
     check_images(model, test.images.shape[1:], dataset.name)
     unknown = test.labels >= len(info.classes)
     if unknown.any():
@@ -55,3 +63,11 @@ def evaluate(checkpoint: str, options: EvaluateOptions) -> tuple[dict[str, Any],
     write_atomic(files["confusion.png"], plots.confusion(scores["confusion"], info.classes))
     write_atomic(files["errors.png"], plots.errors(scores["worst_errors"], test.images))
     return scores, list(files.values())
+
+
+def _in_classes(dataset: Dataset, classes: tuple[str, ...]) -> Split:
+    """Returns the test images with the labels that a model of `classes` gives; a set may lack some of its classes."""
+    if dataset.classes == classes or not set(dataset.classes) <= set(classes):
+        return dataset.test  # with other names, the labels have to fit by number
+    numbers = np.array([classes.index(name) for name in dataset.classes])
+    return Split(dataset.test.images, numbers[dataset.test.labels])

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from mnistfast.config import RunOptions, TrainConfig
-from mnistfast.data.datasets import Dataset, Split, channel_stats, holdout, load
+from mnistfast.data.augment import AUGMENTATIONS
+from mnistfast.data.datasets import NAMES, Dataset, Split, channel_stats, holdout, load
 from mnistfast.data.loader import DeviceData
 from mnistfast.engine import run_folder
 from mnistfast.engine.checkpoint import BEST, LAST, STATE, CheckpointInfo, load_state, save_checkpoint, save_state
-from mnistfast.engine.devices import choose_device, environment, use_threads
+from mnistfast.engine.devices import choose_device, environment, use_deterministic, use_threads
 from mnistfast.engine.files import write_atomic, write_json
+from mnistfast.engine.ranks import Ranks
 from mnistfast.engine.run_folder import RunFolder
 from mnistfast.engine.stop import Interrupted, StopRequest
 from mnistfast.engine.trainer import Record, Trainer, predict
@@ -24,6 +29,7 @@ from mnistfast.errors import CheckpointError, UsageError
 from mnistfast.models.zoo import build, check_images
 from mnistfast.report import metrics, page, plots
 from mnistfast.report.screen import Screen
+from mnistfast.report.tensorboard import ScalarWriter, check_installed
 
 # A resumed run may change these; anything else would make it another run.
 FREE_ON_RESUME = frozenset({"data", "device", "threads"})
@@ -73,12 +79,23 @@ def resumed_config(saved: Mapping[str, Any], given: Mapping[str, Any], folder: s
 class Run:
     """What one call of `train` works with, between its checks and its last line."""
 
-    def __init__(self, config: TrainConfig, dataset: Dataset, device: torch.device, screen: Screen) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        dataset: Dataset,
+        device: torch.device,
+        screen: Screen,
+        ranks: Ranks = Ranks(),  # noqa: B008  # frozen: a team of one
+    ) -> None:
         """Prepares model, data and trainer; everything that can be refused is refused here, before a folder is made."""
-        self.dataset, self.screen = dataset, screen
+        self.dataset, self.screen, self.ranks = dataset, screen, ranks
         threads, self.device = use_threads(config.threads), device
+        check_augmentation(config.augment, dataset)
         labels = dataset.train.labels
-        kept, held = holdout(labels, config.val_count(len(labels)), config.seed)
+        chosen = np.arange(len(labels))
+        if config.limit is not None and config.limit < len(labels):
+            chosen = holdout(labels, config.limit, config.seed)[1]
+        kept, held = (chosen[part] for part in _split(labels[chosen], config))
         epochs = config.planned_epochs(len(kept))
         self.config = replace(
             config, data=_data_option(config, dataset), epochs=epochs, threads=threads, device=str(self.device)
@@ -94,7 +111,7 @@ class Run:
         )
         self.val = self._on_device(Split(dataset.train.images[held], labels[held])) if len(held) else None
         train = self._on_device(Split(images, labels[kept]))
-        self.trainer = Trainer(self.model, train, self.val, self.config, epochs)
+        self.trainer = Trainer(self.model, train, self.val, self.config, epochs, ranks)
         # The best epoch that best.safetensors holds. None also after a resume: a crash may have left that file older or
         # newer than the state, and the next save makes it fit.
         self._exported: Record | None = None
@@ -107,10 +124,11 @@ class Run:
         folder.start()
         self.screen.log = folder.log
         epochs = self.trainer.plan.epochs
+        processes = f", {self.ranks.world} processes" if self.ranks.world > 1 else ""
         held = f"{len(self.val):,} held out" if self.val else "none held out (the last epoch counts as the best)"
         self.screen.say(
             f"{self.config.model} on {self.dataset.name}: {len(self.trainer.train):,} training images, {held}; "
-            f"{epochs} epoch{'s' * (epochs > 1)} on {self.device} ({self.config.threads} CPU threads); "
+            f"{epochs} epoch{'s' * (epochs > 1)} on {self.device} ({self.config.threads} CPU threads{processes}); "
             f"writing to {folder.path}"
         )
 
@@ -118,7 +136,7 @@ class Run:
         """Writes down what is about to happen; from here on the run can be resumed."""
         self._announce(folder)
         data = {"name": self.dataset.name, "source": self.dataset.source, "hashes": self.dataset.hashes}
-        machine = environment(self.device, self.config.threads or 0)
+        machine = environment(self.device, self.config.threads or 0, self.ranks.world)
         write_json(folder / run_folder.ENV, machine | {"data": data, "command": command})
         self._save(folder)
         write_atomic(folder / run_folder.CONFIG, self.config.to_yaml())  # the last one: it is what makes a folder a run
@@ -136,46 +154,60 @@ class Run:
                 f"It was trained on {env['data']['source']}, whose files have other hashes",
                 "--data with the run's own images",
             )
-        self.trainer.load_state_dict(load_state(folder / STATE))
+        state = load_state(folder / STATE)
+        self.trainer.load_state_dict(self.ranks.of_first(lambda: state))
         self._announce(folder)
-        now = environment(self.device, self.config.threads or 0)
-        changed = [f"{key} {env[key]} is now {now[key]}" for key in now if env.get(key) != now[key]]
+        now = environment(self.device, self.config.threads or 0, self.ranks.world)
+        changed = [f"{key} {env[key]} is now {now[key]}" for key in now if env.get(key, now[key]) != now[key]]
         if changed:
             self.screen.warn(f"bits may differ from an uninterrupted run: {'; '.join(changed)}")
         folder.cut_metrics(self.trainer.step)
         self.screen.say(f"resumed {folder.path} after step {self.trainer.step}")
 
-    def learn(self, folder: RunFolder) -> None:
-        """Trains to the end, saving after every epoch.
+    def follow(self, resume: bool) -> None:
+        """Trains in step with the first process, which has the run's folder. Raises as `learn`."""
+        if resume:
+            self.trainer.load_state_dict(self.ranks.of_first(dict))
+        else:
+            self._save(None)
+        self.learn(None)
+
+    def learn(self, folder: RunFolder | None, *, tensorboard: bool = False) -> None:
+        """Trains to the end, saving to `folder` after every epoch.
 
         Raises:
             DivergedError: the loss is no longer a finite number.
             Interrupted: Ctrl-C or SIGTERM came; the state is saved.
         """
         trainer, images = self.trainer, len(self.trainer.train)
+        scalars = ScalarWriter(folder.path, trainer.step) if folder and tensorboard else None
         with StopRequest() as stop, self.screen.progress(trainer.plan.epochs, images, trainer.images_seen) as progress:
             for record in trainer.run():
                 progress.step(trainer.images_seen, *trainer.recent)
                 if record:
                     self._save(folder, record)
                     progress.epoch(record)
-                    self._warn_of_chance(record)
-                if stop.signum is not None:
+                    if scalars:
+                        scalars.add(record)
+                    if self.ranks.first:
+                        self._warn_of_chance(record)
+                if self.ranks.any(stop.signum is not None):
                     self._save(folder)
-                    raise Interrupted(
-                        stop.signum,
-                        f"stopped at step {trainer.step}; saved {folder / LAST}. "
-                        f"Continue: mnistfast train --resume {folder.path}",
-                    )
+                    saved = folder and (f"; saved {folder / LAST}. Continue: mnistfast train --resume {folder.path}")
+                    raise Interrupted(stop.signum or signal.SIGTERM, f"stopped at step {trainer.step}{saved or ''}")
         if trainer.step < trainer.plan.steps:
             self.screen.say(f"stopped early: no better epoch for {trainer.stale_epochs}")
 
-    def _save(self, folder: RunFolder, record: Record | None = None) -> None:
+    def _save(self, folder: RunFolder | None, record: Record | None = None) -> None:
         """Saves the state, which alone counts for resuming, then the two files that are for use.
+
+        Of several processes each takes part in gathering the state; the one with the folder writes it.
 
         An epoch's `record` goes first: what a crash leaves of it beyond the state, resuming cuts off.
         """
         state = self.trainer.state_dict()
+        if folder is None:
+            return
         if record:
             folder.add_metrics(record)
         save_state(folder / STATE, state)
@@ -184,7 +216,9 @@ class Run:
 
     def _export(self, folder: RunFolder) -> None:
         best = self.trainer.best
-        save_checkpoint(folder / LAST, self.model.state_dict(), replace(self.info, metrics=self._last_record()))
+        save_checkpoint(
+            folder / LAST, self.trainer.judged.state_dict(), replace(self.info, metrics=self._last_record())
+        )
         if best and best is not self._exported:
             save_checkpoint(folder / BEST, self.trainer.best_weights, replace(self.info, metrics=best))
             self._exported = best
@@ -203,7 +237,7 @@ class Run:
         """Calibrates the two checkpoints, scores the best one on the test images and writes the report."""
         best = self.trainer.best
         assert best is not None  # an epoch has ended
-        self._calibrate(folder / LAST, self.model.state_dict(), self._last_record())
+        self._calibrate(folder / LAST, self.trainer.judged.state_dict(), self._last_record())
         info = self._calibrate(folder / BEST, self.trainer.best_weights, best)
         test = self.dataset.test
         scores = metrics.score(*predict(self.model, self._on_device(test)), info.classes, info.temperature)
@@ -237,7 +271,7 @@ class Run:
         return page.report(outcome.folder.name, outcome.scores, test, facts, asdict(self.config), command)
 
 
-def train(config: TrainConfig, options: RunOptions, command: str, screen: Screen) -> Outcome:
+def train(config: TrainConfig, options: RunOptions, command: str, screen: Screen) -> Outcome | None:
     """Trains a model, or goes on training it, and scores it.
 
     Args:
@@ -246,28 +280,59 @@ def train(config: TrainConfig, options: RunOptions, command: str, screen: Screen
         command: the command line, to be written down.
         screen: what to tell whom.
 
+    Returns:
+        What came out, or None in those of several processes that are not the first.
+
     Raises:
         MnistfastError: any of its kinds; nothing is left half written.
         Interrupted: Ctrl-C or SIGTERM.
     """
-    device = choose_device(config.device)  # what is cheap to refuse first: the data may have to be fetched
-    if options.resume is None:
+    ranks = Ranks.of_environment()
+    device = choose_device(config.device, ranks.local)  # what is cheap to refuse first: the data may have to be fetched
+    if options.tensorboard:
+        check_installed()
+    if config.deterministic:
+        use_deterministic()
+    if ranks.first and options.resume is None:
         run_folder.check_free(options.out, overwrite=options.overwrite)
-    dataset = load(config.data, offline=options.offline)
-    if dataset.notice:
-        screen.say(dataset.notice)
-    run = Run(config, dataset, device, screen)
-    if options.resume is None:
-        folder = RunFolder.create(options.out, config.model, config.seed, overwrite=options.overwrite)
-    else:
-        folder = RunFolder.reopen(options.resume)
-    with folder:
+    with ranks.joined(device):
+        dataset = ranks.after_first(partial(_load, config, options))
+        if dataset.notice:
+            screen.say(dataset.notice)
+        run = Run(config, dataset, device, screen, ranks)
+        if not ranks.first:
+            run.follow(options.resume is not None)
+            return None
         if options.resume is None:
-            run.begin(folder, command)
+            folder = RunFolder.create(options.out, config.model, config.seed, overwrite=options.overwrite)
         else:
-            run.resume(folder)
-        run.learn(folder)
-        return run.finish(folder)
+            folder = RunFolder.reopen(options.resume)
+        with folder:
+            if options.resume is None:
+                run.begin(folder, command)
+            else:
+                run.resume(folder)
+            run.learn(folder, tensorboard=options.tensorboard)
+            return run.finish(folder)
+
+
+def _load(config: TrainConfig, options: RunOptions) -> Dataset:
+    return load(config.data, offline=options.offline, resize=config.resize, gray=config.gray)
+
+
+def _split(labels: np.ndarray, config: TrainConfig) -> tuple[np.ndarray, np.ndarray]:
+    return holdout(labels, config.val_count(len(labels)), config.seed)
+
+
+def check_augmentation(name: str, dataset: Dataset) -> None:
+    """Refuses an augmentation that turns the images of one class into another's.
+
+    Raises:
+        UsageError: it mirrors, and the classes are characters.
+    """
+    if AUGMENTATIONS[name].flip and all(len(one) == 1 for one in dataset.classes):
+        why = f"The classes of {dataset.name} are characters: a mirrored one is another or none"
+        raise UsageError(f"--augment {name} mirrors images", why, "--augment mild")
 
 
 def _environment_of(folder: RunFolder) -> dict[str, Any]:
@@ -280,5 +345,4 @@ def _data_option(config: TrainConfig, dataset: Dataset) -> str:
     """Returns what `--data` must be to find the same images from any folder."""
     if config.data is None:
         return dataset.name
-    path = Path(config.data).expanduser()
-    return str(path.resolve()) if path == Path(dataset.source) else config.data
+    return config.data if config.data in NAMES else str(Path(config.data).expanduser().resolve())

@@ -165,12 +165,12 @@ def check(path: Path) -> None:
         raise CheckpointError(f"no run at {path}", f"There is no {path / CONFIG}", "--resume takes the folder of a run")
 
 
-def data_of_run(path: Path) -> str | None:
-    """Returns the `--data` of the run in the folder `path`, None when it is no run."""
+def data_of_run(path: Path) -> dict[str, Any]:
+    """Returns `data`, `resize` and `gray` of the run in the folder `path`, nothing when it is no run."""
     if not (path / CONFIG).is_file():
-        return None
-    data = yaml.safe_load((path / CONFIG).read_text()).get("data")
-    return None if data is None else str(data)
+        return {}
+    saved = yaml.safe_load((path / CONFIG).read_text())
+    return {name: saved[name] for name in ("data", "resize", "gray") if saved.get(name) is not None}
 
 
 def _fresh(wanted: Path) -> Path:

@@ -11,11 +11,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from mnistfast.config import TrainConfig
+from mnistfast.data.augment import AUGMENTATIONS, augment
 from mnistfast.data.loader import DeviceData, epoch_order
+from mnistfast.engine.ranks import Ranks
 from mnistfast.engine.schedules import learning_rate
 from mnistfast.errors import DivergedError
+from mnistfast.models.dropout import share_batch
 
 # Every so many steps the losses are looked at, which waits for the device; in between nothing does.
 CHECK_EVERY = 32
@@ -30,11 +34,17 @@ class Plan:
 
     epochs: int
     steps_per_epoch: int
+    max_steps: int | None = None
 
     @property
     def steps(self) -> int:
-        """All steps of all epochs."""
-        return self.epochs * self.steps_per_epoch
+        """All steps of all epochs, the last of which `max_steps` may cut short."""
+        steps = self.epochs * self.steps_per_epoch
+        return steps if self.max_steps is None else min(steps, self.max_steps)
+
+    def steps_in(self, epoch: int) -> int:
+        """Returns the steps of `epoch`, counted from 0."""
+        return min(self.steps_per_epoch, self.steps - epoch * self.steps_per_epoch)
 
 
 def make_optimizer(config: TrainConfig, parameters: Any) -> torch.optim.Optimizer:
@@ -63,8 +73,11 @@ def predict(model: nn.Module, data: DeviceData, batch_size: int = SCORING_BATCH)
 class Trainer:
     """One training. `state_dict()` after any step, loaded into a new trainer, continues it bit for bit.
 
-    What is random in it hangs on the seed and the epoch (the order of the images) or on torch's generators (dropout),
-    whose state is part of `state_dict()`.
+    What is random in it hangs on the seed and the epoch or the step (the order of the images, their augmentation) or on
+    torch's generators (dropout), whose state is part of `state_dict()`.
+
+    Several processes run it in step, each on its slice of every batch: `run` and `state_dict` exchange figures, so all
+    of them must call these alike.
 
     Attributes:
         step: steps taken.
@@ -83,6 +96,7 @@ class Trainer:
         val: DeviceData | None,
         config: TrainConfig,
         epochs: int,
+        ranks: Ranks = Ranks(),  # noqa: B008  # frozen: a team of one
     ) -> None:
         """Prepares a training of `model`, which is on the device of the data.
 
@@ -92,9 +106,14 @@ class Trainer:
             val: what chooses the best epoch; None is nothing.
             config: optimiser, schedule, batch size, seed and the like.
             epochs: how often to go over `train`.
+            ranks: which of the processes that train together this one is.
         """
-        self.model, self.train, self.val, self.config = model, train, val, config
-        self.plan = Plan(epochs, math.ceil(len(train) / config.batch_size))
+        self.model, self.train, self.val, self.config, self.ranks = model, train, val, config, ranks
+        self.plan = Plan(epochs, math.ceil(len(train) / config.batch_size), config.max_steps)
+        self.augmentation = AUGMENTATIONS[config.augment]
+        self.average = _average(model, config.ema) if config.ema else None
+        together = ranks.team(model)
+        self.learner = torch.compile(together) if config.compile else together
         self.optimizer = make_optimizer(config, model.parameters())
         self.device = next(model.parameters()).device
         self.losses = torch.zeros(self.plan.steps_per_epoch, device=self.device)  # a slot for each step of this epoch
@@ -123,38 +142,58 @@ class Trainer:
         self._since = time.perf_counter()
         while not self.finished:
             epoch, done = divmod(self.step, self.plan.steps_per_epoch)
-            order = epoch_order(len(self.train), self.config.seed, epoch)
+            steps = self.plan.steps_in(epoch)
+            order = epoch_order(len(self.train), self.config.seed, epoch).to(self.device)  # once, not once a batch
             started = time.perf_counter()
             self.model.train()
-            for slot, (images, labels) in enumerate(self.train.batches(self.config.batch_size, order, done), done):
-                self._learn(images, labels, slot)
-                if slot + 1 < self.plan.steps_per_epoch:
+            for slot, index in enumerate(order.split(self.config.batch_size)[done:steps], done):
+                self._learn(index, slot)
+                if slot + 1 < steps:
                     yield None
-            self._check_losses(self.plan.steps_per_epoch)
+            self._check_losses(steps)
             seconds = time.perf_counter() - started  # after the check, which waits for the device
-            record = self._close_epoch(epoch)
+            record = self._close_epoch(epoch, steps)
             self._count_time()
-            learnt = len(self.train) - done * self.config.batch_size
+            learnt = self._images_in(steps) - done * self.config.batch_size
             yield record | {"images_per_s": round(learnt / seconds), "seconds": round(self.seconds, 3)}
 
     def _count_time(self) -> None:
         now = time.perf_counter()
         self.seconds, self._since = self.seconds + now - self._since, now
 
-    def _learn(self, images: Tensor, labels: Tensor, slot: int) -> None:
+    def _learn(self, index: Tensor, slot: int) -> None:
+        """Takes one step with the images at `index`: the whole batch's, of which this process uses its slice."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate(self.step)
-        logits = self.model(images)
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
+        count, rows = len(index), self.ranks.share(len(index))
+        images, labels = self.train.gather(index[rows])
+        if self.config.augment != "none":
+            draws = self.augmentation.draw(count, (self.config.seed, self.step))
+            images = augment(images, self.augmentation, draws[rows])
+        if self.ranks.world > 1:
+            share_batch(self.model, count, rows)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            logits = self.learner(images)
+        loss = F.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=self.config.label_smoothing)
+        loss = loss / count
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        (loss * self.ranks.world).backward()  # times the processes, over which the gradients are averaged
+        if self.config.clip:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
         self.optimizer.step()
+        if self.average:
+            self.average.update_parameters(self.model)
         self.losses[slot] = loss.detach()
         self.hits[slot] = (logits.detach().argmax(1) == labels).sum()
         self.step += 1
         if (slot + 1) % CHECK_EVERY == 0:
             self._check_losses(slot + 1)
             self.recent = self._epoch_means(slot + 1)
+
+    @property
+    def judged(self) -> nn.Module:
+        """The model whose weights are judged and kept: the average of the steps where there is one."""
+        return self.average.module if self.average else self.model
 
     @property
     def images_seen(self) -> int:
@@ -166,42 +205,55 @@ class Trainer:
         """Returns the learning rate of `step`."""
         return learning_rate(self.config.schedule, step, self.plan.steps, self.config.lr)
 
-    def _close_epoch(self, epoch: int) -> Record:
-        self.recent = loss, accuracy = self._epoch_means(self.plan.steps_per_epoch)
+    def _close_epoch(self, epoch: int, steps: int) -> Record:
+        self.recent = loss, accuracy = self._epoch_means(steps)
         record: Record = {"epoch": epoch + 1, "step": self.step, "lr": self.rate(self.step - 1)}
         record |= {"loss": loss, "accuracy": accuracy}
         if self.val is not None:
-            logits, labels = predict(self.model, self.val)
-            record["val_loss"] = F.cross_entropy(logits.double(), labels).item()
-            record["val_accuracy"] = (logits.argmax(1) == labels).double().mean().item()
+            record |= self.ranks.of_first(self._judge)  # with it goes the decision to stop early
         self.last_record = record
         if self.best is None or _rank(record) > _rank(self.best) or self.val is None:
             self.best, self.stale_epochs = record, 0
             self.best_weights = {
-                name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()
+                name: tensor.detach().cpu().clone() for name, tensor in self.judged.state_dict().items()
             }
         else:
             self.stale_epochs += 1
         return record
 
+    def _judge(self) -> Record:
+        assert self.val is not None
+        logits, labels = predict(self.judged, self.val)
+        return {
+            "val_loss": F.cross_entropy(logits.double(), labels).item(),
+            "val_accuracy": (logits.argmax(1) == labels).double().mean().item(),
+        }
+
+    def _images_in(self, steps: int) -> int:
+        """Returns the images of the first `steps` steps of an epoch."""
+        return min(steps * self.config.batch_size, len(self.train))
+
     def _epoch_means(self, steps: int) -> tuple[float, float]:
         """Returns loss and accuracy over the first `steps` steps of this epoch; every image counts the same."""
         sizes = torch.full((steps,), self.config.batch_size, dtype=torch.float64)
-        if steps == self.plan.steps_per_epoch:
-            sizes[-1] = len(self.train) - (steps - 1) * self.config.batch_size
-        loss = (self.losses[:steps].cpu().double() * sizes).sum() / sizes.sum()
-        return loss.item(), (self.hits[:steps].sum().cpu() / sizes.sum()).item()
+        images = self._images_in(steps)
+        sizes[-1] -= sizes.sum() - images
+        loss = (self.ranks.total(self.losses[:steps]).cpu().double() * sizes).sum() / images
+        return loss.item(), self.ranks.total(self.hits[:steps]).sum().item() / images
 
     def _check_losses(self, steps: int) -> None:
-        bad = (~torch.isfinite(self.losses[:steps])).nonzero()
+        if not steps:
+            return
+        losses = self.ranks.total(self.losses[:steps])
+        bad = (~torch.isfinite(losses)).nonzero()
         if len(bad):
             slot = int(bad[0])
             step = self.step - steps + slot
-            self._diverged(f"the loss became {self.losses[slot].item()} at step {step + 1}", step)
+            self._diverged(f"the loss became {losses[slot].item()} at step {step + 1}", step)
 
     def _diverged(self, what: str, step: int) -> None:
         raise DivergedError(
-            f"{what} (learning rate {self.rate(step):.3g})",
+            f"{what} (learning rate {self.rate(step):.3g}, {self.config.precision})",
             f"Last good state: {self.last_good}",
             f"--lr {self.config.lr / 4:.2g}",
         )
@@ -224,9 +276,10 @@ class Trainer:
             "best": self.best,
             "last_record": self.last_record,
             "best_weights": self.best_weights,
-            "losses": self.losses[:done].cpu(),
-            "hits": self.hits[:done].cpu(),
+            "losses": self.ranks.total(self.losses[:done]).cpu(),
+            "hits": self.ranks.total(self.hits[:done]).cpu(),
             "model": self.model.state_dict(),
+            "average": self.average.state_dict() if self.average else None,
             "optimizer": self.optimizer.state_dict(),
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
@@ -238,8 +291,13 @@ class Trainer:
         self.best, self.best_weights = state["best"], state["best_weights"]
         self.last_record = state["last_record"]
         done = len(state["losses"])
-        self.losses[:done], self.hits[:done] = state["losses"], state["hits"]
+        # the sums over all processes: they go on in the first one
+        self.losses[:done], self.hits[:done] = (
+            (state["losses"], state["hits"]) if self.ranks.first else (torch.zeros(()), torch.zeros(()))
+        )
         self.model.load_state_dict(state["model"])
+        if self.average:
+            self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"] is not None and self.device.type == "cuda":
@@ -248,3 +306,16 @@ class Trainer:
 
 def _rank(record: Record) -> tuple[float, float]:
     return record.get("val_accuracy", 0.0), -record.get("val_loss", 0.0)
+
+
+def _average(model: nn.Module, decay: float) -> AveragedModel:
+    """Returns an exponential moving average of `model`'s weights over the steps.
+
+    After t steps the decay is at most (1 + t) / (10 + t), so that a short training forgets the random weights that it
+    began with: of the decay 0.999 alone, two thirds of them would be left after MNIST's 422 steps an epoch.
+    """
+
+    def move(averages: Any, weights: Any, steps: Any) -> None:
+        torch._foreach_lerp_(averages, weights, 1 - min(decay, (1 + int(steps)) / (10 + int(steps))))
+
+    return AveragedModel(model, multi_avg_fn=move)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from convpool import ConvReLUMaxPool2d
 from mnistfast.errors import CheckpointError, DataError, nearest
+from mnistfast.models.dropout import BatchDropout
 
 GREY = (1, 28, 28)
 COLOUR = (3, 32, 32)
@@ -47,7 +48,7 @@ class Classifier(nn.Module):
             layers += [nn.Linear(width, units), nn.ReLU()]
             width = units
         if dropout:  # before the last layer only: the usual place, and it adds no parameter
-            layers.append(nn.Dropout(dropout))
+            layers.append(BatchDropout(dropout))
         self.head = nn.Sequential(*layers, nn.Linear(width, classes))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -109,8 +110,16 @@ def check_images(model: Classifier, size: tuple[int, ...], source: str) -> None:
         fitting = [name for name, make in MODELS.items() if make(classes=2, dropout=0.0).input_size == tuple(size)]
         raise DataError(
             f"the images of {source} are {_text(size)}, model {model.name} takes {_text(model.input_size)}",
-            fix=f"--model {' or '.join(fitting)}" if fitting else "a data set of the model's size",
+            fix=" or ".join([_fitting_options(model, size), *([f"--model {' or '.join(fitting)}"] if fitting else [])]),
         )
+
+
+def _fitting_options(model: Classifier, size: tuple[int, ...]) -> str:
+    """Returns the options that make images of `size` what `model` takes, or says what to look for."""
+    if size[0] < model.input_size[0]:
+        return "a data set in colour"
+    gray = " --gray" if size[0] > model.input_size[0] else ""
+    return f"--resize {model.input_size[1]}{gray}" if size[1:] != model.input_size[1:] else gray.strip()
 
 
 def _text(size: tuple[int, ...]) -> str:

@@ -223,7 +223,7 @@ def test_divergence(options, tmp_path, capsys):
     assert train.main(words) == 5
     error = capsys.readouterr().err
     assert error.startswith("mnistfast: error: the loss became")
-    assert f"(learning rate 1e+30). Last good state: {out}/last.safetensors (step 0). FIX: --lr 2.5e+29" in error
+    assert f"(learning rate 1e+30, fp32). Last good state: {out}/last.safetensors (step 0). FIX: --lr 2.5e+29" in error
     assert (out / "STATUS").read_text().startswith("failed: the loss became")
     assert all(torch.isfinite(weight).all() for weight in load_file(out / "last.safetensors").values())
 

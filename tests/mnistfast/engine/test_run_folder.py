@@ -57,7 +57,7 @@ def test_one_owner_at_a_time():
 def test_a_folder_that_is_no_run(tmp_path):
     with pytest.raises(CheckpointError, match="no run at"):
         RunFolder.reopen(str(tmp_path))
-    assert data_of_run(tmp_path) is None
+    assert data_of_run(tmp_path) == {}
 
 
 @pytest.mark.parametrize(
