@@ -65,7 +65,7 @@ class Ranks:
         """Returns `model` with gradients that are averaged over the processes."""
         if self.world == 1:
             return model
-        return nn.parallel.DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+        return nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
 
     def total(self, values: Tensor) -> Tensor:
         """Returns the sum of every process' `values`."""
