@@ -10,8 +10,10 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from mnistfast import train
@@ -267,3 +269,113 @@ def test_bug_of_ours(options, tmp_path, monkeypatch, capsys):
     assert f"ZeroDivisionError: division by zero. This is a bug of ours; the traceback is in {out / 'log.txt'}" in error
     assert "Traceback" not in error
     assert "Traceback" in (out / "log.txt").read_text()
+
+
+EVERYTHING = (
+    "--augment mild --ema 0.9 --clip 1 --patience 2 --epochs 7 --schedule onecycle --label-smoothing 0.1 --max-steps 32"
+)
+
+
+@pytest.mark.parametrize("steps", [(7, 12), (20,)])
+def test_resume_with_everything_is_bit_for_bit(options, tmp_path, monkeypatch, steps):
+    """Augmentation, average, clipping, one-cycle and early stopping, interrupted within an epoch and at its end."""
+    words = [*options, *EVERYTHING.split(), "--quiet"]
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    assert train.main([*words, "--out", str(whole)]) == 0
+    expected = outcome(whole)
+    last = expected[1][-1]["step"]
+    words = [*words, "--out", str(out)]
+    for step in steps:
+        if step < last:
+            with monkeypatch.context() as patch:
+                signal_at(patch, [step], signal.SIGINT)
+                assert train.main(words) == 130
+            words = ["--resume", str(out), "--quiet"]
+    assert train.main(words) == 0
+    assert_same_outcome(out, expected)
+    state, other = load_state(whole / "state.pt"), load_state(out / "state.pt")
+    for name, weight in state["average"].items():
+        assert torch.equal(other["average"][name], weight), name
+
+
+def test_average_is_what_is_kept(options, tmp_path):
+    out = tmp_path / "run"
+    assert train.main([*options, "--ema", "0.9", "--out", str(out), "--quiet"]) == 0
+    state, last = load_state(out / "state.pt"), load_file(out / "last.safetensors")
+    assert all(torch.equal(state["average"][f"module.{name}"], weight) for name, weight in last.items())
+    assert any(not torch.equal(state["model"][name], weight) for name, weight in last.items())
+
+
+def test_limit_and_steps(options, tmp_path, capsys):
+    words = [*options, "--limit", "60", "--max-steps", "2", "--batch-size", "16", "--out", str(tmp_path / "run")]
+    assert train.main(words) == 0
+    assert "40 training images, 20 held out" in capsys.readouterr().out
+    (record,) = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert record["step"] == 2
+
+
+def test_tensorboard(options, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("tensorboard", reason="the extra 'tensorboard' is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        signal_at(patch, [7], signal.SIGINT)
+        assert train.main([*options, "--tensorboard", "--out", str(out)]) == 130
+    assert train.main(["--resume", str(out), "--tensorboard"]) == 0
+    events = EventAccumulator(str(out / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("val_accuracy")] == [5, 10, 15]
+    monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
+    capsys.readouterr()
+    assert train.main([*options, "--tensorboard", "--out", str(tmp_path / "other")]) == 6
+    assert "TensorBoard is not installed" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("words", ["--precision bf16", "--deterministic"])
+def test_other_arithmetic_learns_too(options, tmp_path, words):
+    out = tmp_path / "run"
+    try:
+        assert train.main([*options, *words.split(), "--epochs", "8", "--out", str(out), "--quiet"]) == 0
+    finally:
+        torch.use_deterministic_algorithms(False)
+    losses = [record["loss"] for record in outcome(out)[1]]
+    assert losses[-1] < 0.75 * losses[0]
+    assert {weight.dtype for weight in load_file(out / "last.safetensors").values()} == {torch.float32}
+
+
+@pytest.mark.slow
+def test_compiled_model_learns_the_same(options, tmp_path):
+    for name, words in (("plain", []), ("compiled", ["--compile"])):
+        assert train.main([*options, "--dropout", "0", *words, "--out", str(tmp_path / name), "--quiet"]) == 0
+    plain, compiled = (outcome(tmp_path / name)[1] for name in ("plain", "compiled"))
+    assert [record["loss"] for record in compiled] == pytest.approx([record["loss"] for record in plain], abs=1e-3)
+
+
+def test_class_folders_in_colour_train_cifar_cnn(tmp_path, capsys):
+    """A set in CIFAR-10's shape: three colours to tell apart, at brightnesses of every kind."""
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 40), ("test", 10)):
+        for k, name in enumerate(("red", "green", "blue")):
+            folder = tmp_path / "set" / part / name
+            folder.mkdir(parents=True)
+            for n in range(count):
+                image = rng.integers(0, 100, (32, 32, 3), np.uint8)
+                image[8:24, 8:24, k] += rng.integers(50, 150, dtype=np.uint8)
+                Image.fromarray(image).save(folder / f"{n}.png")
+    out = tmp_path / "run"
+    words = [
+        "--model",
+        "cifar-cnn",
+        "--data",
+        str(tmp_path / "set"),
+        "--epochs",
+        "8",
+        "--batch-size",
+        "16",
+        "--augment",
+        "objects",
+    ]
+    assert train.main([*words, "--val", "12", "--out", str(out), "--quiet"]) == 0
+    assert json.loads((out / "test.json").read_text())["accuracy"] >= 0.9

@@ -67,12 +67,13 @@ def test_images_of_another_size():
     model = build("lenet5")
     check_images(model, (1, 28, 28), "set")
     with pytest.raises(
-        DataError, match=r"images of set are 32x32x3, model lenet5 takes 28x28x1. FIX: --resize 28 --gray or --model cifar-cnn"
+        DataError,
+        match=r"images of set are 32x32x3, model lenet5 takes 28x28x1. FIX: --resize 28 --gray or --model cifar-cnn",
     ):
         check_images(model, (3, 32, 32), "set")
-    with pytest.raises(DataError, match="FIX: --resize 28$"):
+    with pytest.raises(DataError, match=r"FIX: --resize 28$"):
         check_images(model, (1, 5, 5), "set")
-    with pytest.raises(DataError, match="FIX: --gray$"):
+    with pytest.raises(DataError, match=r"FIX: --gray$"):
         check_images(model, (3, 28, 28), "set")
     with pytest.raises(DataError, match="FIX: a data set in colour or --model cnn1 or cnn2 or"):
         check_images(build("cifar-cnn"), (1, 28, 28), "set")

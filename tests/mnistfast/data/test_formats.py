@@ -1,0 +1,313 @@
+"""Data of other formats than IDX: what is read of it, and what is refused in one line."""
+
+import io
+import tarfile
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mnistfast.data import formats
+from mnistfast.data.datasets import load
+from mnistfast.errors import DataError
+
+RNG = np.random.default_rng(0)
+GREY = RNG.integers(0, 256, (30, 6, 6), np.uint8)
+COLOUR = RNG.integers(0, 256, (30, 6, 6, 3), np.uint8)
+LABELS = np.arange(30) % 10
+
+
+def refused(path, words):
+    with pytest.raises(DataError) as caught:
+        load(str(path))
+    assert words in str(caught.value), str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+# .npz
+
+
+def save_npz(path, **changed):
+    arrays = {"x_train": GREY, "y_train": LABELS, "x_test": GREY[:10], "y_test": LABELS[:10]} | changed
+    np.savez(path, **{key: array for key, array in arrays.items() if array is not None})
+    return path
+
+
+@pytest.mark.parametrize("place", ["file", "folder"])
+def test_npz(tmp_path, place):
+    path = save_npz(tmp_path / "mine.npz", y_test=LABELS[:10, None])  # Keras' CIFAR-10 has its labels in a column
+    data = load(str(path if place == "file" else tmp_path))
+    assert (data.name, data.classes) == ("mine", tuple("0123456789"))
+    np.testing.assert_array_equal(data.train.images, GREY[:, None], strict=True)
+    np.testing.assert_array_equal(data.test.labels, LABELS[:10], strict=True)
+
+
+def test_npz_in_colour_and_compressed(tmp_path):
+    np.savez_compressed(
+        tmp_path / "a.npz", x_train=COLOUR, y_train=LABELS, x_test=np.asfortranarray(COLOUR), y_test=LABELS
+    )
+    data = load(str(tmp_path / "a.npz"))
+    np.testing.assert_array_equal(data.train.images, COLOUR.transpose(0, 3, 1, 2))
+    np.testing.assert_array_equal(data.test.images, COLOUR.transpose(0, 3, 1, 2))
+
+
+def test_mnist_in_another_format_is_called_mnist(tmp_path, arrays, official):
+    path = save_npz(
+        tmp_path / "mine.npz",
+        **{f"{'x' if 'images' in role else 'y'}_{role.split('-')[0]}": array for role, array in arrays.items()},
+    )
+    assert load(str(path)).name == "mnist"
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"x_test": None}, "lacks x_test; it has x_train, y_train, y_test"),
+        ({"x_train": GREY / 255}, "x_train is float64. Pixels are whole numbers from 0 to 255. FIX: save it as uint8"),
+        ({"x_train": GREY.astype(int) * 2}, "x_train has values from 0 to "),
+        ({"x_train": GREY[0]}, "x_train has shape (6, 6). Images are (N, H, W)"),
+        ({"x_train": np.array([{}] * 30)}, "x_train holds pickled objects: refused. Loading them can run any code"),
+        ({"y_train": LABELS * 1.0}, "y_train has shape (30,) of float64. Labels are whole numbers"),
+        ({"y_train": LABELS - 1}, "y_train: label -1 at index 0"),
+        ({"y_train": LABELS * 200}, "y_train: label 1000 at index 5"),
+        ({"y_train": LABELS[:29]}, "30 images in"),
+        ({"x_test": GREY[:10, :5]}, "training images are 1 x 6 x 6, test images 1 x 5 x 6"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_npz_refused(tmp_path, changed, words):
+    refused(save_npz(tmp_path / "a.npz", **changed), words)
+
+
+def test_npz_damaged(tmp_path):
+    path = save_npz(tmp_path / "a.npz")
+    whole = path.read_bytes()
+    for content in (b"", b"hello", whole[:500], whole.replace(GREY[3].tobytes(), GREY[4].tobytes())):
+        path.write_bytes(content)
+        refused(path, "a.npz: not a whole .npz file")
+
+
+def test_npz_whose_header_promises_more_than_memory(tmp_path):
+    member = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        member, {"descr": "|u1", "fortran_order": False, "shape": (10**6, 10**4, 10**3)}
+    )
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        for key in ("x_train", "y_train", "x_test", "y_test"):
+            archive.writestr(f"{key}.npy", member.getvalue())
+    refused(tmp_path / "a.npz", "10,000,000,000,000 bytes, 1,073,741,824 are allowed")
+
+
+# CSV
+
+
+def save_csv(path, images=GREY, labels=LABELS, header=True):
+    count = images[0].size
+    lines = (
+        [",".join([*(["label"] if labels is not None else []), *(f"pixel{k}" for k in range(count))])] if header else []
+    )
+    for k, image in enumerate(images):
+        lines.append(",".join(map(str, [*([labels[k]] if labels is not None else []), *image.flatten()])))
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.mark.parametrize("header", [True, False])
+def test_csv_of_two_files(tmp_path, header):
+    save_csv(tmp_path / "mnist_train.csv", header=header)
+    save_csv(tmp_path / "mnist_test.csv", GREY[:10], LABELS[:10], header=header)
+    data = load(str(tmp_path))
+    np.testing.assert_array_equal(data.train.images, GREY[:, None], strict=True)
+    np.testing.assert_array_equal(data.train.labels, LABELS, strict=True)
+    assert len(data.test.labels) == 10
+    assert data.notice == ""
+
+
+@pytest.mark.parametrize("kaggle", [True, False])
+def test_csv_without_test_labels_says_how_it_is_cut(tmp_path, kaggle):
+    save_csv(tmp_path / "train.csv", np.concatenate([GREY] * 2), np.concatenate([LABELS] * 2))
+    if kaggle:
+        save_csv(tmp_path / "test.csv", labels=None)
+    data = load(str(tmp_path if kaggle else tmp_path / "train.csv"))
+    assert np.bincount(data.train.labels).tolist() == [5] * 8 + [4] * 2 or len(data.train.labels) == 48
+    assert len(data.test.labels) == 12
+    reason = "test.csv has no labels" if kaggle else "There is one file"
+    assert data.notice.startswith(f"{reason}: one image in 5 (12, the same share of each class, drawn with seed 0)")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "a.csv: 0 lines"),
+        ("label,pixel0\n", "a.csv: 0 lines"),
+        ("1,2,3\n", "a.csv: 1 lines of 3 numbers. A line is a label and the pixels of a square image"),
+        ("1,2\n3\n", "the number of columns changed from 2 to 1 at row 2"),
+        ("1,x\n", "could not convert string 'x' to int16 at row 0, column 2"),
+        ("1,2.5\n", "could not convert string '2.5'"),
+        ("1,256\n", "a pixel has values from 256 to 256. Pixels are from 0 to 255"),
+        ("1,99999\n", "a.csv: "),
+        ("-1,3\n", "a.csv: "),
+        ("pixel0\n3\n", "its header has no label"),
+        ("1,\xff\n", "a.csv: "),
+    ],
+)
+def test_csv_refused(tmp_path, text, words):
+    (tmp_path / "a.csv").write_bytes(text.encode("latin-1"))
+    refused(tmp_path / "a.csv", words)
+
+
+# Class folders
+
+
+def save_folders(root, images, names, parts=("train", "test"), suffix=".png"):
+    for part in parts:
+        for k, image in enumerate(images):
+            folder = root / part / names[k % len(names)]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(folder / f"{k:03}{suffix}")
+    return root
+
+
+def test_class_folders_in_the_order_of_numbers(tmp_path):
+    names = [str(k) for k in range(12)]
+    data = load(str(save_folders(tmp_path, list(GREY[:24]), names)))
+    assert data.classes == tuple(names)  # 2 before 10
+    assert data.train.images.shape == (24, 1, 6, 6)
+    np.testing.assert_array_equal(data.train.images[2:4, 0], GREY[[1, 13]])
+    np.testing.assert_array_equal(data.test.labels, np.repeat(np.arange(12), 2))
+
+
+def test_class_folders_in_colour_with_a_stated_cut(tmp_path):
+    mixed = [*COLOUR[:19], GREY[0]]
+    data = load(str(save_folders(tmp_path, mixed, ["cat", "dog"], parts=(".",))))
+    assert (data.classes, data.train.images.shape, data.test.images.shape) == (
+        ("cat", "dog"),
+        (16, 3, 6, 6),
+        (4, 3, 6, 6),
+    )
+    assert "There are no folders train and test: one image in 5 (4, the same share" in data.notice
+    again = load(str(tmp_path))
+    np.testing.assert_array_equal(again.test.images, data.test.images)
+    grey = load(str(tmp_path), gray=True)
+    assert grey.train.images.shape == (16, 1, 6, 6)
+
+
+def test_sizes_that_differ_are_resized_when_asked(tmp_path):
+    save_folders(tmp_path, [GREY[0], RNG.integers(0, 256, (9, 7), np.uint8)], ["a", "b"])
+    refused(tmp_path, "Images of one set have one size. FIX: --resize 28")
+    data = load(str(tmp_path), resize=28)
+    assert data.train.images.shape == (2, 1, 28, 28)
+    expected = np.asarray(Image.fromarray(GREY[0]).resize((28, 28), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(data.train.images[0, 0], expected)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
+def test_modes_of_images(tmp_path, mode):
+    for name, shade in (("a", 0), ("b", 255)):
+        folder = tmp_path / name
+        folder.mkdir()
+        image = Image.new("L", (6, 6), shade)
+        image = Image.new("I;16", (6, 6), shade * 257) if mode == "I;16" else image.convert(mode)
+        for k in range(5):
+            image.save(folder / (f"{k}.jpg" if mode == "CMYK" else f"{k}.png"))
+    data = load(str(tmp_path))
+    assert data.train.images.shape[1] == (1 if mode in ("1", "L", "LA", "I;16") else 3)
+    assert {int(k) for k in data.train.images[data.train.labels == 0].flatten()} == {0}
+    assert data.train.images[data.train.labels == 1].min() >= 254
+
+
+def test_transparent_is_white(tmp_path):
+    save_folders(tmp_path, [np.zeros((6, 6, 4), np.uint8)] * 2, ["a", "b"])
+    assert load(str(tmp_path)).train.images.min() == 255
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"\x89PNG\r\n\x1a\n" + b"\0" * 50])
+def test_unreadable_image_is_named(tmp_path, content):
+    save_folders(tmp_path, GREY[:4], ["a", "b"])
+    (tmp_path / "train" / "b" / "bad.png").write_bytes(content)
+    refused(tmp_path, "b/bad.png: cannot be read as an image")
+
+
+def test_huge_image_is_not_unpacked(tmp_path):
+    folder = tmp_path / "a"
+    folder.mkdir()
+    Image.new("1", (5000, 10)).save(folder / "a.png")
+    refused(tmp_path, "a.png: 5000x10 pixels, 4096 a side are allowed")
+
+
+def test_test_folder_with_a_class_of_its_own(tmp_path):
+    save_folders(tmp_path, GREY[:4], ["a", "b"])
+    save_folders(tmp_path, GREY[:4], ["c"], parts=("test",))
+    refused(tmp_path, "test/c: no class of the training images is called c")
+
+
+def test_empty_folder_names_what_it_may_hold(tmp_path):
+    refused(
+        tmp_path, "an .npz file, .csv files, cifar-10-batches-bin, folders of images by class; missing: all of them"
+    )
+
+
+@pytest.mark.parametrize("resize", [None, 6, 9])
+@pytest.mark.parametrize("gray", [False, True])
+def test_arrays_are_fitted_too(tmp_path, resize, gray):
+    path = save_npz(tmp_path / "a.npz", x_train=COLOUR, x_test=COLOUR[:10])
+    data = load(str(path), resize=resize, gray=gray)
+    side = resize or 6
+    assert data.train.images.shape == (30, 1 if gray else 3, side, side)
+    image = Image.fromarray(COLOUR[4]).convert("L") if gray else Image.fromarray(COLOUR[4])
+    expected = np.asarray(image.resize((side, side), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(data.train.images[4], expected[None] if gray else expected.transpose(2, 0, 1))
+    assert (data.hashes == load(str(path)).hashes) is (resize != 9 and not gray)
+
+
+# CIFAR-10
+
+
+def cifar_batches(count=2):
+    return {
+        name: RNG.integers(0, 256, (count, 3073), np.uint8).clip(max=[9] + [255] * 3072).astype(np.uint8)
+        for name in (*formats.CIFAR_FILES, formats.CIFAR_TEST)
+    }
+
+
+def save_tar(path, members):
+    with tarfile.open(path, "w:gz") as archive:
+        for name, content in members.items():
+            member = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return path
+
+
+@pytest.mark.parametrize("place", ["tar", "folder", "parent"])
+def test_cifar(tmp_path, place):
+    batches = cifar_batches()
+    members = {name: batch.tobytes() for name, batch in batches.items()}
+    folder = tmp_path / "cifar-10-batches-bin"
+    folder.mkdir()
+    for name, content in members.items():
+        (folder / name).write_bytes(content)
+    tar = save_tar(tmp_path / "cifar-10-binary.tar.gz", members)
+    data = load(str({"tar": tar, "folder": folder, "parent": tmp_path}[place]))
+    assert (data.name, data.classes[3]) == ("cifar10", "cat")
+    assert data.train.images.shape == (10, 3, 32, 32)
+    record = batches["data_batch_3.bin"][1]
+    assert data.train.labels[5] == record[0]
+    assert data.train.images[5, 1, 4, 7] == record[1 + 1024 + 4 * 32 + 7]
+    np.testing.assert_array_equal(data.test.labels, batches["test_batch.bin"][:, 0])
+
+
+def test_cifar_refused(tmp_path):
+    members = {name: batch.tobytes() for name, batch in cifar_batches().items()}
+    path = tmp_path / "a.tar.gz"
+    save_tar(path, members | {"data_batch_2.bin": b"12"})
+    refused(path, "data_batch_2.bin has 2 bytes, no multiple of 3,073")
+    save_tar(path, {name: content for name, content in members.items() if "5" not in name})
+    refused(path, "missing: data_batch_5.bin")
+    save_tar(path, members | {"test_batch.bin": b"\x0b" + bytes(3072)})
+    refused(path, "label 11 at index 0. The set has 10 classes (0-9)")
+    whole = path.read_bytes()
+    for content in (b"", b"hello", whole[:2000]):
+        path.write_bytes(content)
+        refused(path, "a.tar.gz: not a whole .tar.gz")
