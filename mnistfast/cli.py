@@ -23,6 +23,8 @@ OUT_OF_MEMORY = (
     "not enough memory",
 )  # torch says it in a RuntimeError on CPUs
 
+LOST = ("Connection closed by peer", "Connection reset by peer")  # gloo's words when a process has ended
+
 
 def run(command: Callable[[Sequence[str]], int], argv: Sequence[str] | None) -> int:
     """Runs `command` on `argv` (None: the process' own) and returns its exit code, having reported any failure."""
@@ -66,6 +68,12 @@ def translate(error: Exception) -> MnistfastError | None:
         isinstance(error, RuntimeError) and any(sign in text.lower() for sign in OUT_OF_MEMORY)
     ):
         return DeviceError("out of memory", text.splitlines()[0] if text else "", "a smaller --batch-size")
+    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        return DeviceError("torch.compile failed", text.splitlines()[0] if text else "", "leave --compile out")
+    if isinstance(error, RuntimeError) and "does not have a deterministic implementation" in text:
+        return DeviceError("no deterministic algorithm", text.splitlines()[0], "leave --deterministic out")
+    if isinstance(error, RuntimeError) and "WORLD_SIZE" in os.environ and any(sign in text for sign in LOST):
+        return DeviceError("another of the processes that train together has stopped", fix="look for its message")
     if isinstance(error, OSError) and error.errno in DENIED | FULL:
         where = error.filename or "a file"
         return StorageError(f"cannot write or read {where}", (DENIED | FULL)[error.errno], "another --out folder")
@@ -73,6 +81,11 @@ def translate(error: Exception) -> MnistfastError | None:
 
 
 def _fail(code: int, kind: str, message: str, as_json: bool, hint: str = "") -> int:
+    rank = os.environ.get("RANK", "0")
+    if rank != "0" and kind not in ("device", "internal"):  # the same in all processes: the first one says it
+        return code
+    if rank != "0":
+        message = f"rank {rank}: {message}"
     if as_json:
         line = json.dumps({"code": code, "kind": kind, "message": message, "hint": hint})
     else:

@@ -137,8 +137,7 @@ def read_csv(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         DataError: no such file, or lines that differ, or numbers that are no pixels or labels.
     """
     with _reading(path) as stream:
-        if os.fstat(stream.fileno()).st_size > MAX_BYTES:
-            raise DataError(f"{path}: longer than the {MAX_BYTES:,} bytes allowed")
+        _refuse_long(path, stream)
         first = stream.readline(1 << 16).decode("utf-8", "replace").strip().lstrip("\ufeff").replace('"', "")
         stream.seek(0)
         header = bool(first) and not first[0].isdigit()
@@ -235,7 +234,8 @@ def _read_image(path: Path, *, resize: int | None, gray: bool) -> np.ndarray:
     try:
         with warnings.catch_warnings(), _reading(path) as stream:
             warnings.simplefilter("ignore")  # of odd metadata and of bombs: their size is looked at here
-            with Image.open(stream, formats=_IMAGE_FORMATS) as image:
+            # From memory: a file's read(n) allocates n bytes, and in a damaged PNG n is anything up to 4 GiB.
+            with Image.open(io.BytesIO(_whole(path, stream)), formats=_IMAGE_FORMATS) as image:
                 if max(image.size) > SIDE_MAX:
                     raise DataError(f"{path}: {image.size[0]}x{image.size[1]} pixels, {SIDE_MAX} a side are allowed")
                 if image.mode.startswith(("I", "F")):
@@ -247,7 +247,7 @@ def _read_image(path: Path, *, resize: int | None, gray: bool) -> np.ndarray:
                 else:
                     picture = image.convert("L" if image.mode in ("1", "L") else "RGB")
                 return _fit(picture, resize, gray)
-    except (DataError, StorageError):
+    except (DataError, StorageError, MemoryError):
         raise
     except Exception as error:  # Pillow's decoders raise a dozen types on damaged files, SyntaxError among them
         raise DataError(f"{path}: cannot be read as an image", _reason(error), "delete or replace it") from error
@@ -283,7 +283,7 @@ def read_cifar(path: Path) -> tuple[Arrays, Arrays]:
         for name in names:
             if (path / name).is_file():
                 with _reading(path / name) as stream:
-                    batches[name] = stream.read(MAX_BYTES)
+                    batches[name] = _whole(path / name, stream)
     else:
         batches = _tar_members(path, names)
     missing = [name for name in names if name not in batches]
@@ -322,7 +322,7 @@ def _cifar_batch(path: Path, name: str, content: bytes) -> Arrays:
 # What zipfile, tarfile, gzip and numpy's header parser raise on damaged input.
 _DECODER_ERRORS: tuple[type[Exception], ...] = (
     *(zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError),
-    *(ValueError, KeyError, OverflowError, TypeError, SyntaxError, IndexError, MemoryError),
+    *(ValueError, KeyError, OverflowError, TypeError, SyntaxError, IndexError),
 )
 
 
@@ -344,6 +344,17 @@ class _reading:
 
     def __exit__(self, *ended: Any) -> None:
         self._stream.close()
+
+
+def _whole(path: Path, stream: IO[bytes]) -> bytes:
+    _refuse_long(path, stream)
+    return stream.read()
+
+
+def _refuse_long(path: Path, stream: IO[bytes]) -> None:
+    size = os.fstat(stream.fileno()).st_size
+    if size > MAX_BYTES:
+        raise DataError(f"{path}: has {size:,} bytes, {MAX_BYTES:,} are allowed")
 
 
 def _reason(error: Exception) -> str:

@@ -255,7 +255,7 @@ class Trainer:
         raise DivergedError(
             f"{what} (learning rate {self.rate(step):.3g}, {self.config.precision})",
             f"Last good state: {self.last_good}",
-            f"--lr {self.config.lr / 4:.2g}",
+            f"--lr {self.config.lr / 4:.2g}{' or --precision fp32' * (self.config.precision != 'fp32')}",
         )
 
     def state_dict(self) -> dict[str, Any]:

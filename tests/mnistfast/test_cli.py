@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from mnistfast import cli
-from mnistfast.errors import DataError
+from mnistfast.errors import DataError, DeviceError, UsageError
 
 
 def raising(error):
@@ -92,3 +92,50 @@ def test_reader_that_goes_away():
     finally:
         os.close(writer)
     assert (found.returncode, found.stderr) == (141, "")
+
+
+class FailedCompile(Exception):
+    """Stands for what torch.compile raises where there is no compiler."""
+
+    __module__ = "torch._inductor.exc"
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (FailedCompile("No C++ compiler\nlong story"), "torch.compile failed. No C++ compiler. FIX: leave --compile out"),
+        (
+            RuntimeError("f does not have a deterministic implementation"),
+            "no deterministic algorithm. f does not have a deterministic implementation. FIX: leave --deterministic out",
+        ),
+    ],
+)
+def test_what_an_option_brings_is_no_bug(error, line, capsys):
+    def command(argv):
+        raise error
+
+    assert cli.run(command, []) == 6
+    assert capsys.readouterr().err == f"mnistfast: error: {line}\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (UsageError("no"), 2, ""),
+        (DeviceError("no memory"), 6, "mnistfast: error: rank 1: no memory\n"),
+        (
+            RuntimeError("[..] Connection closed by peer [127.0.0.1]"),
+            6,
+            "mnistfast: error: rank 1: another of the processes that train together has stopped. "
+            "FIX: look for its message\n",
+        ),
+    ],
+)
+def test_of_many_processes_the_first_one_speaks(error, code, line, capsys, monkeypatch):
+    def command(argv):
+        raise error
+
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert cli.run(command, []) == code
+    assert capsys.readouterr().err == line
