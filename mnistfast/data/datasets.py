@@ -48,13 +48,13 @@ class Dataset:
     """A data set whose two splits fit each other: same image size, every label a class, no split empty.
 
     Attributes:
-        name: "mnist", "sample" or the name of the folder.
+        name: one of `NAMES`, or the name of the folder or file.
         classes: the name of each label.
         train: what may be learnt from; validation is held out of it (`holdout`).
         test: for evaluation alone.
-        source: the folder it was read from.
+        source: the folder or file it was read from.
         notice: one line that the user should read, "" when there is nothing to say.
-        hashes: MD5 of each decompressed file, by its role ("train-images", ...).
+        hashes: MD5 of the uncompressed IDX files that hold it, or would, by their roles ("train-images", ...).
     """
 
     name: str
@@ -191,8 +191,7 @@ def _published(name: str, offline: bool) -> Dataset:
     others = [f"{files[role]} (md5 {hashes[role]})" for role, md5 in found.md5.items() if hashes[role] != md5]
     if not others:
         return dataset
-    title = {"mnist": "MNIST"}.get(name, name)
-    notice = f"Valid IDX but not the official {title}: {', '.join(others)}. {dataset.notice}"
+    notice = f"Valid IDX but not the official {_title(name)}: {', '.join(others)}. {dataset.notice}"
     return replace(dataset, notice=notice.strip())
 
 
@@ -306,7 +305,10 @@ def _read_cifar(path: Path) -> Dataset:
 
 def _cut(split: Split) -> tuple[Split, Split]:
     """Holds a test set out of `split`: see `TEST_SHARE`."""
-    kept, held = holdout(split.labels, max(len(split.labels) // TEST_SHARE, 1), seed=0)
+    if len(split.labels) < TEST_SHARE * len(np.unique(split.labels)):
+        what = f"{len(split.labels):,} images are too few to hold a test set out of them"
+        raise DataError(what, f"{TEST_SHARE} of each class are needed", "folders train and test, or two files")
+    kept, held = holdout(split.labels, len(split.labels) // TEST_SHARE, seed=0)
     return Split(split.images[kept], split.labels[kept]), Split(split.images[held], split.labels[held])
 
 
@@ -459,19 +461,21 @@ def _download(name: str, found: IdxSet, offline: bool) -> dict[str, Path]:
 
 
 def _forbidden(name: str, folder: Path, fix: str) -> StorageError:
-    title = {"mnist": "MNIST"}.get(name, name)
-    what = f"no {title} in MNISTFAST_DATA ({os.environ.get('MNISTFAST_DATA') or 'not set'}) nor in {folder}"
+    what = f"no {_title(name)} in MNISTFAST_DATA ({os.environ.get('MNISTFAST_DATA') or 'not set'}) nor in {folder}"
     return StorageError(what, "--offline forbids a download", fix)
+
+
+def _title(name: str) -> str:
+    return "MNIST" if name == "mnist" else name
 
 
 def _verify_idx(name: str, found: IdxSet, roles: Mapping[str, str], file: str, content: bytes, url: str) -> None:
     role = roles[file]
     array = read_idx_stream(io.BytesIO(content), url, expect=_kind(role))
     if role in found.md5:
-        title = {"mnist": "MNIST"}.get(name, name)
         md5 = content_md5(array)
         if md5 != found.md5[role]:
-            raise DataError(f"{url}: not the official {title} (md5 {md5}, expected {found.md5[role]})")
+            raise DataError(f"{url}: not the official {_title(name)} (md5 {md5}, expected {found.md5[role]})")
     else:
         _verify_whole(found.served_md5[role], file, content, url)
 

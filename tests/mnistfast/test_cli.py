@@ -103,7 +103,10 @@ class FailedCompile(Exception):
 @pytest.mark.parametrize(
     ("error", "line"),
     [
-        (FailedCompile("No C++ compiler\nlong story"), "torch.compile failed. No C++ compiler. FIX: leave --compile out"),
+        (
+            FailedCompile("No C++ compiler\nlong story"),
+            "torch.compile failed. No C++ compiler. FIX: leave --compile out",
+        ),
         (
             RuntimeError("f does not have a deterministic implementation"),
             "no deterministic algorithm. f does not have a deterministic implementation. FIX: leave --deterministic out",

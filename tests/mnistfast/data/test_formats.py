@@ -193,6 +193,11 @@ def test_class_folders_in_colour_with_a_stated_cut(tmp_path):
     assert grey.train.images.shape == (16, 1, 6, 6)
 
 
+def test_too_few_images_to_cut(tmp_path):
+    save_folders(tmp_path, COLOUR[:9], ["cat", "dog"], parts=(".",))
+    refused(tmp_path, "9 images are too few to hold a test set out of them. 5 of each class are needed")
+
+
 def test_sizes_that_differ_are_resized_when_asked(tmp_path):
     save_folders(tmp_path, [GREY[0], RNG.integers(0, 256, (9, 7), np.uint8)], ["a", "b"])
     refused(tmp_path, "Images of one set have one size. FIX: --resize 28")
