@@ -95,7 +95,8 @@ class Run:
         chosen = np.arange(len(labels))
         if config.limit is not None and config.limit < len(labels):
             chosen = holdout(labels, config.limit, config.seed)[1]
-        kept, held = (chosen[part] for part in _split(labels[chosen], config))
+        parts = holdout(labels[chosen], config.val_count(len(chosen)), config.seed)
+        kept, held = (chosen[part] for part in parts)
         epochs = config.planned_epochs(len(kept))
         self.config = replace(
             config, data=_data_option(config, dataset), epochs=epochs, threads=threads, device=str(self.device)
@@ -296,7 +297,9 @@ def train(config: TrainConfig, options: RunOptions, command: str, screen: Screen
     if ranks.first and options.resume is None:
         run_folder.check_free(options.out, overwrite=options.overwrite)
     with ranks.joined(device):
-        dataset = ranks.after_first(partial(_load, config, options))
+        dataset = ranks.after_first(
+            partial(load, config.data, offline=options.offline, resize=config.resize, gray=config.gray)
+        )
         if dataset.notice:
             screen.say(dataset.notice)
         run = Run(config, dataset, device, screen, ranks)
@@ -314,14 +317,6 @@ def train(config: TrainConfig, options: RunOptions, command: str, screen: Screen
                 run.resume(folder)
             run.learn(folder, tensorboard=options.tensorboard)
             return run.finish(folder)
-
-
-def _load(config: TrainConfig, options: RunOptions) -> Dataset:
-    return load(config.data, offline=options.offline, resize=config.resize, gray=config.gray)
-
-
-def _split(labels: np.ndarray, config: TrainConfig) -> tuple[np.ndarray, np.ndarray]:
-    return holdout(labels, config.val_count(len(labels)), config.seed)
 
 
 def check_augmentation(name: str, dataset: Dataset) -> None:
