@@ -6,8 +6,8 @@ from glob import glob
 from setuptools import Extension, setup
 
 SOURCES = "kernels/convpool/cpu/src"
-# Compiled with OpenMP but linked without it: the calls then bind to the libgomp that torch has loaded, one pool of threads
-# instead of two that fight for the cores. No debug information: it made the libraries ten times larger.
+# Compiled with OpenMP but linked without it: the calls then bind to the libgomp that torch has loaded, one pool of
+# threads instead of two that fight for the cores. No debug information: it made the libraries ten times larger.
 FLAGS = ["-std=c++17", "-O3", "-g0", "-fopenmp", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti"]
 FLAGS += ["-Wall", "-Wextra", "-Wno-maybe-uninitialized"]  # GCC 12 sees that in its own AVX-512 header
 INSTRUCTION_SETS = {

@@ -26,7 +26,7 @@ MOST_PRODUCTS = 4e9  # of a random layer's forward pass: eager takes about 0.1 s
 
 
 def random_layers(count: int = 30, seed: int = 0) -> list[Case]:
-    """Layers drawn over what small networks use; those too large to time and those that fit no window are drawn again."""
+    """Layers drawn over what small networks use; those too large to time are drawn again."""
     draw = random.Random(seed)
     cases: list[Case] = []
     while len(cases) < count:
@@ -51,7 +51,9 @@ def row(case: Case, dx: bool, seconds: float, backend: str) -> tuple[float, floa
     forward, both = timing.best_plain(infer), timing.best_plain(train)
     ours = [train[f"{backend}, {layout}"].median for layout in ("nchw", "channels_last")]
     ratios = [train[both].median / t for t in ours]
-    forward_ratios = [infer[forward].median / infer[f"{backend}, {layout}"].median for layout in ("nchw", "channels_last")]
+    forward_ratios = [
+        infer[forward].median / infer[f"{backend}, {layout}"].median for layout in ("nchw", "channels_last")
+    ]
     spread = max((t.high - t.low) / t.median for t in train.values())
     print(
         f"{case.name:<44} {train[both].median * 1e3:8.3f} {ours[0] * 1e3:8.3f} {ours[1] * 1e3:8.3f} "
@@ -72,15 +74,21 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print(timing.setting(torch.device("cpu")))
-    print("ms of forward and backward; ratios to the best plain form for NCHW and channels_last input (at least the bound)")
-    print(f"{'layer':<44} {'plain':>8} {'nchw':>8} {'last':>8} {'ratio':>6} {'ratio':>6}   {'eager':>6}   forward alone")
+    print(
+        "ms of forward and backward; ratios to the best plain form for NCHW and for channels_last input"
+    )
+    print(
+        f"{'layer':<44} {'plain':>8} {'nchw':>8} {'last':>8} {'ratio':>6} {'ratio':>6}   {'eager':>6}   forward alone"
+    )
     if options.what == "layers":
         for case, dx, least in LAYERS:
             if options.only in case.name:
                 worst = min(row(case, dx, options.seconds, options.backend))
                 print(f"    {'holds' if worst >= least else 'FALLS SHORT'}: at least {least}")
         return
-    ratios = [row(case, True, options.seconds, options.backend) for case in random_layers() if options.only in case.name]
+    ratios = [
+        row(case, True, options.seconds, options.backend) for case in random_layers() if options.only in case.name
+    ]
     for name, values in zip(("NCHW", "channels_last"), zip(*ratios, strict=True), strict=True):
         mean = math.exp(sum(map(math.log, values)) / len(values))
         print(f"{name}: geometric mean {mean:.2f}, least {min(values):.2f} over {len(values)} layers")

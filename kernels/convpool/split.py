@@ -1,8 +1,8 @@
 """The split plan: the vendor's convolution, and between it and the op a backend's pooling pass and its reverse.
 
-For layers bound by arithmetic, where a hand-written convolution cannot beat the vendor's. The conv output (or its gradient)
-exists within one call only. The vendor multiplies every position of dz, so a non-finite x or weight beside a dead position
-gives NaN as in eager, and determinism is the vendor's.
+For layers bound by arithmetic, where a hand-written convolution cannot beat the vendor's. The conv output (or its
+gradient) exists within one call only. The vendor multiplies every position of dz, so a non-finite x or weight beside a
+dead position gives NaN as in eager, and determinism is the vendor's.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The one way speed is measured here: interleaved rounds in one process, medians with their spread, nothing without parity.
+"""The one way speed is measured: interleaved rounds in one process, medians with their spread, nothing without parity.
 
 Candidates take turns within each round, so that a change of clock or of neighbours meets all of them. On a CPU the wall
 clock is read around repeated calls; on a GPU events are, around the replay of a graph that holds the calls, over enough
@@ -96,7 +96,9 @@ def compare_layer(
     """
     device = inputs.x.device
     copies = _copies(inputs)
-    calls = {name: [_call(layer, _as(i, layout), dx, backward) for i in copies] for name, (layer, layout) in PLAIN.items()}
+    calls = {
+        name: [_call(layer, _as(i, layout), dx, backward) for i in copies] for name, (layer, layout) in PLAIN.items()
+    }
     for backend in backends:
         for layout in layouts:
             if backend != "auto":
@@ -124,8 +126,8 @@ def setting(device: torch.device) -> str:
 def tune_allocator() -> str:
     """Keep glibc from returning freed memory, and say so.
 
-    By default each call that frees 100 KB or more may give pages back and fault them in again at the next; eager PyTorch
-    allocates more than a fused layer, and would be charged for that.
+    By default each call that frees 100 KB or more may give pages back and fault them in again at the next; eager
+    PyTorch allocates more than a fused layer, and would be charged for that.
     """
     if not sys.platform.startswith("linux"):
         return "default allocator"
@@ -186,9 +188,7 @@ def _require_parity(inputs: Inputs, backend: str) -> None:
 
 def _as(inputs: Inputs, layout: Layout) -> Inputs:
     format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
-    x, weight, dy = (
-        torch.empty_like(t, memory_format=format).copy_(t) for t in (inputs.x, inputs.weight, inputs.dy)
-    )
+    x, weight, dy = (torch.empty_like(t, memory_format=format).copy_(t) for t in (inputs.x, inputs.weight, inputs.dy))
     return Inputs(x, weight, inputs.bias, dy, inputs.settings)
 
 

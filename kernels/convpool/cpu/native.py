@@ -6,6 +6,7 @@ import warnings
 from functools import cache, lru_cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -185,8 +186,8 @@ def _problem(
 
 
 @cache
-def _library() -> ctypes.CDLL | str:
-    """The library for this processor, or why there is none; said once as a warning where the build left it out."""
+def _library() -> Any:
+    """The ctypes.CDLL for this processor, or a str: why there is none (and one warning if none was built)."""
     requested = os.environ.get("CONVPOOL_CPU_ISA", "")
     if requested and requested not in _INSTRUCTION_SETS:
         return f"CONVPOOL_CPU_ISA must be one of {', '.join(_INSTRUCTION_SETS)}, got {requested!r}"
@@ -212,7 +213,9 @@ def _rank(capability: str) -> int:
 
 def _load(path: Path) -> ctypes.CDLL | str:
     try:
-        library = ctypes.CDLL(str(path))  # releases the GIL during calls; its GOMP_* symbols are those of torch's libgomp
+        library = ctypes.CDLL(
+            str(path)
+        )  # releases the GIL during calls; its GOMP_* symbols are those of torch's libgomp
     except OSError as error:
         return f"{path.name} does not load: {error}"
     library.convpool_problem_size.restype = ctypes.c_int64

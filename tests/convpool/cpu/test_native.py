@@ -1,0 +1,197 @@
+"""What only the native backend promises: libraries, the same bits for any number of threads, callers side by side."""
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from convpool import cases
+from convpool.cpu import native
+from convpool.parity import Inputs, Layout, make_inputs
+from convpool.protocol import Plan
+
+HERE = torch.device("cpu")
+missing = native.BACKEND.unavailable()
+needs_library = pytest.mark.skipif(missing is not None, reason=f"cpu: {missing}")
+PER_KERNEL = ("cnn-1", "cnn-2", "lenet5-1", "lenet5-2", "cifar-1", "mixed-1", "resnet-stem", "dilation-2")
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """The test may change torch's thread count."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def results(inputs: Inputs) -> list[Tensor]:
+    """y, code, dx, dw, db straight from the backend."""
+    geometry = inputs.geometry
+    plan = native.BACKEND.serves(geometry, torch.float32, HERE)
+    assert isinstance(plan, Plan)
+    y, code = native.BACKEND.forward(inputs.x, inputs.weight, inputs.bias, geometry, plan, True)
+    dy = torch.empty_like(y).copy_(inputs.dy)
+    every = native.BACKEND.backward(dy, code, inputs.x, inputs.weight, geometry, plan, (True, True, True))
+    first = native.BACKEND.backward(dy, code, inputs.x, inputs.weight, geometry, plan, (False, True, True))
+    return [y, code, *every, *first[1:]]
+
+
+def test_libraries_are_built_where_a_compiler_is() -> None:
+    """`optional=True` hides a compile error from the install; it must not hide it from us."""
+    if platform.machine() not in ("x86_64", "AMD64") or not shutil.which("g++"):
+        pytest.skip("no C++ compiler for x86-64")
+    built = list(Path(native.__file__).parent.glob("_avx*.so"))
+    assert {path.name.split(".")[0] for path in built} == {"_avx512", "_avx2"}
+
+
+@needs_library
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize("name", PER_KERNEL)
+def test_thread_count_changes_no_bit(name: str, layout: Layout, threads: None) -> None:
+    inputs = make_inputs(replace(cases.by_name(name), batch=9), layout=layout)
+    torch.set_num_threads(1)
+    expected = results(inputs)
+    torch.set_num_threads(2)
+    for _ in range(2):
+        assert all(torch.equal(a, b) for a, b in zip(expected, results(inputs), strict=True))
+
+
+@needs_library
+def test_two_python_threads_at_once(threads: None) -> None:
+    torch.set_num_threads(2)
+    jobs = [make_inputs(cases.by_name(name)) for name in ("cnn-2", "lenet5-2")]
+    expected = [results(job) for job in jobs]
+    wrong = [0, 0]
+
+    def work(i: int) -> None:
+        torch.set_num_threads(2)
+        for _ in range(30):
+            if not all(torch.equal(a, b) for a, b in zip(expected[i], results(jobs[i]), strict=True)):
+                wrong[i] += 1
+
+    workers = [threading.Thread(target=work, args=(i,)) for i in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert wrong == [0, 0]
+
+
+FORCED = """
+import sys
+from convpool import cases
+from convpool.cpu import native
+from convpool.parity import check, make_inputs
+assert "_avx2" in native._library()._name, native._library()
+for name in sys.argv[1:]:
+    for layout in ("nchw", "channels_last"):
+        for integers in (False, True):
+            parity = check(make_inputs(cases.by_name(name), layout=layout, integers=integers), "cpu", exact=integers)
+            assert parity.ok, (name, layout, integers, str(parity))
+"""
+
+
+def run(script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, **environment}
+    return subprocess.run(
+        [sys.executable, "-c", script, *arguments], env=env, capture_output=True, text=True, timeout=120
+    )
+
+
+@needs_library
+def test_avx2_computes_the_same() -> None:
+    result = run(FORCED, *PER_KERNEL, "channels-17-33", "pool-overlap", "groups-2", CONVPOOL_CPU_ISA="avx2")
+    assert result.returncode == 0, result.stderr
+
+
+def test_unknown_instruction_set_is_named() -> None:
+    script = "from convpool.cpu import native; print(native.BACKEND.unavailable())"
+    result = run(script, CONVPOOL_CPU_ISA="sse9")
+    assert "CONVPOOL_CPU_ISA must be one of avx512, avx2, got 'sse9'" in result.stdout
+
+
+FORKED = """
+import os, torch
+from convpool import cases
+from convpool.parity import check, make_inputs
+inputs = make_inputs(cases.by_name("cnn-2"))
+torch.set_num_threads(2)
+assert check(inputs, "cpu").ok
+child = os.fork()
+if child == 0:
+    torch.set_num_threads(1)
+    os._exit(0 if check(inputs, "cpu").ok else 1)
+assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+@needs_library
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_child_computes_with_one_thread() -> None:
+    result = run(FORKED)
+    assert result.returncode == 0, result.stderr
+
+
+def test_other_dtypes_are_refused() -> None:
+    assert "float32" in str(native.BACKEND.serves(cases.by_name("cnn-1").geometry, torch.float64, HERE))
+
+
+@needs_library
+def test_a_tile_that_is_not_finite_is_computed_directly() -> None:
+    """Winograd would give inf - inf to windows beside an infinity; eager gives them numbers."""
+    inputs = make_inputs(cases.by_name("cnn-2"))
+    plan = native.BACKEND.serves(inputs.geometry, torch.float32, HERE)
+    assert isinstance(plan, Plan)
+    assert plan.kernel == "winograd"
+    x = inputs.x.clone()
+    x[0, 3, 5, 5] = torch.inf
+    x[1, 0, 2, 9] = torch.nan
+    y = native.BACKEND.forward(x, inputs.weight, inputs.bias, inputs.geometry, plan, False)[0]
+    expected = torch.nn.functional.max_pool2d(torch.nn.functional.conv2d(x, inputs.weight, inputs.bias).relu(), 2)
+    assert torch.equal(y.isnan(), expected.isnan())
+    assert torch.equal(y.isinf(), expected.isinf())
+    torch.testing.assert_close(y, expected, equal_nan=True)
+
+
+GROWTH = """
+import random, resource, time
+from convpool import cases
+from convpool.parity import make_inputs
+from convpool.autograd import ConvReLUMaxPool2dFunction
+import torch
+torch.set_num_threads(2)
+layers = [make_inputs(case) for case in cases.CASES if case.batch][:40]
+def step(i):
+    leaves = [t.detach().requires_grad_() for t in i.tensors]
+    s = i.settings
+    y = ConvReLUMaxPool2dFunction.apply(*leaves, *[None] * (3 - len(leaves)), i.settings, "cpu")[0]
+    torch.autograd.grad(y, leaves, i.dy)
+def resident():
+    with open("/proc/self/statm") as f: return int(f.read().split()[1]) * resource.getpagesize()
+draw = random.Random(0)
+def run(seconds):
+    end = time.time() + seconds
+    while time.time() < end: step(draw.choice(layers))
+run(30)
+before = resident()
+run(180)
+print((resident() - before) / 2**20)
+"""
+
+
+@pytest.mark.slow
+@needs_library
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_alternating_shapes_do_not_grow_the_process() -> None:
+    result = subprocess.run([sys.executable, "-c", GROWTH], capture_output=True, text=True, timeout=400)
+    assert result.returncode == 0, result.stderr
+    assert float(result.stdout) < 5  # MB
