@@ -12,6 +12,9 @@ from mnistfast.errors import UsageError, nearest
 COMMANDS = {
     "train": "train a model, save it and say how good it is",
     "evaluate": "score a run or a checkpoint on a test set",
+    "predict": "read photographs and drawings",
+    "export": "write a model as ONNX, .pt2 and safetensors, and check that they agree",
+    "demo": "draw a digit in the browser and see it read",
 }
 
 

@@ -193,6 +193,30 @@ class EvaluateOptions(ScreenOptions):
             _require("min_accuracy", self.min_accuracy, lambda value: 0 <= value <= 1, "a fraction between 0 and 1")
 
 
+@dataclass(frozen=True)
+class PredictOptions(ScreenOptions):
+    """What reads pictures, and what is said of them.
+
+    Raises:
+        UsageError: a value that cannot work.
+    """
+
+    checkpoint: str | None = _option(None, "a run's folder or a checkpoint; default: the newest run in runs")
+    top_k: int = _option(3, "how many classes to name for each picture")
+    reject_below: float = _option(0.0, "give no label when the best class is less probable than this")
+    save_view: str | None = _option(None, "folder for the small pictures that the model saw; default: not written")
+    csv: bool = _option(False, "print CSV instead of text")
+    device: str = _option("auto", "auto, cpu, cuda, cuda:1, mps")
+    threads: int | None = _option(None, "CPU threads; default: torch's choice")
+
+    def __post_init__(self) -> None:
+        for name in ("top_k", "threads"):
+            _require(name, getattr(self, name), lambda value: value is None or value >= 1, "at least 1")
+        _require("reject_below", self.reject_below, lambda value: 0 <= value <= 1, "a probability between 0 and 1")
+        if self.csv and self.json:
+            raise UsageError("--csv and --json exclude each other")
+
+
 def _require(name: str, value: Any, test: Any, allowed: str) -> None:
     if not test(value):
         raise UsageError(f"--{name.replace('_', '-')} is {value}", f"It must be {allowed}")

@@ -22,7 +22,7 @@ MAX_PIXELS = 50_000_000  # a 50-megapixel phone; as RGBA its decoding takes 400 
 MIN_SIDE = 8  # below that no digit is legible
 MAX_ASPECT = 40  # a longer strip would be shrunk to less than MIN_SIDE pixels
 # Raster formats alone. Pillow would hand an EPS to Ghostscript, which runs programs.
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
 
 # Larger pictures are shrunk by a whole factor to this or a little more: fast, and a stroke stays wider than a pixel.
@@ -77,6 +77,13 @@ def prepare(content: bytes, input_size: tuple[int, int, int]) -> View:
     if grey.shape == (height, width) and _is_light_on_dark(grey):
         return View(grey[np.newaxis].copy(), ink=float((grey > 127).mean()), untouched=True)
     return _view_of_character(grey.astype(np.float32), height, width)
+
+
+def to_png(pixels: np.ndarray) -> bytes:
+    """Returns uint8 (C, H, W), C 1 or 3, as a PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 # Files

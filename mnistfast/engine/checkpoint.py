@@ -117,14 +117,24 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path:
     if candidate.is_file():
         return candidate
     folder = path if path.is_dir() else path.parent
-    runs = sorted({file.parent for root in (folder, Path("runs")) for file in root.glob(f"*/{BEST}")}, key=_age)
+    runs = _runs_in(folder, Path("runs"))
     names = ", ".join(str(run) for run in runs[-5:])
     known = f"Runs here: {names} (newest last)" if runs else "There are no runs here"
     raise CheckpointError(f"no checkpoint at {candidate}", known, "mnistfast train makes one")
 
 
-def _age(run: Path) -> float:
-    return (run / BEST).stat().st_mtime
+def newest_checkpoint(folder: Path = Path("runs")) -> Path:
+    """Returns the best checkpoint of the newest run in `folder`. Raises CheckpointError when there is none."""
+    runs = _runs_in(folder)
+    if not runs:
+        raise CheckpointError(f"no run in {folder}", fix="mnistfast train makes one, --checkpoint names another")
+    return runs[-1] / BEST
+
+
+def _runs_in(*folders: Path) -> list[Path]:
+    """Returns the runs that have a checkpoint, the newest last."""
+    runs = {file.parent for folder in folders for file in folder.glob(f"*/{BEST}")}
+    return sorted(runs, key=lambda run: (run / BEST).stat().st_mtime)
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
