@@ -23,6 +23,7 @@ OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("constant", "step", "cosine", "onecycle")
 PRECISIONS = ("fp32", "bf16")
 AUGMENTATIONS = ("none", "mild", "sources", "objects")  # of data.augment, which would bring torch with it
+FORMATS = ("onnx", "pt2", "safetensors")
 
 # A preset's epochs suit a set of MNIST's size. A run on a smaller set goes over it more often, until it has seen this
 # many images: the 3,600 training images of the shipped sample make 12 epochs.
@@ -215,6 +216,49 @@ class PredictOptions(ScreenOptions):
         _require("reject_below", self.reject_below, lambda value: 0 <= value <= 1, "a probability between 0 and 1")
         if self.csv and self.json:
             raise UsageError("--csv and --json exclude each other")
+
+
+@dataclass(frozen=True)
+class ExportOptions(ScreenOptions):
+    """What a model is written as.
+
+    Raises:
+        UsageError: a value that cannot work.
+    """
+
+    format: str = _option(",".join(FORMATS), f"one or more of {', '.join(FORMATS)}, with commas between")
+    out: str | None = _option(None, "folder to write to; default: export beside the checkpoint")
+    overwrite: bool = _option(False, "replace files that are there")
+    threads: int | None = _option(None, "CPU threads; default: torch's choice")
+
+    def __post_init__(self) -> None:
+        for name in self.formats:
+            _one_of("format", name, FORMATS)
+        _require("threads", self.threads, lambda value: value is None or value >= 1, "at least 1")
+
+    @property
+    def formats(self) -> list[str]:
+        """The formats, one by one."""
+        return list(dict.fromkeys(name.strip() for name in self.format.split(",")))
+
+
+@dataclass(frozen=True)
+class DemoOptions(ScreenOptions):
+    """What the page reads with, and where it is served.
+
+    Raises:
+        UsageError: a value that cannot work.
+    """
+
+    checkpoint: str | None = _option(None, "a run's folder or a checkpoint; default: the newest run in runs")
+    host: str = _option("127.0.0.1", "address to listen on; 127.0.0.1 lets nobody else in")
+    port: int = _option(8765, "port to listen on; 0: any free one")
+    device: str = _option("auto", "auto, cpu, cuda, cuda:1, mps")
+    threads: int | None = _option(None, "CPU threads; default: torch's choice")
+
+    def __post_init__(self) -> None:
+        _require("port", self.port, lambda value: 0 <= value <= 65535, "from 0 to 65535")
+        _require("threads", self.threads, lambda value: value is None or value >= 1, "at least 1")
 
 
 def _require(name: str, value: Any, test: Any, allowed: str) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mnistfast import cli
 from mnistfast.config import Parser, PredictOptions, pick
@@ -18,115 +18,45 @@ from mnistfast.errors import DataError
 from mnistfast.report.page import percent
 
 if TYPE_CHECKING:
-    from mnistfast.data.photo import View
+    from mnistfast.engine.predictor import Answer, Predictor
 
 STDIN = "-"
 VIEW_SUFFIX = ".view.png"
-BATCH = 256  # pictures read before the model is asked: their views take 200 KB
 
 
-@dataclass(frozen=True, eq=False)
-class Answer:
-    """What a model says of one picture.
-
-    Attributes:
-        file: the picture's path, or "-".
-        top: the likeliest classes, the best first, with their calibrated probabilities.
-        rejected: the best one is less probable than was asked for.
-        view: what the model saw.
-    """
-
-    file: str
-    top: list[tuple[str, float]]
-    rejected: bool
-    view: View
-
-    @property
-    def label(self) -> str | None:
-        """The best class, None where it was rejected."""
-        return None if self.rejected else self.top[0][0]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the answer as plain values, the view's pixels left out."""
-        return {
-            "file": self.file,
-            "label": self.label,
-            "probability": self.top[0][1],
-            "top": [{"label": label, "probability": probability} for label, probability in self.top],
-            "rejected": self.rejected,
-            "inverted": self.view.inverted,
-            "ink": self.view.ink,
-            "untouched": self.view.untouched,
-            "warnings": list(self.view.warnings),
-        }
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code."""
+    return cli.run(_predict, argv)
 
 
-class Predictor:
-    """A checkpoint that answers pictures.
+def _predict(argv: Sequence[str]) -> int:
+    parser = Parser("mnistfast predict", "Read photographs and drawings with a trained model.", PredictOptions)
+    parser.add_argument("pictures", metavar="IMG|DIR|-", nargs="+", help="image files, folders of them, - for stdin")
+    given = parser.given(argv)
+    options = pick(PredictOptions, given)
+    files = find_pictures(given["pictures"])
 
-    Attributes:
-        path: the checkpoint.
-        info: its header.
-    """
+    from mnistfast.engine.devices import use_threads  # torch comes with it
+    from mnistfast.engine.files import make_folder
+    from mnistfast.engine.predictor import Predictor
 
-    def __init__(self, checkpoint: str | os.PathLike[str] | None = None, device: str = "auto") -> None:
-        """Loads `checkpoint`, a file or a run's folder; None is the newest run under `runs`.
-
-        Raises:
-            CheckpointError: missing, damaged or foreign checkpoint.
-            MnistfastError: device errors.
-        """
-        from mnistfast.engine.checkpoint import find_checkpoint, load_checkpoint, newest_checkpoint
-        from mnistfast.engine.devices import choose_device
-
-        self._device = choose_device(device)
-        self.path = newest_checkpoint() if checkpoint is None else find_checkpoint(checkpoint)
-        self._model, self.info = load_checkpoint(self.path, self._device)
-
-    def view(self, content: bytes) -> View:
-        """Returns what the model sees of the image file `content`. Raises DataError."""
-        from mnistfast.data.photo import prepare
-
-        return prepare(content, self.info.input_size)
-
-    def probabilities(self, views: Sequence[View]) -> list[list[float]]:
-        """Returns the calibrated probability of each class for each view (at least one)."""
-        import numpy as np
-
-        from mnistfast.data.datasets import Split
-        from mnistfast.data.loader import DeviceData
-        from mnistfast.engine.trainer import predict
-
-        split = Split(np.stack([view.pixels for view in views]), np.zeros(len(views), np.int64))
-        logits = predict(self._model, DeviceData(split, self._device, self.info.mean, self.info.std))
-        return (logits.double() / self.info.temperature).softmax(1).tolist()
-
-    def answer(
-        self, files: Iterable[str], failures: dict[str, DataError], *, top_k: int = 3, reject_below: float = 0.0
-    ) -> Iterator[Answer]:
-        """Yields an answer for each picture of `files` in their order.
-
-        Args:
-            files: paths, "-" is standard input. Read as answers are taken, some at a time.
-            failures: receives why a picture could not be read, by its path.
-            top_k: how many classes an answer names at most.
-            reject_below: answers less probable than this are marked as rejected.
-        """
-        files = iter(files)
-        while some := list(islice(files, BATCH)):
-            views = {}
-            for file in some:
-                try:
-                    views[file] = self.view(_read(file))
-                except DataError as error:
-                    failures[file] = error
-            for (file, view), row in zip(views.items(), self.probabilities([*views.values()]) if views else []):
-                ranked = sorted(zip(self.info.classes, row, strict=True), key=lambda pair: -pair[1])
-                yield Answer(file, ranked[:top_k], ranked[0][1] < reject_below, view)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # the name of a file may hold bytes that are no text
+    use_threads(options.threads)
+    predictor = Predictor(options.checkpoint, options.device)
+    failures: dict[str, DataError] = {}
+    answers = predictor.answer(files, failures, top_k=options.top_k, reject_below=options.reject_below)
+    if options.save_view:
+        answers = _saving(answers, make_folder(Path(options.save_view)))
+    show = _show_json if options.json else _show_csv if options.csv else _show_text
+    show(answers, predictor, failures, options)
+    if failures:
+        raise _summed_up(failures, len(files))
+    return 0
 
 
 def find_pictures(sources: Sequence[str]) -> list[str]:
-    """Returns the paths of the pictures in `sources`: files as named, of a folder those whose name says so, "-" as it is.
+    """Returns the paths of the pictures in `sources`: files and "-" as named, of a folder what is named like a picture.
 
     Raises:
         DataError: a folder without pictures.
@@ -149,82 +79,24 @@ def find_pictures(sources: Sequence[str]) -> list[str]:
     return list(found)
 
 
-def _read(file: str) -> bytes:
-    from mnistfast.data.photo import MAX_BYTES
-
-    if file == STDIN:
-        return sys.stdin.buffer.read(MAX_BYTES + 1)
-    try:
-        if not os.path.isfile(file):  # a device or a pipe might never end
-            raise DataError("no such file" if not os.path.lexists(file) else "not a regular file")
-        with open(file, "rb") as opened:
-            return opened.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
-        raise DataError((getattr(error, "strerror", None) or str(error)).lower()) from error
+def _saving(answers: Iterator[Answer], folder: Path) -> Iterator[Answer]:
+    """Passes `answers` on, having written their views to `folder`. Raises StorageError."""
+    taken: set[str] = set()
+    for answer in answers:
+        _save_view(answer, folder, taken)
+        yield answer
 
 
-class ViewFolder:
-    """A folder that takes the views, each under the name of its picture."""
+def _save_view(answer: Answer, folder: Path, taken: set[str]) -> None:
+    """Writes the view of `answer` to `folder` under the name of its picture; `taken` are the names given so far."""
+    from mnistfast.data.photo import to_png
+    from mnistfast.engine.files import write_atomic
 
-    def __init__(self, folder: str) -> None:
-        """Makes the folder. Raises StorageError."""
-        from mnistfast.engine.files import make_folder
-
-        self._folder = make_folder(Path(folder))
-        self._taken: set[str] = set()
-
-    def save(self, answer: Answer) -> Path:
-        """Writes the view of `answer` and returns its path. Raises StorageError."""
-        from mnistfast.data.photo import to_png
-        from mnistfast.engine.files import write_atomic
-
-        stem = "stdin" if answer.file == STDIN else Path(answer.file).stem
-        name, number = stem, 1
-        while name in self._taken:  # two folders may hold pictures of one name
-            number += 1
-            name = f"{stem}-{number}"
-        self._taken.add(name)
-        path = self._folder / f"{name}{VIEW_SUFFIX}"
-        write_atomic(path, to_png(answer.view.pixels))
-        return path
-
-
-# The command
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit code."""
-    return cli.run(_predict, argv)
-
-
-def _predict(argv: Sequence[str]) -> int:
-    parser = Parser("mnistfast predict", "Read photographs and drawings with a trained model.", PredictOptions)
-    parser.add_argument("pictures", metavar="IMG|DIR|-", nargs="+", help="image files, folders of them, - for stdin")
-    given = parser.given(argv)
-    options = pick(PredictOptions, given)
-    files = find_pictures(given["pictures"])
-
-    from mnistfast.engine.devices import use_threads
-
-    use_threads(options.threads)
-    predictor = Predictor(options.checkpoint, options.device)
-    views = ViewFolder(options.save_view) if options.save_view else None
-    failures: dict[str, DataError] = {}
-    answers = predictor.answer(files, failures, top_k=options.top_k, reject_below=options.reject_below)
-    show = _show_json if options.json else _show_csv if options.csv else _show_text
-
-    def saved() -> Iterator[Answer]:
-        for answer in answers:
-            if views:
-                views.save(answer)
-            yield answer
-
-    show(saved(), predictor, failures, options)
-    if not failures:
-        return 0
-    if options.json:  # they are in the object
-        return DataError.code
-    raise _summed_up(failures, len(files))
+    stem = "stdin" if answer.file == STDIN else Path(answer.file).stem
+    names = (stem if number == 1 else f"{stem}-{number}" for number in count(1))
+    name = next(name for name in names if name not in taken)  # two folders may hold pictures of one name
+    taken.add(name)
+    write_atomic(folder / f"{name}{VIEW_SUFFIX}", to_png(answer.view.pixels))
 
 
 def _summed_up(failures: dict[str, DataError], total: int) -> DataError:

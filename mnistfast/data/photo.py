@@ -259,11 +259,11 @@ def _components(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     labels = np.zeros(mask.shape, np.int64)
     labels[mask] = np.repeat(number + 1, ends - starts)
     size = int(number.max(initial=-1)) + 1
-    boxes = np.tile([*mask.shape, 0, 0], (size, 1))
-    np.minimum.at(boxes, (number, 0), rows)
-    np.minimum.at(boxes, (number, 1), starts)
-    np.maximum.at(boxes, (number, 2), rows + 1)
-    np.maximum.at(boxes, (number, 3), ends)
+    # Runs of one component are scattered over `number`; sorted by it they lie side by side.
+    order = np.argsort(number, kind="stable")
+    begin = np.searchsorted(number[order], np.arange(size))
+    edges = [(np.minimum, rows), (np.minimum, starts), (np.maximum, rows + 1), (np.maximum, ends)]
+    boxes = np.stack([pick.reduceat(values[order], begin) for pick, values in edges], 1)
     return labels, boxes, np.bincount(number, ends - starts, size)
 
 
