@@ -103,6 +103,8 @@ def _open(content: bytes) -> Image.Image:
             return _flatten(ImageOps.exif_transpose(image))
     except DataError:
         raise
+    except Image.DecompressionBombError:
+        raise DataError("the image has too many pixels", f"At most {MAX_PIXELS:,} are read", "shrink it") from None
     except Image.UnidentifiedImageError:
         raise DataError("cannot identify image", f"Readable: {', '.join(FORMATS)}", "save it as PNG or JPEG") from None
     except Exception as error:  # damaged files make Pillow's parsers raise anything: ValueError, struct.error, KeyError
@@ -216,7 +218,7 @@ def _upper_mean(values: np.ndarray) -> float:
     """Returns the mean of the upper of the two classes that Otsu (1979) splits `values` into, 0 of no values."""
     if not values.size:
         return 0.0
-    counts, edges = np.histogram(values, 64)
+    counts, edges = np.histogram(values, 64, (0, values.max() + 1))
     sums = counts * (edges[:-1] + edges[1:]) / 2
     below, above = np.cumsum(counts)[:-1], np.cumsum(counts[::-1])[-2::-1]
     low, high = np.cumsum(sums)[:-1], np.cumsum(sums[::-1])[-2::-1]

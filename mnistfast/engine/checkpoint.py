@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import pickle
 from collections.abc import Mapping
@@ -64,11 +65,30 @@ class CheckpointInfo:
             values = {option.name: json.loads(header[option.name]) for option in fields(cls)}
             for name in ("classes", "mean", "std", "input_size"):
                 values[name] = tuple(values[name])
-        except (KeyError, ValueError, TypeError) as error:
+            info = cls(**values)
+            info._check()
+        except (KeyError, ValueError, TypeError, OverflowError, RecursionError) as error:
             raise CheckpointError(
                 f"{path} is no checkpoint of mnistfast", f"Its header lacks or garbles {error}"
             ) from error
-        return cls(**values)
+        return info
+
+    def _check(self) -> None:
+        """Raises ValueError or TypeError, naming the entry, where a value is not what the class says it is."""
+        sizes = [isinstance(side, int) and 1 <= side <= 1 << 16 for side in self.input_size]
+        numbers = [*self.mean, *self.std, self.temperature]
+        for name, right in (
+            ("model", isinstance(self.model, str)),
+            ("arguments", isinstance(self.arguments, dict)),
+            ("classes", self.classes and all(isinstance(name, str) for name in self.classes)),
+            ("input_size", sizes == [True] * 3),
+            ("mean, std or temperature", all(math.isfinite(number) for number in numbers)),
+            ("mean or std", len(self.mean) == len(self.std) == self.input_size[0]),
+            ("std or temperature", all(number > 0 for number in (*self.std, self.temperature))),
+            ("metrics", isinstance(self.metrics, dict)),
+        ):
+            if not right:
+                raise ValueError(name)
 
 
 def save_checkpoint(path: Path, weights: Mapping[str, Tensor], info: CheckpointInfo) -> None:
@@ -92,7 +112,7 @@ def load_checkpoint(
     path = find_checkpoint(path)
     header, tensors = _read(path)
     info = CheckpointInfo.from_header(header, path)
-    model = build(info.model, **info.arguments)
+    model = _build(info, tensors, path)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     wrong = [
@@ -104,6 +124,25 @@ def load_checkpoint(
         raise CheckpointError(f"the tensors of {path} do not fit model {info.model}", "; ".join(wrong[:3]))
     model.load_state_dict(tensors)
     return model.to(device).eval(), info
+
+
+def _build(info: CheckpointInfo, tensors: Mapping[str, Tensor], path: Path) -> Classifier:
+    """Returns the model that a header describes, having made sure that it is no larger than the file.
+
+    Raises:
+        CheckpointError: the header contradicts itself or the tensors.
+    """
+    classes = len(info.classes)
+    longest = max((max(tensor.shape, default=0) for tensor in tensors.values()), default=0)
+    if info.arguments.get("classes") != classes or classes > longest:
+        raise CheckpointError(f"{path} is damaged", f"Its header names {classes:,} classes, its tensors have others")
+    try:
+        model = build(info.model, **info.arguments)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged", f"Its header describes no model: {error}") from error
+    if model.input_size != info.input_size:
+        raise CheckpointError(f"{path} is damaged", f"Model {info.model} does not take {info.input_size}")
+    return model
 
 
 def find_checkpoint(path: str | os.PathLike[str]) -> Path:

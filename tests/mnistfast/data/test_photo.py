@@ -1,0 +1,270 @@
+"""Pictures of every kind against the MNIST image that they were made of."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from mnistfast.data import photo
+from mnistfast.data.datasets import load
+from mnistfast.data.photo import prepare
+from mnistfast.errors import DataError
+
+GREY = (1, 28, 28)
+PAPER = np.full((300, 400), 255, np.uint8)
+
+
+def encode(image, form="PNG", **options):
+    """Returns an array (H, W) or (H, W, 3), or a Pillow image, as a file."""
+    image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def on_canvas(digit, rng, *, size=None, noise=0.0, dark=None):
+    """Returns a 400 x 300 picture of `digit` (28, 28): 60-200 pixels, anywhere, on light that varies by 60 levels."""
+    size = size or int(rng.integers(60, 201))
+    ink = np.zeros((300, 400))
+    y, x = rng.integers(0, 301 - size), rng.integers(0, 401 - size)
+    ink[y : y + size, x : x + size] = np.asarray(Image.fromarray(digit).resize((size, size), Image.Resampling.BICUBIC))
+    rows, columns = np.mgrid[0:300, 0:400]
+    angle = rng.uniform(0, 2 * np.pi)
+    slope = rows * np.sin(angle) + columns * np.cos(angle)
+    background = (slope - slope.min()) / np.ptp(slope) * rng.uniform(0, 60)
+    picture = background * (1 - ink / 255) + ink + rng.normal(0, noise, ink.shape)
+    picture = np.clip(picture, 0, 255).round().astype(np.uint8)
+    return 255 - picture if (rng.random() < 0.5 if dark is None else dark) else picture
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """1,000 real digits, uint8 (1000, 28, 28)."""
+    return load("sample", offline=True).test.images[:, 0]
+
+
+@pytest.fixture(scope="module")
+def three():
+    """A drawing of a 3, dark on white, 400 x 300."""
+    image = Image.fromarray(PAPER)
+    pen = ImageDraw.Draw(image)
+    for box in ((150, 60, 230, 140), (150, 130, 230, 220)):
+        pen.arc(box, -140, 130, fill=20, width=14)
+    return image
+
+
+def difference(view, wanted):
+    return np.abs(view.pixels.astype(int) - wanted).mean()
+
+
+def test_an_image_of_mnist_is_not_touched(digits):
+    for digit in digits[:20]:
+        view = prepare(encode(digit), GREY)
+        assert view.untouched
+        assert not view.inverted
+        np.testing.assert_array_equal(view.pixels, digit[np.newaxis])
+
+
+def test_an_inverted_image_of_mnist_comes_back(digits):
+    views = [prepare(encode(255 - digit), GREY) for digit in digits[:40]]
+    assert all(view.inverted and not view.untouched for view in views)
+    assert np.mean([difference(view, digit) for view, digit in zip(views, digits, strict=False)]) < 5
+
+
+@pytest.mark.parametrize("noise", [0, 8])
+def test_a_digit_on_uneven_paper_comes_back(digits, noise):
+    """The mean difference of a digit moved by one pixel is 25, of one of another class about 40."""
+    rng = np.random.default_rng(0)
+    for dark in (True, False):
+        views = [prepare(encode(on_canvas(digit, rng, noise=noise, dark=dark)), GREY) for digit in digits[:12]]
+        assert [view.inverted for view in views] == [dark] * len(views)
+        assert np.mean([difference(view, digit) for view, digit in zip(views, digits, strict=False)]) < 10
+
+
+def test_size_and_place_are_those_of_mnist(three):
+    [pixels] = prepare(encode(three), GREY).pixels.astype(float)
+    rows, columns = (np.flatnonzero(pixels.any(axis)) for axis in (1, 0))
+    assert max(np.ptp(rows), np.ptp(columns)) + 1 == 20
+    for axis in (0, 1):  # MNIST's centres of mass lie on pixel 14, the first one being 0
+        assert abs(np.average(np.arange(28), weights=pixels.sum(1 - axis)) - 14) <= 0.5
+    assert pixels.max() == 255
+
+
+def test_upright_as_the_camera_says(three):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees clockwise to show
+    turned = encode(three.rotate(90, expand=True), "JPEG", quality=95, exif=exif)
+    assert difference(prepare(turned, GREY), prepare(encode(three), GREY).pixels) < 2
+    assert difference(prepare(encode(three.rotate(90, expand=True)), GREY), prepare(encode(three), GREY).pixels) > 20
+
+
+@pytest.mark.parametrize("mode", ["1", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "F"])
+def test_every_kind_of_pixel(three, mode):
+    sixteen = Image.fromarray(np.asarray(three).astype(np.uint16) * 257)
+    image = sixteen if mode == "I;16" else three.convert(mode, dither=Image.Dither.NONE)
+    form = "TIFF" if mode in ("CMYK", "F", "I") else "PNG"
+    assert difference(prepare(encode(image, form), GREY), prepare(encode(three), GREY).pixels) < 2
+
+
+def test_ink_on_nothing_is_ink_on_white(three):
+    ink = Image.new("RGBA", three.size, (0, 0, 0, 0))
+    ink.putalpha(three.point(lambda grey: 255 - grey))
+    view = prepare(encode(ink), GREY)
+    assert view.inverted
+    assert difference(view, prepare(encode(three), GREY).pixels) < 2
+
+
+@pytest.mark.parametrize("form", ["JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])
+def test_every_format(three, form):
+    assert difference(prepare(encode(three, form), GREY), prepare(encode(three), GREY).pixels) < 3
+
+
+def test_a_phone_photograph_in_little_time_and_memory(three):
+    large = three.resize((6400, 4800))
+    for form in ("JPEG", "PNG"):
+        assert difference(prepare(encode(large, form), GREY), prepare(encode(three), GREY).pixels) < 6
+
+
+def test_a_thin_pen_is_widened():
+    image = Image.fromarray(PAPER)
+    ImageDraw.Draw(image).line([(180, 40), (220, 40), (190, 240)], fill=0, width=3)
+    [pixels] = prepare(encode(image), GREY).pixels
+    widths = (pixels[6:22] > 100).sum(1)
+    assert widths.min() >= 1
+    assert 255 >= pixels[6:22].max(1).min() >= 150
+
+
+@pytest.mark.parametrize("what", ["white", "black", "slope", "noise", "speck", "vignette"])
+def test_blank_paper_is_refused(what):
+    rng = np.random.default_rng(0)
+    rows, columns = np.mgrid[-1:1:300j, -1:1:400j]
+    pictures = {
+        "white": PAPER,
+        "black": 0 * PAPER,
+        "slope": 120 + 100 * columns,
+        "noise": rng.normal(180, 12, PAPER.shape),
+        "speck": np.where((rows**2 + columns**2) < 2e-4, 0, 255),
+        "vignette": 240 - 60 * (rows**2 + columns**2),
+    }
+    with pytest.raises(DataError, match="the image is blank"):
+        prepare(encode(np.clip(pictures[what], 0, 255).astype(np.uint8)), GREY)
+    with pytest.raises(DataError, match="the image is blank"):
+        prepare(encode(np.zeros((28, 28), np.uint8)), GREY)
+
+
+def test_several_digits_are_told_and_the_largest_is_read(digits):
+    rng = np.random.default_rng(1)
+    page = PAPER.copy()
+    for digit, size, x in ((digits[0], 100, 20), (digits[1], 130, 200)):
+        ink = np.asarray(Image.fromarray(digit).resize((size, size), Image.Resampling.BICUBIC))
+        page[80 : 80 + size, x : x + size] = 255 - ink
+    view = prepare(encode(page), GREY)
+    assert view.warnings == ("2 characters found: the largest is read",)
+    alone = prepare(encode(on_canvas(digits[1], rng, size=130, dark=True)), GREY)
+    assert difference(view, alone.pixels) < 5
+
+
+def test_parts_belong_together_and_dirt_does_not():
+    """A 5 whose hat was drawn apart, a speck, and a page's dark edge along two sides."""
+    image = Image.fromarray(PAPER)
+    pen = ImageDraw.Draw(image)
+    pen.arc((150, 120, 240, 220), -120, 140, fill=0, width=14)
+    pen.line([(162, 60), (162, 120)], fill=0, width=14)
+    whole = image.copy()
+    for paper in (image, whole):
+        ImageDraw.Draw(paper).line([(176, 62), (235, 62)], fill=0, width=14)
+    pen.line([(169, 50), (169, 75)], fill=255, width=6)  # the gap
+    pen.ellipse((30, 250, 36, 256), fill=0)
+    pen.polygon([(0, 0), (60, 0), (0, 40)], fill=40)
+    found, wanted = (prepare(encode(paper), GREY) for paper in (image, whole))
+    assert found.warnings == ()
+    assert difference(found, wanted.pixels) < 8
+
+
+def test_ink_all_over_is_told():
+    page = PAPER.copy()
+    page[30:270, 40:360] = 0
+    assert "ink covers" in prepare(encode(page), GREY).warnings[0]
+
+
+def test_colour_models_get_the_middle_square():
+    picture = np.zeros((60, 100, 3), np.uint8)
+    picture[:, :20], picture[:, 20:80], picture[:, 80:] = 255, (200, 100, 50), 255
+    view = prepare(encode(picture), (3, 32, 32))
+    assert view.pixels.shape == (3, 32, 32)
+    np.testing.assert_array_equal(view.pixels[:, 16, 16], [200, 100, 50])
+    assert np.ptp(view.pixels.reshape(3, -1), 1).max() < 20  # of the white beside it, nothing but the filter's rim
+
+
+def bomb(width, height):
+    """Returns a PNG of 100 bytes that says it is `width` x `height`."""
+
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    data = chunk(b"IDAT", zlib.compress(b"\0" * 1000))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + data + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "cannot identify image"),
+        (b"hello" * 100, "cannot identify image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 50 50\n", "cannot identify image"),
+        (bomb(60_000, 60_000), "the image has too many pixels. At most 50,000,000"),
+        (bomb(8_000, 8_000), "the image is 8,000 x 8,000 pixels. At most 50,000,000"),
+        (bomb(100, 5_000), "the image is 100 x 5,000 pixels. At least 8 x 8"),
+        (bomb(7, 9), "the image is 7 x 9 pixels"),
+        (bomb(5_000, 5_000), "cannot decode image"),
+        (bytes(photo.MAX_BYTES + 1), "67,108,865 bytes are too many"),
+    ],
+    ids=["nothing", "text", "postscript", "bomb", "large", "strip", "tiny", "half", "file"],
+)
+def test_refused(content, message):
+    with pytest.raises(DataError, match=message):
+        prepare(content, GREY)
+
+
+def test_truncated_files(three):
+    for form in ("PNG", "JPEG", "GIF", "TIFF"):
+        content = encode(three, form)
+        with pytest.raises(DataError, match="image"):
+            prepare(content[: len(content) // 2], GREY)
+
+
+def flood(mask):
+    """Numbers the 8-connected components of a mask, one pixel after the other."""
+    labels, count = np.zeros(mask.shape, int), 0
+    for start in zip(*np.nonzero(mask), strict=True):
+        if labels[start]:
+            continue
+        count += 1
+        stack = [start]
+        while stack:
+            row, column = stack.pop()
+            inside = 0 <= row < mask.shape[0] and 0 <= column < mask.shape[1]
+            if inside and mask[row, column] and not labels[row, column]:
+                labels[row, column] = count
+                stack += [(row + dy, column + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
+    return labels
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.3, 0.45, 0.6, 1.0])
+def test_components_are_those_of_a_flood(share):
+    rng = np.random.default_rng(0)
+    for shape in ((1, 9), (9, 1), (12, 17), (30, 30)):
+        mask = rng.random(shape) < share
+        labels, boxes, areas = photo._components(mask)
+        wanted = flood(mask)
+        assert len(areas) == len(boxes) == wanted.max()
+        pairs = set(zip(labels.flat, wanted.flat, strict=True))
+        assert len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs})
+        for number, (box, area) in enumerate(zip(boxes, areas, strict=True), 1):
+            rows, columns = np.nonzero(labels == number)
+            assert list(box) == [rows.min(), columns.min(), rows.max() + 1, columns.max() + 1]
+            assert area == len(rows)
