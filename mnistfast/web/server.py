@@ -61,8 +61,8 @@ class DemoServer(ThreadingHTTPServer):
     @property
     def url(self) -> str:
         """Where a browser finds the page."""
-        host, port = self.server_address[:2]
-        return f"http://{f'[{host}]' if ':' in str(host) else host}:{port}/"
+        host, port = map(str, self.server_address[:2])
+        return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
 
     def read(self, content: bytes) -> dict[str, Any]:
         """Returns the answer to the image file `content`, its view as a data URL included. Raises DataError."""

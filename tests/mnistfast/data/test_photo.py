@@ -1,6 +1,7 @@
 """Pictures of every kind against the MNIST image that they were made of."""
 
 import io
+import os
 import struct
 import zlib
 
@@ -14,6 +15,7 @@ from mnistfast.data.photo import prepare
 from mnistfast.errors import DataError
 
 GREY = (1, 28, 28)
+REAL_DATA = os.environ.get("MNISTFAST_DATA")  # read before the tests of this folder hide it
 PAPER = np.full((300, 400), 255, np.uint8)
 
 
@@ -268,3 +270,79 @@ def test_components_are_those_of_a_flood(share):
             rows, columns = np.nonzero(labels == number)
             assert list(box) == [rows.min(), columns.min(), rows.max() + 1, columns.max() + 1]
             assert area == len(rows)
+
+
+FACES = ("DejaVu Sans", "DejaVu Serif", "DejaVu Sans Mono", "STIXGeneral", "cmr10")  # they come with matplotlib
+
+
+def in_face(face, digit, height):
+    """Returns a 400 x 300 picture of a printed digit of `height` pixels."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.patches import PathPatch
+    from matplotlib.textpath import TextPath
+    from matplotlib.transforms import Affine2D
+
+    path = TextPath((0, 0), str(digit), size=100, prop=FontProperties(family=face))
+    box = path.get_extents()
+    place = Affine2D().translate(-box.x0, -box.y0).scale(height / box.height).translate(120, 50)
+    figure = Figure(figsize=(4, 3), dpi=100)
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, 400), ylim=(0, 300))
+    axes.axis("off")
+    axes.add_patch(PathPatch(place.transform_path(path), facecolor="k", linewidth=0))
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., 0].copy()
+
+
+@pytest.fixture(scope="module")
+def good_reader(tmp_path_factory):
+    """A cnn2 that MNIST taught with mild augmentation; MNISTFAST_TEST_CHECKPOINT names one that is there."""
+    from mnistfast.engine.predictor import Predictor
+
+    if there := os.environ.get("MNISTFAST_TEST_CHECKPOINT"):
+        return Predictor(there, "cpu")
+    from mnistfast import train
+
+    out = tmp_path_factory.mktemp("runs") / "good"
+    words = f"--model cnn2 --data mnist --augment mild --epochs 4 --seed 0 --out {out} --offline --quiet"
+    assert train.main(words.split()) == 0
+    return Predictor(out, "cpu")
+
+
+@pytest.fixture(scope="module")
+def mnist():
+    """MNIST's test images, where they are at hand."""
+    from mnistfast.errors import StorageError
+
+    with pytest.MonkeyPatch.context() as patch:
+        if data := REAL_DATA:
+            patch.setenv("MNISTFAST_DATA", data)
+        try:
+            yield load("mnist", offline=True).test
+        except StorageError:
+            pytest.skip("MNIST is not at hand: give its folder in MNISTFAST_DATA")
+
+
+def best(predictor, pixels):
+    probabilities = predictor.probabilities([photo.View(view) for view in pixels])
+    return np.argmax(probabilities, 1)
+
+
+@pytest.mark.slow
+def test_500_digits_on_uneven_paper_are_read_as_the_originals(mnist, good_reader):
+    rng = np.random.default_rng(0)
+    chosen = rng.permutation(len(mnist.labels))[:500]
+    originals = best(good_reader, mnist.images[chosen])
+    views = [prepare(encode(on_canvas(mnist.images[index, 0], rng)), GREY).pixels for index in chosen]
+    assert (best(good_reader, views) == originals).mean() >= 0.98
+
+
+@pytest.mark.slow
+def test_printed_digits_are_read(mnist, good_reader):
+    cases = [(face, digit, height) for face in FACES for digit in range(10) for height in (60, 80, 100, 130, 160, 200)]
+    views = [prepare(encode(in_face(*case)), GREY).pixels for case in cases]
+    found = best(good_reader, views)
+    wrong = [(*case, int(label)) for case, label in zip(cases, found, strict=True) if case[1] != label]
+    assert len(wrong) <= 0.05 * len(cases), wrong

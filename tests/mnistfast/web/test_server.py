@@ -131,7 +131,7 @@ def test_too_many_connections_are_closed(server):
 
 
 def test_a_taken_port_and_a_model_for_colours(server):
-    with pytest.raises(StorageError, match="cannot listen on 127.0.0.1 port"):
+    with pytest.raises(StorageError, match=r"cannot listen on 127\.0\.0\.1 port"):
         DemoServer(server.predictor, port=server.server_address[1])
 
     class Colourful:
