@@ -25,13 +25,13 @@ from convpool.fusion.memory import kept_bytes
 
 def build(form: str) -> nn.Module:
     torch.manual_seed(0)
-    model = torchvision.models.vgg16(weights=None)
+    model = torchvision.models.vgg16(weights=None, init_weights=False)  # torch's own initialisation: quicker
     if "fused" in form:
         convpool.fuse(model, inplace=True)
     return model.to(memory_format=torch.channels_last) if "channels_last" in form else model
 
 
-FORMS = ("eager", "eager channels_last", "fused", "fused channels_last")
+FORMS = ("eager", "eager channels_last", "fused")
 
 
 def data(form: str, batch: int, size: int) -> tuple[Tensor, Tensor]:
