@@ -4,6 +4,7 @@ torch.fx runs the forward once on stand-ins for tensors. What such a run cannot 
 random numbers, tensors made on the spot, changed attributes, grad-mode switches) is refused with a reason.
 """
 
+import inspect
 import random
 import sys
 from collections.abc import Callable
@@ -175,13 +176,12 @@ def _reachable_names(cls: Any) -> frozenset[str]:
     todo: list[Any] = [cls.forward]
     while todo:
         function = todo.pop()
-        if (
-            not isinstance(function, FunctionType)
-            or function in seen
-            or (function.__module__ or "").startswith("torch.")
-        ):
+        if not isinstance(function, FunctionType) or function in seen:
             continue
         seen.add(function)
+        function = inspect.unwrap(function)  # what a decorator hides
+        if (function.__module__ or "").startswith("torch."):
+            continue
         codes = [function.__code__]
         for code in codes:
             codes.extend(inner for inner in code.co_consts if isinstance(inner, CodeType))

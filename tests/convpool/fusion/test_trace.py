@@ -106,7 +106,7 @@ class KeywordOnly(Base):
 
 class Raises(Base):
     def forward(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
+        raise NotImplementedError(self.run)
 
 
 @torch.no_grad()
