@@ -1,0 +1,92 @@
+"""The split plan's two kernels, around the vendor's convolution: bias + ReLU + max-pool of z, and dz from winners."""
+
+import triton
+import triton.language as tl
+
+from convpool.gpu.tiles import better, conv_gradient, unflatten, widen
+
+
+@triton.jit
+def pool(
+    z_ptr,
+    b_ptr,
+    y_ptr,
+    code_ptr,
+    size,
+    z_stride,
+    b_stride,
+    y_stride,
+    shape: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    BLOCK: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    WITH_CODE: tl.constexpr,
+    ACC: tl.constexpr,
+    INDEX: tl.constexpr,
+):
+    """`y = max(0, max over the window of z + bias)` and its winner; reads z [N, C, conv H, conv W] once where windows do not
+    overlap. A program computes BLOCK outputs, in the order of their addresses."""
+    z_stride = widen(z_stride, INDEX)
+    y_stride = widen(y_stride, INDEX)
+    m = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
+    in_range = m < size.positions
+    n, o, i, j = _position(m, size.outputs, size.pooled_height, size.pooled_width, CHANNELS_LAST)
+    bias = tl.zeros((BLOCK,), ACC)
+    if HAS_BIAS:
+        bias = tl.load(b_ptr + o * b_stride, mask=in_range, other=0.0).to(ACC)
+    z_base = z_ptr + n * z_stride[0] + o * z_stride[1]
+    best = tl.full((BLOCK,), float("-inf"), ACC)
+    winner = tl.zeros((BLOCK,), tl.int32)
+    for p in tl.static_range(shape.pool[0] * shape.pool[1]):
+        row = i * shape.pool_stride[0] - shape.pool_padding[0] + p // shape.pool[1] * shape.pool_dilation[0]
+        column = j * shape.pool_stride[1] - shape.pool_padding[1] + p % shape.pool[1] * shape.pool_dilation[1]
+        exists = in_range & (row >= 0) & (row < size.conv_height) & (column >= 0) & (column < size.conv_width)
+        z = tl.load(z_base + row * z_stride[2] + column * z_stride[3], mask=exists, other=0.0).to(ACC) + bias
+        z = tl.where(exists, z, float("-inf"))
+        wins = better(z, best)
+        best = tl.where(wins, z, best)
+        winner = tl.where(wins, p, winner)
+    dead = best <= 0
+    at = n * y_stride[0] + o * y_stride[1] + i * y_stride[2] + j * y_stride[3]
+    tl.store(y_ptr + at, tl.where(dead, 0.0, best).to(y_ptr.dtype.element_ty), mask=in_range)
+    if WITH_CODE:
+        tl.store(code_ptr + at, tl.where(dead, 255, winner).to(tl.uint8), mask=in_range)
+
+
+@triton.jit
+def expand(
+    dy_ptr,
+    code_ptr,
+    dz_ptr,
+    size,
+    y_stride,
+    z_stride,
+    shape: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ACC: tl.constexpr,
+    INDEX: tl.constexpr,
+):
+    """dz [N, C, conv H, conv W], every element written: the sum of dy over the windows that elected it, mostly 0."""
+    z_stride = widen(z_stride, INDEX)
+    y_stride = widen(y_stride, INDEX)
+    m = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
+    in_range = m < size.positions
+    n, o, row, column = _position(m, size.outputs, size.conv_height, size.conv_width, CHANNELS_LAST)
+    base = n * y_stride[0] + o * y_stride[1]
+    dz, _ = conv_gradient(dy_ptr, code_ptr, base, row, column, in_range, size, y_stride, shape, ACC)
+    at = n * z_stride[0] + o * z_stride[1] + row * z_stride[2] + column * z_stride[3]
+    tl.store(dz_ptr + at, dz.to(dz_ptr.dtype.element_ty), mask=in_range)
+
+
+@triton.jit
+def _position(m, channels, height, width, CHANNELS_LAST: tl.constexpr):
+    """(n, o, i, j) of the m-th element of a dense (N, C, H, W) tensor in either memory format; n is int64."""
+    if CHANNELS_LAST:
+        n, i, j = unflatten(m // channels, height, width)
+        o = m % channels
+    else:
+        plane, i, j = unflatten(m, height, width)
+        n = plane // channels
+        o = plane % channels
+    return n.to(tl.int64), o, i, j

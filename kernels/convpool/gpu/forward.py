@@ -1,0 +1,236 @@
+"""The fused forward pass: conv outputs live in registers only, where the pool windows look.
+
+Both kernels compute `y[n, o, i, j] = max(0, max_p z_p)` with z_p the conv output at position p of window (i, j), and the p
+that won. ReLU is monotone, so it can follow the maximum. The bias is added before comparing: the winner is eager's even
+where the bias is not finite.
+"""
+
+import triton
+import triton.language as tl
+
+from convpool.gpu.tiles import better, multiply, unflatten, widen
+
+
+@triton.jit
+def forward_direct(
+    x_ptr,
+    w_ptr,
+    b_ptr,
+    y_ptr,
+    code_ptr,
+    size,
+    x_stride,
+    w_stride,
+    b_stride,
+    y_stride,
+    shape: tl.constexpr,
+    INPUTS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_O: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    WITH_CODE: tl.constexpr,
+    ACC: tl.constexpr,
+    INDEX: tl.constexpr,
+):
+    """Few products a conv output: the input patch under a pool window stays in registers while CHANNELS channels pass by.
+
+    A program computes BLOCK_M windows of CHANNELS output channels, BLOCK_O at a time.
+    """
+    KH: tl.constexpr = shape.kernel[0]
+    KW: tl.constexpr = shape.kernel[1]
+    STEP_H: tl.constexpr = shape.pool_dilation[0] * shape.stride[0]  # between the patches of neighbours in a window
+    STEP_W: tl.constexpr = shape.pool_dilation[1] * shape.stride[1]
+    PATCH_H: tl.constexpr = (shape.pool[0] - 1) * STEP_H + (KH - 1) * shape.dilation[0] + 1
+    PATCH_W: tl.constexpr = (shape.pool[1] - 1) * STEP_W + (KW - 1) * shape.dilation[1] + 1
+
+    parts = tl.cdiv(size.outputs, CHANNELS)
+    blocks = tl.cdiv(size.positions, BLOCK_M)
+    pid = tl.program_id(0).to(INDEX)
+    x_stride = widen(x_stride, INDEX)
+    w_stride = widen(w_stride, INDEX)
+    y_stride = widen(y_stride, INDEX)
+    first_channel = (pid % parts) * CHANNELS
+    group = pid // parts // blocks
+    m = (pid // parts % blocks) * BLOCK_M + tl.arange(0, BLOCK_M)[:, None]  # [BLOCK_M, 1]
+    in_range = m < size.positions
+    n, i, j = unflatten(m, size.pooled_height, size.pooled_width)
+    conv_row = i * shape.pool_stride[0] - shape.pool_padding[0]
+    conv_column = j * shape.pool_stride[1] - shape.pool_padding[1]
+    row = conv_row * shape.stride[0] - shape.padding[0]
+    column = conv_column * shape.stride[1] - shape.padding[1]
+
+    x_base = x_ptr + n.to(tl.int64) * x_stride[0] + group * INPUTS * x_stride[1] + row * x_stride[2] + column * x_stride[3]
+    patch = ()
+    for c in tl.static_range(INPUTS):
+        for h in tl.static_range(PATCH_H):
+            row_seen = in_range & (row + h >= 0) & (row + h < size.height)
+            for w in tl.static_range(PATCH_W):
+                seen = row_seen & (column + w >= 0) & (column + w < size.width)
+                at = x_base + c * x_stride[1] + h * x_stride[2] + w * x_stride[3]
+                patch = patch + (tl.load(at, mask=seen, other=0.0).to(ACC),)  # [BLOCK_M, 1]
+
+    y_base = n.to(tl.int64) * y_stride[0] + i * y_stride[2] + j * y_stride[3]
+    for channel in range(0, CHANNELS, BLOCK_O):
+        o = first_channel + channel + tl.arange(0, BLOCK_O)[None, :]  # [1, BLOCK_O]
+        is_channel = (channel + tl.arange(0, BLOCK_O)[None, :] < CHANNELS) & (o < size.outputs)
+        o = group * size.outputs + o
+        weights = ()
+        for c in tl.static_range(INPUTS):
+            for h in tl.static_range(KH):
+                for w in tl.static_range(KW):
+                    at = w_ptr + o * w_stride[0] + c * w_stride[1] + h * w_stride[2] + w * w_stride[3]
+                    weights = weights + (tl.load(at, mask=is_channel, other=0.0).to(ACC),)  # [1, BLOCK_O]
+        bias = tl.zeros((1, BLOCK_O), ACC)
+        if HAS_BIAS:
+            bias = tl.load(b_ptr + o * b_stride, mask=is_channel, other=0.0).to(ACC)
+
+        best = tl.full((BLOCK_M, BLOCK_O), float("-inf"), ACC)
+        winner = tl.zeros((BLOCK_M, BLOCK_O), tl.int32)
+        for p in tl.static_range(shape.pool[0] * shape.pool[1]):
+            z = tl.zeros((BLOCK_M, BLOCK_O), ACC) + bias
+            for k in tl.static_range(INPUTS * KH * KW):
+                h: tl.constexpr = (p // shape.pool[1]) * STEP_H + (k // KW % KH) * shape.dilation[0]
+                w: tl.constexpr = (p % shape.pool[1]) * STEP_W + (k % KW) * shape.dilation[1]
+                z += patch[(k // (KH * KW) * PATCH_H + h) * PATCH_W + w] * weights[k]
+            r = conv_row + (p // shape.pool[1]) * shape.pool_dilation[0]
+            s = conv_column + (p % shape.pool[1]) * shape.pool_dilation[1]
+            exists = (r >= 0) & (r < size.conv_height) & (s >= 0) & (s < size.conv_width)
+            z = tl.where(exists, z, float("-inf"))
+            wins = better(z, best)
+            best = tl.where(wins, z, best)
+            winner = tl.where(wins, p, winner)
+        _store(y_ptr, code_ptr, y_base + o * y_stride[1], best, winner, in_range & is_channel, WITH_CODE)
+
+
+@triton.jit
+def forward_dot(
+    x_ptr,
+    w_ptr,
+    b_ptr,
+    y_ptr,
+    code_ptr,
+    size,
+    x_stride,
+    w_stride,
+    b_stride,
+    y_stride,
+    shape: tl.constexpr,
+    INPUTS: tl.constexpr,
+    CHANNELS_INNER: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_O: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    WITH_CODE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ACC: tl.constexpr,
+    INDEX: tl.constexpr,
+):
+    """An implicit matrix product on the matrix unit; the positions of a pool window are so many more rows of it.
+
+    WINDOW is the window rounded up to a power of two. Row r is position `r // BLOCK_M` of window `r % BLOCK_M`, so one
+    accumulator [WINDOW * BLOCK_M, BLOCK_O] serves all positions, and a tree of pairwise comparisons takes the maximum
+    after the K loop. (A running maximum inside the loop, or an accumulator for each position, spills registers.)
+
+    The K loop takes BLOCK_K products at a time: channels of one tap, or, when INPUTS > 0 says how few channels there are,
+    products from (tap, channel) flattened, the channel inner where CHANNELS_INNER.
+    """
+    WINDOW: tl.constexpr = triton.next_power_of_2(shape.pool[0] * shape.pool[1])
+    TAPS: tl.constexpr = shape.kernel[0] * shape.kernel[1]
+    parts = tl.cdiv(size.outputs, BLOCK_O)
+    blocks = tl.cdiv(size.positions, BLOCK_M)
+    pid = tl.program_id(0).to(INDEX)
+    x_stride = widen(x_stride, INDEX)
+    w_stride = widen(w_stride, INDEX)
+    y_stride = widen(y_stride, INDEX)
+    block = pid // parts % blocks
+    group = pid // parts // blocks
+
+    r = tl.arange(0, WINDOW * BLOCK_M)
+    p = r // BLOCK_M
+    m = block * BLOCK_M + r % BLOCK_M
+    n, i, j = unflatten(m, size.pooled_height, size.pooled_width)
+    conv_row = i * shape.pool_stride[0] - shape.pool_padding[0] + p // shape.pool[1] * shape.pool_dilation[0]
+    conv_column = j * shape.pool_stride[1] - shape.pool_padding[1] + p % shape.pool[1] * shape.pool_dilation[1]
+    exists = (m < size.positions) & (p < shape.pool[0] * shape.pool[1])
+    exists = exists & (conv_row >= 0) & (conv_row < size.conv_height)
+    exists = exists & (conv_column >= 0) & (conv_column < size.conv_width)
+    row = conv_row * shape.stride[0] - shape.padding[0]
+    column = conv_column * shape.stride[1] - shape.padding[1]
+
+    o = (pid % parts) * BLOCK_O + tl.arange(0, BLOCK_O)
+    is_channel = o < size.outputs
+    o = group * size.outputs + o
+
+    x_rows = x_ptr + n.to(tl.int64) * x_stride[0] + group * size.inputs * x_stride[1]
+    w_columns = w_ptr + o * w_stride[0]
+    acc = tl.zeros((WINDOW * BLOCK_M, BLOCK_O), ACC)
+    step = tl.arange(0, BLOCK_K).to(INDEX)
+    if INPUTS > 0:
+        for start in range(0, INPUTS * TAPS, BLOCK_K):
+            k = start + step
+            c = k % INPUTS if CHANNELS_INNER else k // TAPS
+            t = k // INPUTS if CHANNELS_INNER else k % TAPS
+            th = t // shape.kernel[1]
+            tw = t % shape.kernel[1]
+            h = row[:, None] + (th * shape.dilation[0])[None, :]
+            w = column[:, None] + (tw * shape.dilation[1])[None, :]
+            seen = (h >= 0) & (h < size.height) & (w >= 0) & (w < size.width)
+            seen = seen & exists[:, None] & (k < INPUTS * TAPS)[None, :]
+            at = x_rows[:, None] + (c * x_stride[1])[None, :] + h * x_stride[2] + w * x_stride[3]
+            a = tl.load(at, mask=seen, other=0.0)  # [WINDOW * BLOCK_M, BLOCK_K]
+            at = w_columns[None, :] + (c * w_stride[1] + th * w_stride[2] + tw * w_stride[3])[:, None]
+            b = tl.load(at, mask=(k < INPUTS * TAPS)[:, None] & is_channel[None, :], other=0.0)  # [BLOCK_K, BLOCK_O]
+            acc = multiply(a, b, acc, PRECISION)
+    else:
+        chunks = tl.cdiv(size.inputs, BLOCK_K)
+        for step_number in range(0, TAPS * chunks):
+            t = step_number // chunks
+            th = t // shape.kernel[1]
+            tw = t % shape.kernel[1]
+            c = (step_number % chunks) * BLOCK_K + step
+            h = row + th * shape.dilation[0]
+            w = column + tw * shape.dilation[1]
+            seen = exists & (h >= 0) & (h < size.height) & (w >= 0) & (w < size.width)
+            at = (x_rows + h * x_stride[2] + w * x_stride[3])[:, None] + (c * x_stride[1])[None, :]
+            a = tl.load(at, mask=seen[:, None] & (c < size.inputs)[None, :], other=0.0)
+            at = (w_columns + th * w_stride[2] + tw * w_stride[3])[None, :] + (c * w_stride[1])[:, None]
+            b = tl.load(at, mask=(c < size.inputs)[:, None] & is_channel[None, :], other=0.0)
+            acc = multiply(a, b, acc, PRECISION)
+    if HAS_BIAS:
+        acc += tl.load(b_ptr + o * b_stride, mask=is_channel, other=0.0).to(ACC)[None, :]
+    acc = tl.where(exists[:, None], acc, float("-inf"))
+    positions = tl.broadcast_to(p[:, None], (WINDOW * BLOCK_M, BLOCK_O))
+    best, winner = _window_maximum(acc, positions, WINDOW, BLOCK_M, BLOCK_O)
+
+    m = block * BLOCK_M + tl.arange(0, BLOCK_M)
+    n, i, j = unflatten(m, size.pooled_height, size.pooled_width)
+    offset = (n.to(tl.int64) * y_stride[0] + i * y_stride[2] + j * y_stride[3])[:, None] + (o * y_stride[1])[None, :]
+    _store(y_ptr, code_ptr, offset, best, winner, (m < size.positions)[:, None] & is_channel[None, :], WITH_CODE)
+
+
+@triton.jit
+def _window_maximum(values, winners, WINDOW: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_O: tl.constexpr):
+    """Maximum and winner over the leading WINDOW of [WINDOW * BLOCK_M, BLOCK_O], neighbours first: order stays row-major."""
+    if WINDOW == 1:
+        return values, winners
+    else:
+        HALF: tl.constexpr = WINDOW // 2
+        pairs = tl.permute(tl.reshape(values, (HALF, 2, BLOCK_M, BLOCK_O)), (0, 2, 3, 1))
+        first, second = tl.split(pairs)
+        pairs = tl.permute(tl.reshape(winners, (HALF, 2, BLOCK_M, BLOCK_O)), (0, 2, 3, 1))
+        first_winner, second_winner = tl.split(pairs)
+        wins = better(second, first)
+        values = tl.reshape(tl.where(wins, second, first), (HALF * BLOCK_M, BLOCK_O))
+        winners = tl.reshape(tl.where(wins, second_winner, first_winner), (HALF * BLOCK_M, BLOCK_O))
+        return _window_maximum(values, winners, HALF, BLOCK_M, BLOCK_O)
+
+
+@triton.jit
+def _store(y_ptr, code_ptr, offset, best, winner, mask, WITH_CODE: tl.constexpr):
+    """ReLU, and y and code written: dead where no gradient can flow, which a NaN (best <= 0 is false) is not."""
+    dead = best <= 0
+    tl.store(y_ptr + offset, tl.where(dead, 0.0, best).to(y_ptr.dtype.element_ty), mask=mask)
+    if WITH_CODE:
+        tl.store(code_ptr + offset, tl.where(dead, 255, winner).to(tl.uint8), mask=mask)
