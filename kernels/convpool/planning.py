@@ -24,8 +24,14 @@ def _reference() -> Backend:
     return BACKEND
 
 
-_BACKENDS: dict[str, Callable[[], Backend]] = {"cpu": _cpu, "reference": _reference}  # imported at first use
-_AUTO: dict[str, tuple[str, ...]] = {"cpu": ("cpu",)}  # by device type: the backends that `auto` asks, best first
+def _triton() -> Backend:
+    from convpool.gpu.backend import BACKEND
+
+    return BACKEND
+
+
+_BACKENDS: dict[str, Callable[[], Backend]] = {"cpu": _cpu, "triton": _triton, "reference": _reference}  # imported at first use
+_AUTO: dict[str, tuple[str, ...]] = {"cpu": ("cpu",), "cuda": ("triton",)}  # by device type: whom `auto` asks, best first
 
 _chosen: ContextVar[str | None] = ContextVar("convpool_backend", default=None)
 

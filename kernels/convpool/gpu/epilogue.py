@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from convpool.gpu.tiles import better, conv_gradient, unflatten, widen
+from convpool.gpu.tiles import as_index, better, unflatten
 
 
 @triton.jit
@@ -26,8 +26,8 @@ def pool(
 ):
     """`y = max(0, max over the window of z + bias)` and its winner; reads z [N, C, conv H, conv W] once where windows do not
     overlap. A program computes BLOCK outputs, in the order of their addresses."""
-    z_stride = widen(z_stride, INDEX)
-    y_stride = widen(y_stride, INDEX)
+    z_stride = as_index(z_stride, INDEX)
+    y_stride = as_index(y_stride, INDEX)
     m = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
     in_range = m < size.positions
     n, o, i, j = _position(m, size.outputs, size.pooled_height, size.pooled_width, CHANNELS_LAST)
@@ -68,20 +68,20 @@ def expand(
     INDEX: tl.constexpr,
 ):
     """dz [N, C, conv H, conv W], every element written: the sum of dy over the windows that elected it, mostly 0."""
-    z_stride = widen(z_stride, INDEX)
-    y_stride = widen(y_stride, INDEX)
+    z_stride = as_index(z_stride, INDEX)
+    y_stride = as_index(y_stride, INDEX)
     m = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
     in_range = m < size.positions
     n, o, row, column = _position(m, size.outputs, size.conv_height, size.conv_width, CHANNELS_LAST)
     base = n * y_stride[0] + o * y_stride[1]
-    dz, _ = conv_gradient(dy_ptr, code_ptr, base, row, column, in_range, size, y_stride, shape, ACC)
+    dz = _conv_gradient(dy_ptr, code_ptr, base, row, column, in_range, size, y_stride, shape, ACC)
     at = n * z_stride[0] + o * z_stride[1] + row * z_stride[2] + column * z_stride[3]
     tl.store(dz_ptr + at, dz.to(dz_ptr.dtype.element_ty), mask=in_range)
 
 
 @triton.jit
 def _position(m, channels, height, width, CHANNELS_LAST: tl.constexpr):
-    """(n, o, i, j) of the m-th element of a dense (N, C, H, W) tensor in either memory format; n is int64."""
+    """(n, o, i, j) of the m-th element of a dense (N, C, H, W) tensor in either memory format."""
     if CHANNELS_LAST:
         n, i, j = unflatten(m // channels, height, width)
         o = m % channels
@@ -89,4 +89,39 @@ def _position(m, channels, height, width, CHANNELS_LAST: tl.constexpr):
         plane, i, j = unflatten(m, height, width)
         n = plane // channels
         o = plane % channels
-    return n.to(tl.int64), o, i, j
+    return n, o, i, j
+
+
+@triton.jit
+def _conv_gradient(dy_ptr, code_ptr, base, row, column, mask, size, y_stride, shape: tl.constexpr, ACC: tl.constexpr):
+    """dz at conv positions (row, column): the sum of dy over the windows that elected them.
+
+    `base` holds the offsets of image and channel in dy and code, `mask` where to look at all. Conv row r lies in windows
+    i with `r = i * pool_stride - pool_padding + a * pool_dilation`, 0 <= a < pool; at most ROWS of them can hold it.
+    """
+    ROWS: tl.constexpr = ((shape.pool[0] - 1) * shape.pool_dilation[0]) // shape.pool_stride[0] + 1
+    COLUMNS: tl.constexpr = ((shape.pool[1] - 1) * shape.pool_dilation[1]) // shape.pool_stride[1] + 1
+    dz = tl.zeros(row.shape, ACC)
+    for back_i in tl.static_range(ROWS):
+        i = (row + shape.pool_padding[0]) // shape.pool_stride[0] - back_i
+        a, in_row = _window_offset(row, i, size.pooled_height, shape, 0)
+        for back_j in tl.static_range(COLUMNS):
+            j = (column + shape.pool_padding[1]) // shape.pool_stride[1] - back_j
+            b, in_column = _window_offset(column, j, size.pooled_width, shape, 1)
+            seen = mask & in_row & in_column
+            offset = base + i * y_stride[2] + j * y_stride[3]
+            winner = tl.load(code_ptr + offset, mask=seen, other=255).to(tl.int32)
+            hit = seen & (winner == a * shape.pool[1] + b)
+            dz += tl.where(hit, tl.load(dy_ptr + offset, mask=seen, other=0.0).to(ACC), 0.0)
+    return dz
+
+
+@triton.jit
+def _window_offset(position, window, windows, shape: tl.constexpr, AXIS: tl.constexpr):
+    """Where in a window a conv row or column lies, in steps of the window's dilation; and whether it does."""
+    offset = position + shape.pool_padding[AXIS] - window * shape.pool_stride[AXIS]
+    inside = (window >= 0) & (window < windows)
+    if shape.pool_dilation[AXIS] > 1:
+        inside = inside & (offset % shape.pool_dilation[AXIS] == 0)
+        offset = offset // shape.pool_dilation[AXIS]
+    return offset, inside & (offset < shape.pool[AXIS])

@@ -8,7 +8,24 @@ where the bias is not finite.
 import triton
 import triton.language as tl
 
-from convpool.gpu.tiles import better, multiply, unflatten, widen
+from convpool.gpu.tiles import Shape, as_index, better, multiply, unflatten, visible
+
+
+@triton.constexpr_function
+def _patch_extent(shape: Shape, axis: int) -> int:
+    """Input rows (axis 0) or columns that a pool window's conv outputs read."""
+    span = (shape.pool[axis] - 1) * shape.pool_dilation[axis] * shape.stride[axis]
+    return span + (shape.kernel[axis] - 1) * shape.dilation[axis] + 1
+
+
+@triton.constexpr_function
+def _patch_index(shape: Shape, p: int, k: int) -> int:
+    """Where in the patch (channel, row, column) lies the k-th factor of the conv output at window position p."""
+    height, width = _patch_extent(shape, 0), _patch_extent(shape, 1)
+    rows, columns = shape.kernel
+    row = p // shape.pool[1] * shape.pool_dilation[0] * shape.stride[0] + k // columns % rows * shape.dilation[0]
+    column = p % shape.pool[1] * shape.pool_dilation[1] * shape.stride[1] + k % columns * shape.dilation[1]
+    return (k // (rows * columns) * height + row) * width + column
 
 
 @triton.jit
@@ -28,6 +45,7 @@ def forward_direct(
     CHANNELS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_O: tl.constexpr,
+    INSIDE: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     WITH_CODE: tl.constexpr,
     ACC: tl.constexpr,
@@ -39,17 +57,15 @@ def forward_direct(
     """
     KH: tl.constexpr = shape.kernel[0]
     KW: tl.constexpr = shape.kernel[1]
-    STEP_H: tl.constexpr = shape.pool_dilation[0] * shape.stride[0]  # between the patches of neighbours in a window
-    STEP_W: tl.constexpr = shape.pool_dilation[1] * shape.stride[1]
-    PATCH_H: tl.constexpr = (shape.pool[0] - 1) * STEP_H + (KH - 1) * shape.dilation[0] + 1
-    PATCH_W: tl.constexpr = (shape.pool[1] - 1) * STEP_W + (KW - 1) * shape.dilation[1] + 1
+    PATCH_H: tl.constexpr = _patch_extent(shape, 0)
+    PATCH_W: tl.constexpr = _patch_extent(shape, 1)
 
     parts = tl.cdiv(size.outputs, CHANNELS)
     blocks = tl.cdiv(size.positions, BLOCK_M)
     pid = tl.program_id(0).to(INDEX)
-    x_stride = widen(x_stride, INDEX)
-    w_stride = widen(w_stride, INDEX)
-    y_stride = widen(y_stride, INDEX)
+    x_stride = as_index(x_stride, INDEX)
+    w_stride = as_index(w_stride, INDEX)
+    y_stride = as_index(y_stride, INDEX)
     first_channel = (pid % parts) * CHANNELS
     group = pid // parts // blocks
     m = (pid // parts % blocks) * BLOCK_M + tl.arange(0, BLOCK_M)[:, None]  # [BLOCK_M, 1]
@@ -60,17 +76,16 @@ def forward_direct(
     row = conv_row * shape.stride[0] - shape.padding[0]
     column = conv_column * shape.stride[1] - shape.padding[1]
 
-    x_base = x_ptr + n.to(tl.int64) * x_stride[0] + group * INPUTS * x_stride[1] + row * x_stride[2] + column * x_stride[3]
+    x_base = x_ptr + n * x_stride[0] + group * INPUTS * x_stride[1] + row * x_stride[2] + column * x_stride[3]
     patch = ()
     for c in tl.static_range(INPUTS):
         for h in tl.static_range(PATCH_H):
-            row_seen = in_range & (row + h >= 0) & (row + h < size.height)
             for w in tl.static_range(PATCH_W):
-                seen = row_seen & (column + w >= 0) & (column + w < size.width)
+                seen = in_range & visible(row + h, column + w, size.height, size.width, INSIDE)
                 at = x_base + c * x_stride[1] + h * x_stride[2] + w * x_stride[3]
                 patch = patch + (tl.load(at, mask=seen, other=0.0).to(ACC),)  # [BLOCK_M, 1]
 
-    y_base = n.to(tl.int64) * y_stride[0] + i * y_stride[2] + j * y_stride[3]
+    y_base = n * y_stride[0] + i * y_stride[2] + j * y_stride[3]
     for channel in range(0, CHANNELS, BLOCK_O):
         o = first_channel + channel + tl.arange(0, BLOCK_O)[None, :]  # [1, BLOCK_O]
         is_channel = (channel + tl.arange(0, BLOCK_O)[None, :] < CHANNELS) & (o < size.outputs)
@@ -79,8 +94,8 @@ def forward_direct(
         for c in tl.static_range(INPUTS):
             for h in tl.static_range(KH):
                 for w in tl.static_range(KW):
-                    at = w_ptr + o * w_stride[0] + c * w_stride[1] + h * w_stride[2] + w * w_stride[3]
-                    weights = weights + (tl.load(at, mask=is_channel, other=0.0).to(ACC),)  # [1, BLOCK_O]
+                    tap = w_ptr + o * w_stride[0] + c * w_stride[1] + h * w_stride[2] + w * w_stride[3]
+                    weights = weights + (tl.load(tap, mask=is_channel, other=0.0).to(ACC),)  # [1, BLOCK_O]
         bias = tl.zeros((1, BLOCK_O), ACC)
         if HAS_BIAS:
             bias = tl.load(b_ptr + o * b_stride, mask=is_channel, other=0.0).to(ACC)
@@ -90,13 +105,10 @@ def forward_direct(
         for p in tl.static_range(shape.pool[0] * shape.pool[1]):
             z = tl.zeros((BLOCK_M, BLOCK_O), ACC) + bias
             for k in tl.static_range(INPUTS * KH * KW):
-                h: tl.constexpr = (p // shape.pool[1]) * STEP_H + (k // KW % KH) * shape.dilation[0]
-                w: tl.constexpr = (p % shape.pool[1]) * STEP_W + (k % KW) * shape.dilation[1]
-                z += patch[(k // (KH * KW) * PATCH_H + h) * PATCH_W + w] * weights[k]
+                z += patch[_patch_index(shape, p, k)] * weights[k]
             r = conv_row + (p // shape.pool[1]) * shape.pool_dilation[0]
             s = conv_column + (p % shape.pool[1]) * shape.pool_dilation[1]
-            exists = (r >= 0) & (r < size.conv_height) & (s >= 0) & (s < size.conv_width)
-            z = tl.where(exists, z, float("-inf"))
+            z = tl.where(visible(r, s, size.conv_height, size.conv_width, INSIDE), z, float("-inf"))
             wins = better(z, best)
             best = tl.where(wins, z, best)
             winner = tl.where(wins, p, winner)
@@ -121,6 +133,7 @@ def forward_dot(
     BLOCK_M: tl.constexpr,
     BLOCK_O: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    INSIDE: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     WITH_CODE: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -141,9 +154,9 @@ def forward_dot(
     parts = tl.cdiv(size.outputs, BLOCK_O)
     blocks = tl.cdiv(size.positions, BLOCK_M)
     pid = tl.program_id(0).to(INDEX)
-    x_stride = widen(x_stride, INDEX)
-    w_stride = widen(w_stride, INDEX)
-    y_stride = widen(y_stride, INDEX)
+    x_stride = as_index(x_stride, INDEX)
+    w_stride = as_index(w_stride, INDEX)
+    y_stride = as_index(y_stride, INDEX)
     block = pid // parts % blocks
     group = pid // parts // blocks
 
@@ -154,8 +167,7 @@ def forward_dot(
     conv_row = i * shape.pool_stride[0] - shape.pool_padding[0] + p // shape.pool[1] * shape.pool_dilation[0]
     conv_column = j * shape.pool_stride[1] - shape.pool_padding[1] + p % shape.pool[1] * shape.pool_dilation[1]
     exists = (m < size.positions) & (p < shape.pool[0] * shape.pool[1])
-    exists = exists & (conv_row >= 0) & (conv_row < size.conv_height)
-    exists = exists & (conv_column >= 0) & (conv_column < size.conv_width)
+    exists = exists & visible(conv_row, conv_column, size.conv_height, size.conv_width, INSIDE)
     row = conv_row * shape.stride[0] - shape.padding[0]
     column = conv_column * shape.stride[1] - shape.padding[1]
 
@@ -163,7 +175,7 @@ def forward_dot(
     is_channel = o < size.outputs
     o = group * size.outputs + o
 
-    x_rows = x_ptr + n.to(tl.int64) * x_stride[0] + group * size.inputs * x_stride[1]
+    x_rows = x_ptr + n * x_stride[0] + group * size.inputs * x_stride[1]
     w_columns = w_ptr + o * w_stride[0]
     acc = tl.zeros((WINDOW * BLOCK_M, BLOCK_O), ACC)
     step = tl.arange(0, BLOCK_K).to(INDEX)
@@ -176,8 +188,7 @@ def forward_dot(
             tw = t % shape.kernel[1]
             h = row[:, None] + (th * shape.dilation[0])[None, :]
             w = column[:, None] + (tw * shape.dilation[1])[None, :]
-            seen = (h >= 0) & (h < size.height) & (w >= 0) & (w < size.width)
-            seen = seen & exists[:, None] & (k < INPUTS * TAPS)[None, :]
+            seen = exists[:, None] & (k < INPUTS * TAPS)[None, :] & visible(h, w, size.height, size.width, INSIDE)
             at = x_rows[:, None] + (c * x_stride[1])[None, :] + h * x_stride[2] + w * x_stride[3]
             a = tl.load(at, mask=seen, other=0.0)  # [WINDOW * BLOCK_M, BLOCK_K]
             at = w_columns[None, :] + (c * w_stride[1] + th * w_stride[2] + tw * w_stride[3])[:, None]
@@ -192,7 +203,7 @@ def forward_dot(
             c = (step_number % chunks) * BLOCK_K + step
             h = row + th * shape.dilation[0]
             w = column + tw * shape.dilation[1]
-            seen = exists & (h >= 0) & (h < size.height) & (w >= 0) & (w < size.width)
+            seen = exists & visible(h, w, size.height, size.width, INSIDE)
             at = (x_rows + h * x_stride[2] + w * x_stride[3])[:, None] + (c * x_stride[1])[None, :]
             a = tl.load(at, mask=seen[:, None] & (c < size.inputs)[None, :], other=0.0)
             at = (w_columns + th * w_stride[2] + tw * w_stride[3])[None, :] + (c * w_stride[1])[:, None]
@@ -206,7 +217,7 @@ def forward_dot(
 
     m = block * BLOCK_M + tl.arange(0, BLOCK_M)
     n, i, j = unflatten(m, size.pooled_height, size.pooled_width)
-    offset = (n.to(tl.int64) * y_stride[0] + i * y_stride[2] + j * y_stride[3])[:, None] + (o * y_stride[1])[None, :]
+    offset = (n * y_stride[0] + i * y_stride[2] + j * y_stride[3])[:, None] + (o * y_stride[1])[None, :]
     _store(y_ptr, code_ptr, offset, best, winner, (m < size.positions)[:, None] & is_channel[None, :], WITH_CODE)
 
 

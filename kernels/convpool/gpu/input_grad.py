@@ -1,9 +1,20 @@
-"""dx of the fused plan, in gather form: each input position sums over its taps, with dz formed from code and dy on load."""
+"""dx of the fused plan, in gather form: no atomics, and codes and dy are read once for each cell that a window reaches.
+
+Cut x into cells of `pool_stride * stride` rows and columns; a cell's positions are its phases. Pool windows repeat with the
+cells, so for cell (i, j), window (i + di, j + dj) and window position p, the tap that leads from the conv output at p to phase
+(a, b) is the same in all cells:
+
+    tap row * dilation = a + padding - (di * pool_stride - pool_padding + p's row * pool_dilation) * stride
+
+(columns alike), where that is a multiple of the dilation and a row of the kernel. So `dx[cell, (phase, c)]` is a sum over
+(di, dj), p and o of `dy where code == p` [cells, o] times `weight[o, c, tap(p, di, dj, phase)]` [o, (phase, c)]: one matrix
+product for each p, into one accumulator.
+"""
 
 import triton
 import triton.language as tl
 
-from convpool.gpu.tiles import conv_gradient, has_non_finite, multiply, unflatten, widen
+from convpool.gpu.tiles import Shape, as_index, has_non_finite, multiply, unflatten, unrolled
 
 
 @triton.jit
@@ -24,75 +35,111 @@ def input_grad(
     ACC: tl.constexpr,
     INDEX: tl.constexpr,
 ):
-    """`dx[n, c, h, w] = sum over o, t of dz[n, o, (h + padding - t's row) / stride, ...] * weight[o, c, t]`.
-
-    A program computes BLOCK_M positions of BLOCK_C channels of x, and sums BLOCK_O output channels of one tap at a time;
-    with BLOCK_O 1 there is no matrix product, and only winners are multiplied.
-    """
+    """dx at BLOCK_M cells and BLOCK_C of the flattened (phase, channel) of one group, BLOCK_O output channels at a time."""
+    CELL_H: tl.constexpr = shape.pool_stride[0] * shape.stride[0]
+    CELL_W: tl.constexpr = shape.pool_stride[1] * shape.stride[1]
     pid = tl.program_id(0).to(INDEX)
-    y_stride = widen(y_stride, INDEX)
-    w_stride = widen(w_stride, INDEX)
-    x_stride = widen(x_stride, INDEX)
-    parts = tl.cdiv(size.inputs, BLOCK_C)
+    y_stride = as_index(y_stride, INDEX)
+    w_stride = as_index(w_stride, INDEX)
+    x_stride = as_index(x_stride, INDEX)
+    parts = tl.cdiv(size.inputs * (CELL_H * CELL_W), BLOCK_C)
     blocks = tl.cdiv(size.positions, BLOCK_M)
     group = pid // parts // blocks
     m = (pid // parts % blocks) * BLOCK_M + tl.arange(0, BLOCK_M)
-    in_range = m < size.positions
-    n, h, w = unflatten(m, size.height, size.width)
-    n = n.to(tl.int64)
-    c = (pid % parts) * BLOCK_C + tl.arange(0, BLOCK_C)
+    column = (pid % parts) * BLOCK_C + tl.arange(0, BLOCK_C)
 
-    sums = _sum_taps(
-        dy_ptr, code_ptr, w_ptr, n, h, w, c, in_range, group, size, y_stride, w_stride, shape,
-        BLOCK_M, BLOCK_C, BLOCK_O, PRECISION, ACC, INDEX,
+    sums = _sum_windows(
+        dy_ptr, code_ptr, w_ptr, m, column, group, size, y_stride, w_stride, shape, BLOCK_M, BLOCK_C, BLOCK_O, PRECISION,
+        ACC, INDEX,
     )  # fmt: skip
     # Positions that did not win add 0 * weight, a NaN where that is not finite: then all is summed again, winners only.
     if BLOCK_O > 1:
         if has_non_finite(sums):
-            sums = _sum_taps(
-                dy_ptr, code_ptr, w_ptr, n, h, w, c, in_range, group, size, y_stride, w_stride, shape,
-                BLOCK_M, BLOCK_C, 1, PRECISION, ACC, INDEX,
+            sums = _sum_windows(
+                dy_ptr, code_ptr, w_ptr, m, column, group, size, y_stride, w_stride, shape, BLOCK_M, BLOCK_C, 1, PRECISION,
+                ACC, INDEX,
             )  # fmt: skip
-    at = (n * x_stride[0] + h * x_stride[2] + w * x_stride[3])[:, None] + ((group * size.inputs + c) * x_stride[1])[None, :]
-    tl.store(dx_ptr + at, sums.to(dx_ptr.dtype.element_ty), mask=in_range[:, None] & (c < size.inputs)[None, :])
+    n, i, j = unflatten(m, tl.cdiv(size.height, CELL_H), tl.cdiv(size.width, CELL_W))
+    phase = column // size.inputs
+    c = group * size.inputs + column % size.inputs
+    h = (i * CELL_H)[:, None] + (phase // CELL_W)[None, :]
+    w = (j * CELL_W)[:, None] + (phase % CELL_W)[None, :]
+    at = (n * x_stride[0])[:, None] + (c * x_stride[1])[None, :] + h * x_stride[2] + w * x_stride[3]
+    is_position = (m < size.positions)[:, None] & (phase < CELL_H * CELL_W)[None, :] & (h < size.height) & (w < size.width)
+    tl.store(dx_ptr + at, sums.to(dx_ptr.dtype.element_ty), mask=is_position)
 
 
 @triton.jit
-def _sum_taps(
-    dy_ptr, code_ptr, w_ptr, n, h, w, c, in_range, group, size, y_stride, w_stride, shape: tl.constexpr,
+def _sum_windows(
+    dy_ptr, code_ptr, w_ptr, m, column, group, size, y_stride, w_stride, shape: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr,
     PRECISION: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
 ):  # fmt: skip
-    """dx [BLOCK_M, BLOCK_C] at positions (n, h, w) and channels c of a group."""
+    """dx [BLOCK_M, BLOCK_C]. With BLOCK_O 1 there is no matrix product, and only winners are multiplied."""
+    CELL_H: tl.constexpr = shape.pool_stride[0] * shape.stride[0]
+    CELL_W: tl.constexpr = shape.pool_stride[1] * shape.stride[1]
+    FIRST_H: tl.constexpr = _first_window(shape, 0)
+    FIRST_W: tl.constexpr = _first_window(shape, 1)
+    WINDOWS_W: tl.constexpr = _windows(shape, 1)
+    in_range = m < size.positions
+    n, cell_i, cell_j = unflatten(m, tl.cdiv(size.height, CELL_H), tl.cdiv(size.width, CELL_W))
+    phase = column // size.inputs
+    w_columns = w_ptr + column % size.inputs * w_stride[1]
     sums = tl.zeros((BLOCK_M, BLOCK_C), ACC)
-    w_columns = w_ptr + (c * w_stride[1])[None, :]
     chunks = tl.cdiv(size.outputs, BLOCK_O)
-    for step in range(0, shape.kernel[0] * shape.kernel[1] * chunks):
-        t = step // chunks
-        o = (step % chunks) * BLOCK_O + tl.arange(0, BLOCK_O).to(INDEX)
+    for step in range(0, _windows(shape, 0) * WINDOWS_W * chunks):
+        di = FIRST_H + step // chunks // WINDOWS_W
+        dj = FIRST_W + step // chunks % WINDOWS_W
+        o = step % chunks * BLOCK_O + tl.arange(0, BLOCK_O).to(INDEX)
         is_channel = o < size.outputs
         o = group * size.outputs + o
-        tap_row = t // shape.kernel[1]
-        tap_column = t % shape.kernel[1]
-        row = h + shape.padding[0] - tap_row * shape.dilation[0]
-        column = w + shape.padding[1] - tap_column * shape.dilation[1]
-        read = in_range & (row >= 0) & (column >= 0)
-        if shape.stride[0] > 1:
-            read = read & (row % shape.stride[0] == 0)
-            row = row // shape.stride[0]
-        if shape.stride[1] > 1:
-            read = read & (column % shape.stride[1] == 0)
-            column = column // shape.stride[1]
-        read = read & (row < size.conv_height) & (column < size.conv_width)
-        base = (n * y_stride[0])[:, None] + (o * y_stride[1])[None, :]
-        dz, elected = conv_gradient(
-            dy_ptr, code_ptr, base, row[:, None], column[:, None], read[:, None] & is_channel[None, :], size, y_stride,
-            shape, ACC,
-        )  # fmt: skip  # [BLOCK_M, BLOCK_O]
-        at = w_columns + (o * w_stride[0] + tap_row * w_stride[2] + tap_column * w_stride[3])[:, None]
-        weight = tl.load(at, mask=is_channel[:, None] & (c < size.inputs)[None, :], other=0.0)  # [BLOCK_O, BLOCK_C]
-        if BLOCK_O == 1:
-            sums += tl.where(elected, dz * weight.to(ACC), 0.0)
-        else:
-            sums = multiply(dz.to(weight.dtype), weight, sums, PRECISION)
+        i = cell_i + di
+        j = cell_j + dj
+        is_window = in_range & (i >= 0) & (i < size.pooled_height) & (j >= 0) & (j < size.pooled_width)
+        seen = is_window[:, None] & is_channel[None, :]
+        at = (n * y_stride[0] + i * y_stride[2] + j * y_stride[3])[:, None] + (o * y_stride[1])[None, :]
+        code = tl.load(code_ptr + at, mask=seen, other=255).to(tl.int32)  # [BLOCK_M, BLOCK_O]
+        dy = tl.load(dy_ptr + at, mask=seen, other=0.0)
+        for p_start in range(0, shape.pool[0] * shape.pool[1], unrolled(shape)):
+            for p_step in tl.static_range(unrolled(shape)):
+                p = p_start + p_step
+                th, has_row = _tap(phase // CELL_W, di, p // shape.pool[1], shape, 0)
+                tw, has_column = _tap(phase % CELL_W, dj, p % shape.pool[1], shape, 1)
+                has_tap = has_row & has_column & (phase < CELL_H * CELL_W)
+                at = (w_columns + th * w_stride[2] + tw * w_stride[3])[None, :] + (o * w_stride[0])[:, None]
+                weight = tl.load(at, mask=is_channel[:, None] & has_tap[None, :], other=0.0)  # [BLOCK_O, BLOCK_C]
+                if BLOCK_O == 1:
+                    sums += tl.where((code == p) & has_tap[None, :], dy.to(ACC) * weight.to(ACC), 0.0)
+                else:
+                    sums = multiply(tl.where(code == p, dy, tl.zeros_like(dy)), weight, sums, PRECISION)
     return sums
+
+
+@triton.jit
+def _tap(phase, window, position, shape: tl.constexpr, AXIS: tl.constexpr):
+    """The tap row (AXIS 0) or column from a window's position to a phase, and whether the kernel has it."""
+    conv = window * shape.pool_stride[AXIS] - shape.pool_padding[AXIS] + position * shape.pool_dilation[AXIS]
+    distance = phase + shape.padding[AXIS] - conv * shape.stride[AXIS]
+    if shape.dilation[AXIS] > 1:
+        tap = distance // shape.dilation[AXIS]
+        return tap, (distance >= 0) & (distance % shape.dilation[AXIS] == 0) & (tap < shape.kernel[AXIS])
+    else:
+        return distance, (distance >= 0) & (distance < shape.kernel[AXIS])
+
+
+@triton.constexpr_function
+def _first_window(shape: Shape, axis: int) -> int:
+    """The first window, relative to a cell, whose conv outputs read the cell: the `di` (axis 0) to begin with."""
+    cell = shape.pool_stride[axis] * shape.stride[axis]
+    furthest = (shape.pool[axis] - 1) * shape.pool_dilation[axis] - shape.pool_padding[axis]
+    furthest = furthest * shape.stride[axis] + (shape.kernel[axis] - 1) * shape.dilation[axis] - shape.padding[axis]
+    return -(furthest // cell)
+
+
+@triton.constexpr_function
+def _windows(shape: Shape, axis: int) -> int:
+    """How many windows in a row (axis 0) or column read one cell."""
+    cell = shape.pool_stride[axis] * shape.stride[axis]
+    nearest = -shape.pool_padding[axis] * shape.stride[axis] - shape.padding[axis]
+    last = (cell - 1 - nearest) // cell
+    return last - _first_window(shape, axis) + 1

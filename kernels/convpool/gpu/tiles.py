@@ -2,7 +2,7 @@
 
 Names: m counts pooled positions (n, i, j), p the positions of a pool window, k the products of one conv output, c input
 channels and o output channels of one group, t the kernel's taps. Every kernel has a one-dimensional grid, for the other
-grid axes end at 65535. `INDEX` is the integer type of positions and offsets; offsets between images are always int64.
+grid axes end at 65535. `INDEX` is the integer type of positions and offsets, int64 only where a tensor needs it.
 """
 
 from typing import NamedTuple
@@ -69,9 +69,16 @@ class Shape(NamedTuple):
         )
 
 
+@triton.constexpr_function
+def unrolled(shape: Shape) -> int:
+    """How many positions of a pool window a loop over them handles at once: a divisor of their number, at most 4."""
+    positions = shape.pool[0] * shape.pool[1]
+    return max(n for n in (1, 2, 3, 4) if positions % n == 0)
+
+
 @triton.jit
-def widen(strides, INDEX: tl.constexpr):
-    """Four strides as INDEX: a Triton argument below 2^31 is an int32 and would overflow in a product."""
+def as_index(strides, INDEX: tl.constexpr):
+    """Four strides as INDEX: an argument below 2^31 is an int32 and would overflow in products."""
     return (
         tl.to_tensor(strides[0]).to(INDEX),
         tl.to_tensor(strides[1]).to(INDEX),
@@ -85,6 +92,15 @@ def unflatten(m, height, width):
     """(n, i, j) of the flat position m = (n * height + i) * width + j."""
     row = m // width
     return row // height, row % height, m % width
+
+
+@triton.jit
+def visible(row, column, height, width, INSIDE: tl.constexpr):
+    """Whether (row, column) lies in a map; True at once where INSIDE says that no position of the call lies outside."""
+    if INSIDE:
+        return True
+    else:
+        return (row >= 0) & (row < height) & (column >= 0) & (column < width)
 
 
 @triton.jit
@@ -107,40 +123,3 @@ def multiply(a, b, acc, PRECISION: tl.constexpr):
 def has_non_finite(t):
     """Whether a 2-d tile holds an infinity or a NaN."""
     return tl.max(tl.max((~(tl.abs(t) < float("inf"))).to(tl.int32), 1), 0) > 0
-
-
-@triton.jit
-def conv_gradient(dy_ptr, code_ptr, base, row, column, mask, size, y_stride, shape: tl.constexpr, ACC: tl.constexpr):
-    """dz at conv positions (row, column): the sum of dy over the windows that elected them. And whether any did.
-
-    `base` holds the offsets of image and channel in dy and code, `mask` where to look at all. Conv row r lies in windows
-    i with `r = i * pool_stride - pool_padding + a * pool_dilation`, 0 <= a < pool; at most ROWS of them can hold it.
-    """
-    ROWS: tl.constexpr = ((shape.pool[0] - 1) * shape.pool_dilation[0]) // shape.pool_stride[0] + 1
-    COLUMNS: tl.constexpr = ((shape.pool[1] - 1) * shape.pool_dilation[1]) // shape.pool_stride[1] + 1
-    dz = tl.zeros((row + column + base).shape, ACC)
-    elected = tl.zeros((row + column + base).shape, tl.int1)
-    for back_i in tl.static_range(ROWS):
-        i = (row + shape.pool_padding[0]) // shape.pool_stride[0] - back_i
-        a, in_row = _window_offset(row, i, size.pooled_height, shape, 0)
-        for back_j in tl.static_range(COLUMNS):
-            j = (column + shape.pool_padding[1]) // shape.pool_stride[1] - back_j
-            b, in_column = _window_offset(column, j, size.pooled_width, shape, 1)
-            seen = mask & in_row & in_column
-            offset = base + i * y_stride[2] + j * y_stride[3]
-            winner = tl.load(code_ptr + offset, mask=seen, other=255).to(tl.int32)
-            hit = seen & (winner == a * shape.pool[1] + b)
-            dz += tl.where(hit, tl.load(dy_ptr + offset, mask=seen, other=0.0).to(ACC), 0.0)
-            elected = elected | hit
-    return dz, elected
-
-
-@triton.jit
-def _window_offset(position, window, windows, shape: tl.constexpr, AXIS: tl.constexpr):
-    """Where in a window a conv row or column lies, in steps of the window's dilation; and whether it does."""
-    offset = position + shape.pool_padding[AXIS] - window * shape.pool_stride[AXIS]
-    inside = (window >= 0) & (window < windows)
-    if shape.pool_dilation[AXIS] > 1:
-        inside = inside & (offset % shape.pool_dilation[AXIS] == 0)
-        offset = offset // shape.pool_dilation[AXIS]
-    return offset, inside & (offset < shape.pool[AXIS])

@@ -1,14 +1,14 @@
 """dw and db of the fused plan: partial sums over ranges of pooled positions, then their sum in a fixed order. No atomics.
 
 `dw[o, c, t] = sum over n, i, j of dy[n, o, i, j] * x[n, c, winner's row * stride + t's row, ...]`, and db is dy's sum, both
-over live windows. Codes and dy are read once for each tap and channel block, and the window is unrolled inside: with p the
+over live windows. Codes and dy are read once for each block of (tap, channel), and the window is unrolled inside: with p the
 window offset, `dz_p = dy where code == p` makes it a sum of matrix products [o, positions] @ [positions, (c, t)].
 """
 
 import triton
 import triton.language as tl
 
-from convpool.gpu.tiles import has_non_finite, multiply, unflatten, widen
+from convpool.gpu.tiles import as_index, has_non_finite, multiply, unflatten, unrolled, visible
 
 
 @triton.jit
@@ -25,67 +25,56 @@ def weight_grad(
     partial_size,
     channels,
     shape: tl.constexpr,
-    INPUTS: tl.constexpr,
     BLOCK_O: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_M: tl.constexpr,
     NEEDS_WEIGHT: tl.constexpr,
     NEEDS_BIAS: tl.constexpr,
+    INSIDE: tl.constexpr,
     PRECISION: tl.constexpr,
     ACC: tl.constexpr,
     INDEX: tl.constexpr,
 ):
     """Partial sums over one range of `range_size` pooled positions: row `range` of partial [ranges, partial_size].
 
-    Its columns are dw [C_out, C_in / groups, kernel], then db [C_out]; either only if needed. A program's BLOCK_C columns
-    are channels of one tap, or, when INPUTS > 0 says how few channels there are, (channel, tap) flattened.
+    Its columns are dw [C_out, kernel, C_in / groups], then db [C_out]; either only if needed. A program sums BLOCK_O
+    output channels by BLOCK_C of the flattened (tap, channel) of one group.
     """
     TAPS: tl.constexpr = shape.kernel[0] * shape.kernel[1]
     pid = tl.program_id(0).to(INDEX)
-    x_stride = widen(x_stride, INDEX)
-    y_stride = widen(y_stride, INDEX)
+    x_stride = as_index(x_stride, INDEX)
+    y_stride = as_index(y_stride, INDEX)
     part = pid % ranges
     pid = pid // ranges
     blocks_o = tl.cdiv(size.outputs, BLOCK_O)
     o = (pid % blocks_o) * BLOCK_O + tl.arange(0, BLOCK_O)
     is_channel = o < size.outputs
     pid = pid // blocks_o
-    if NEEDS_WEIGHT:
-        blocks_c = tl.cdiv(INPUTS * TAPS, BLOCK_C) if INPUTS > 0 else tl.cdiv(size.inputs, BLOCK_C) * TAPS
-    else:
-        blocks_c = 1
+    blocks_c = tl.cdiv(size.inputs * TAPS, BLOCK_C) if NEEDS_WEIGHT else 1
     block_c = pid % blocks_c
     group = pid // blocks_c
     o = group * size.outputs + o
-
-    columns = tl.arange(0, BLOCK_C)[None, :]  # [1, BLOCK_C]
-    if INPUTS > 0:
-        c = (block_c * BLOCK_C + columns) // TAPS
-        t = (block_c * BLOCK_C + columns) % TAPS
-        is_column = c < INPUTS
-    else:
-        c = (block_c // TAPS) * BLOCK_C + columns
-        t = tl.zeros((1, 1), INDEX) + block_c % TAPS
-        is_column = c < size.inputs
-    x_columns = x_ptr + (group * size.inputs + c) * x_stride[1]
+    k = block_c * BLOCK_C + tl.arange(0, BLOCK_C)
+    t = k // size.inputs
+    x_columns = x_ptr + (group * size.inputs + k % size.inputs) * x_stride[1]
     first = part * range_size
     last = tl.minimum(first + range_size, size.positions)
     adds_bias = NEEDS_BIAS and block_c == 0
     sums, bias_sums = _sum_range(
-        x_columns, dy_ptr, code_ptr, o, is_channel, is_column, t, first, last, adds_bias, size, x_stride, y_stride, shape,
-        BLOCK_O, BLOCK_C, BLOCK_M, NEEDS_WEIGHT, NEEDS_BIAS, PRECISION, ACC,
+        x_columns, dy_ptr, code_ptr, o, is_channel, t, first, last, adds_bias, size, x_stride, y_stride, shape,
+        BLOCK_O, BLOCK_C, BLOCK_M, NEEDS_WEIGHT, NEEDS_BIAS, INSIDE, PRECISION, ACC,
     )  # fmt: skip
-    row = partial_ptr + part.to(tl.int64) * partial_size
+    row = partial_ptr + part * partial_size
     if NEEDS_WEIGHT:
         # Positions that did not win add 0 * x, a NaN where x is not finite: then the range is summed again, winners only.
         if BLOCK_O > 1:
             if has_non_finite(sums):
                 sums, _ = _sum_range(
-                    x_columns, dy_ptr, code_ptr, o, is_channel, is_column, t, first, last, False, size, x_stride, y_stride,
-                    shape, BLOCK_O, BLOCK_C, 1, True, False, PRECISION, ACC,
+                    x_columns, dy_ptr, code_ptr, o, is_channel, t, first, last, False, size, x_stride, y_stride,
+                    shape, BLOCK_O, BLOCK_C, 1, True, False, INSIDE, PRECISION, ACC,
                 )  # fmt: skip
-        at = row + (o * (size.inputs * TAPS))[:, None] + c * TAPS + t
-        tl.store(at, sums, mask=is_channel[:, None] & is_column)
+        at = row + (o * (size.inputs * TAPS))[:, None] + k[None, :]
+        tl.store(at, sums, mask=is_channel[:, None] & (t < TAPS)[None, :])
         row += channels * (size.inputs * TAPS)
     if NEEDS_BIAS:
         tl.store(row + o, bias_sums, mask=is_channel & (block_c == 0))
@@ -93,9 +82,10 @@ def weight_grad(
 
 @triton.jit
 def _sum_range(
-    x_columns, dy_ptr, code_ptr, o, is_channel, is_column, t, first, last, adds_bias, size, x_stride, y_stride,
+    x_columns, dy_ptr, code_ptr, o, is_channel, t, first, last, adds_bias, size, x_stride, y_stride,
     shape: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr,
-    NEEDS_WEIGHT: tl.constexpr, NEEDS_BIAS: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
+    NEEDS_WEIGHT: tl.constexpr, NEEDS_BIAS: tl.constexpr, INSIDE: tl.constexpr, PRECISION: tl.constexpr,
+    ACC: tl.constexpr,
 ):  # fmt: skip
     """Sums of dw [BLOCK_O, BLOCK_C] and db [BLOCK_O] over positions first <= m < last, BLOCK_M at a time.
 
@@ -103,13 +93,13 @@ def _sum_range(
     """
     sums = tl.zeros((BLOCK_O, BLOCK_C), ACC)
     bias_sums = tl.zeros((BLOCK_O,), ACC)
-    tap_row = (t // shape.kernel[1]) * shape.dilation[0] - shape.padding[0]
-    tap_column = (t % shape.kernel[1]) * shape.dilation[1] - shape.padding[1]
+    TAPS: tl.constexpr = shape.kernel[0] * shape.kernel[1]
+    tap_row = (t // shape.kernel[1] * shape.dilation[0])[None, :]
+    tap_column = (t % shape.kernel[1] * shape.dilation[1])[None, :]
     for start in range(first, last, BLOCK_M):
         m = start + tl.arange(0, BLOCK_M)
         in_range = m < last
         n, i, j = unflatten(m, size.pooled_height, size.pooled_width)
-        n = n.to(tl.int64)
         at = (n * y_stride[0] + i * y_stride[2] + j * y_stride[3])[None, :] + (o * y_stride[1])[:, None]
         seen = is_channel[:, None] & in_range[None, :]
         code = tl.load(code_ptr + at, mask=seen, other=255).to(tl.int32)  # [BLOCK_O, BLOCK_M]
@@ -118,21 +108,23 @@ def _sum_range(
             if adds_bias:
                 bias_sums += tl.sum(tl.where(code == 255, 0.0, dy.to(ACC)), 1)
         if NEEDS_WEIGHT:
-            row = (i * shape.pool_stride[0] - shape.pool_padding[0]) * shape.stride[0]
-            column = (j * shape.pool_stride[1] - shape.pool_padding[1]) * shape.stride[1]
-            for p in tl.static_range(shape.pool[0] * shape.pool[1]):
-                h = (row + p // shape.pool[1] * shape.pool_dilation[0] * shape.stride[0])[:, None] + tap_row
-                w = (column + p % shape.pool[1] * shape.pool_dilation[1] * shape.stride[1])[:, None] + tap_column
-                seen = in_range[:, None] & (h >= 0) & (h < size.height) & (w >= 0) & (w < size.width) & is_column
-                at = x_columns + (n * x_stride[0])[:, None] + h * x_stride[2] + w * x_stride[3]
-                x = tl.load(at, mask=seen, other=0.0)  # [BLOCK_M, BLOCK_C]
-                if BLOCK_M == 1:
-                    sums += tl.where(code == p, dy.to(ACC) * x.to(ACC), 0.0)
-                elif BLOCK_O == 1:
-                    products = tl.where(tl.trans(code) == p, tl.trans(dy).to(ACC) * x.to(ACC), 0.0)
-                    sums += tl.sum(products, 0)[None, :]
-                else:
-                    sums = multiply(tl.where(code == p, dy, tl.zeros_like(dy)), x, sums, PRECISION)
+            row = (i * shape.pool_stride[0] - shape.pool_padding[0]) * shape.stride[0] - shape.padding[0]
+            column = (j * shape.pool_stride[1] - shape.pool_padding[1]) * shape.stride[1] - shape.padding[1]
+            for p_start in range(0, shape.pool[0] * shape.pool[1], unrolled(shape)):
+                for p_step in tl.static_range(unrolled(shape)):
+                    p = p_start + p_step
+                    h = (row + p // shape.pool[1] * (shape.pool_dilation[0] * shape.stride[0]))[:, None] + tap_row
+                    w = (column + p % shape.pool[1] * (shape.pool_dilation[1] * shape.stride[1]))[:, None] + tap_column
+                    seen = in_range[:, None] & (t < TAPS)[None, :] & visible(h, w, size.height, size.width, INSIDE)
+                    at = x_columns[None, :] + (n * x_stride[0])[:, None] + h * x_stride[2] + w * x_stride[3]
+                    x = tl.load(at, mask=seen, other=0.0)  # [BLOCK_M, BLOCK_C]
+                    if BLOCK_M == 1:
+                        sums += tl.where(code == p, dy.to(ACC) * x.to(ACC), 0.0)
+                    elif BLOCK_O == 1:
+                        products = tl.where(tl.trans(code) == p, tl.trans(dy).to(ACC) * x.to(ACC), 0.0)
+                        sums += tl.sum(products, 0)[None, :]
+                    else:
+                        sums = multiply(tl.where(code == p, dy, tl.zeros_like(dy)), x, sums, PRECISION)
     return sums, bias_sums
 
 
@@ -157,17 +149,17 @@ def sum_partials(
     A program sums BLOCK columns, BLOCK_R rows at a time; the order depends on the shapes alone.
     """
     TAPS: tl.constexpr = shape.kernel[0] * shape.kernel[1]
-    w_stride = widen(w_stride, INDEX)
+    w_stride = as_index(w_stride, INDEX)
     column = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
     in_range = column < weights + biases
     total = tl.zeros((BLOCK,), ACC)
     for start in range(0, ranges, BLOCK_R):
-        row = start + tl.arange(0, BLOCK_R).to(tl.int64)
+        row = start + tl.arange(0, BLOCK_R).to(INDEX)
         at = partial_ptr + row[:, None] * (weights + biases) + column[None, :]
         total += tl.sum(tl.load(at, mask=(row < ranges)[:, None] & in_range[None, :], other=0.0), 0)
-    t = column % TAPS
-    c = column // TAPS % size.inputs
-    o = column // TAPS // size.inputs
+    c = column % size.inputs
+    t = column // size.inputs % TAPS
+    o = column // size.inputs // TAPS
     at = o * w_stride[0] + c * w_stride[1] + t // shape.kernel[1] * w_stride[2] + t % shape.kernel[1] * w_stride[3]
     tl.store(dw_ptr + at, total.to(dw_ptr.dtype.element_ty), mask=column < weights)
     tl.store(db_ptr + column - weights, total.to(db_ptr.dtype.element_ty), mask=in_range & (column >= weights))

@@ -1,0 +1,225 @@
+"""From tensors to launches: grids, strides, integer types and precision. Everything a kernel is given is decided here."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from convpool import split
+from convpool.geometry import Geometry
+from convpool.gpu import config, epilogue
+from convpool.gpu.config import Architecture
+from convpool.gpu.forward import forward_direct, forward_dot
+from convpool.gpu.input_grad import input_grad
+from convpool.gpu.tiles import Shape, Sizes
+from convpool.gpu.weight_grad import sum_partials, weight_grad
+from convpool.layout import has_channels_last_strides, new_code, new_gradients, new_output
+from convpool.protocol import Needs, Plan
+
+
+def forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, plan: Plan, with_code: bool
+) -> tuple[Tensor, Tensor]:
+    if plan.plan == "split":
+        return split.forward(x, weight, bias, geometry, with_code, pool)
+    y = new_output(x, weight, geometry)
+    code = new_code(y, with_code)
+    if y.numel() == 0:
+        return y, code
+    arch = architecture()
+    launch = config.forward(geometry, x.dtype.itemsize, arch, has_channels_last_strides(x), has_channels_last_strides(y))
+    sizes = Sizes.of(geometry, geometry.batch * geometry.pooled_height * geometry.pooled_width)
+    common = (
+        *(x, weight, weight if bias is None else bias, y, code, sizes),
+        *(x.stride(), weight.stride(), 0 if bias is None else bias.stride(0), y.stride(), Shape.of(geometry)),
+    )
+    flags = {
+        "BLOCK_M": launch.rows,
+        "BLOCK_O": launch.columns,
+        "INSIDE": _reads_inside(geometry),
+        "HAS_BIAS": bias is not None,
+        "WITH_CODE": with_code,
+        "ACC": _accumulator(x.dtype),
+        "INDEX": _index_type(sizes.positions + launch.rows, x, weight, y),
+    }
+    groups, blocks = geometry.settings.groups, triton.cdiv(sizes.positions, launch.rows)
+    with _on_device_of(x):
+        if launch.summed == 0:
+            parts = triton.cdiv(sizes.outputs, launch.channels)
+            forward_direct[(groups * blocks * parts,)](
+                *common, INPUTS=launch.inputs, CHANNELS=launch.channels, **flags, **launch.options
+            )
+        else:
+            parts = triton.cdiv(sizes.outputs, launch.columns)
+            forward_dot[(groups * blocks * parts,)](
+                *common,
+                INPUTS=launch.inputs,
+                CHANNELS_INNER=has_channels_last_strides(x),
+                BLOCK_K=launch.summed,
+                PRECISION=_precision(x.dtype, arch),
+                **flags,
+                **launch.options,
+            )
+    return y, code
+
+
+def backward(
+    dy: Tensor, code: Tensor, x: Tensor | None, weight: Tensor, geometry: Geometry, plan: Plan, needs: Needs
+) -> tuple[Tensor, Tensor, Tensor]:
+    if plan.plan == "split":
+        return split.backward(dy, code, x, weight, geometry, needs, expand)
+    dx, dw, db = new_gradients(code, weight, geometry, needs)
+    with _on_device_of(weight):
+        if needs[1] or needs[2]:
+            _weight_grad(dy, code, x if needs[1] and x is not None else dy, weight, geometry, dw, db, needs)
+        if needs[0] and dx.numel():
+            _input_grad(dy, code, weight, geometry, dx)
+    return dx, dw, db
+
+
+def pool(z: Tensor, bias: Tensor | None, geometry: Geometry, y: Tensor, code: Tensor) -> None:
+    """Fill y, and code unless it is empty, from the conv output z: the split plan's epilogue."""
+    if y.numel() == 0:
+        return
+    block, options = config.pointwise(architecture(), y.numel())
+    sizes = Sizes.of(geometry, y.numel())._replace(outputs=geometry.out_channels)
+    with _on_device_of(z):
+        epilogue.pool[(triton.cdiv(y.numel(), block),)](
+            *(z, z if bias is None else bias, y, code, sizes),
+            *(z.stride(), 0 if bias is None else bias.stride(0), y.stride(), Shape.of(geometry)),
+            CHANNELS_LAST=has_channels_last_strides(y),
+            BLOCK=block,
+            HAS_BIAS=bias is not None,
+            WITH_CODE=code.numel() > 0,
+            ACC=_accumulator(z.dtype),
+            INDEX=_index_type(y.numel() + block, z, y),
+            **options,
+        )
+
+
+def expand(dy: Tensor, code: Tensor, geometry: Geometry, dz: Tensor) -> None:
+    """Fill dz, zeros included, from dy and the winners: what the split plan hands to the vendor's gradients."""
+    if dz.numel() == 0:
+        return
+    block, options = config.pointwise(architecture(), dz.numel())
+    sizes = Sizes.of(geometry, dz.numel())._replace(outputs=geometry.out_channels)
+    with _on_device_of(dz):
+        epilogue.expand[(triton.cdiv(dz.numel(), block),)](
+            *(dy, code, dz, sizes, code.stride(), dz.stride(), Shape.of(geometry)),
+            CHANNELS_LAST=has_channels_last_strides(dz),
+            BLOCK=block,
+            ACC=_accumulator(dz.dtype),
+            INDEX=_index_type(dz.numel() + block, dz, code),
+            **options,
+        )
+
+
+def architecture() -> Architecture:
+    """The limits of the device that launches go to."""
+    if triton.knobs.runtime.interpret:
+        return config.INTERPRETER
+    target = triton.runtime.driver.active.get_current_target()
+    return config.architecture_of(target.backend, target.arch)
+
+
+def _weight_grad(
+    dy: Tensor, code: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, dw: Tensor, db: Tensor, needs: Needs
+) -> None:
+    """Fill dw and db, those needed; x is only read for dw."""
+    arch = architecture()
+    launch = config.weight_grad(geometry, weight.dtype.itemsize, arch, needs[1])
+    sizes = Sizes.of(geometry, geometry.batch * geometry.pooled_height * geometry.pooled_width)
+    range_size = triton.cdiv(triton.cdiv(sizes.positions, launch.ranges), launch.summed) * launch.summed
+    ranges = max(1, triton.cdiv(sizes.positions, max(1, range_size)))
+    columns = dw.numel() + db.numel()
+    accumulator = _accumulator(weight.dtype)
+    partial_sums = torch.empty((ranges, columns), dtype=_TORCH_TYPE[accumulator], device=weight.device)
+    shape = Shape.of(geometry)
+    blocks = triton.cdiv(sizes.outputs, launch.rows) * geometry.settings.groups * ranges
+    if needs[1]:
+        blocks *= triton.cdiv(geometry.reduction, launch.columns)
+    weight_grad[(blocks,)](
+        *(x, dy, code, partial_sums, sizes, x.stride(), code.stride()),
+        *(range_size, ranges, columns, geometry.out_channels, shape),
+        BLOCK_O=launch.rows,
+        BLOCK_C=launch.columns,
+        BLOCK_M=launch.summed,
+        NEEDS_WEIGHT=needs[1],
+        NEEDS_BIAS=needs[2],
+        INSIDE=_reads_inside(geometry),
+        PRECISION=_precision(weight.dtype, arch),
+        ACC=accumulator,
+        INDEX=_index_type(max(sizes.positions + launch.summed, partial_sums.numel()), x, dy),
+        **launch.options,
+    )
+    second = config.sum_partials(arch, ranges, columns)
+    sum_partials[(triton.cdiv(columns, second.columns),)](
+        *(partial_sums, dw, db, sizes, dw.stride() if needs[1] else weight.stride()),
+        *(ranges, dw.numel(), db.numel(), shape),
+        BLOCK_R=second.rows,
+        BLOCK=second.columns,
+        ACC=accumulator,
+        INDEX=_index_type(partial_sums.numel() + second.columns, weight),
+        **second.options,
+    )
+
+
+def _input_grad(dy: Tensor, code: Tensor, weight: Tensor, geometry: Geometry, dx: Tensor) -> None:
+    arch = architecture()
+    launch = config.input_grad(geometry, weight.dtype.itemsize, arch)
+    settings = geometry.settings
+    cell_h, cell_w = (a * b for a, b in zip(settings.pool_stride, settings.stride, strict=True))
+    cells = geometry.batch * triton.cdiv(geometry.height, cell_h) * triton.cdiv(geometry.width, cell_w)
+    sizes = Sizes.of(geometry, cells)
+    parts = triton.cdiv(sizes.inputs * cell_h * cell_w, launch.columns)
+    blocks = triton.cdiv(cells, launch.rows)
+    input_grad[(geometry.settings.groups * parts * blocks,)](
+        *(dy, code, weight, dx, sizes, code.stride(), weight.stride(), dx.stride(), Shape.of(geometry)),
+        BLOCK_M=launch.rows,
+        BLOCK_C=launch.columns,
+        BLOCK_O=launch.summed,
+        PRECISION=_precision(weight.dtype, arch),
+        ACC=_accumulator(weight.dtype),
+        INDEX=_index_type(sizes.positions + launch.rows, dx, dy, weight),
+        **launch.options,
+    )
+
+
+_TORCH_TYPE = {tl.float32: torch.float32, tl.float64: torch.float64}
+
+
+def _accumulator(dtype: torch.dtype) -> tl.dtype:
+    return tl.float64 if dtype == torch.float64 else tl.float32
+
+
+def _precision(dtype: torch.dtype, arch: Architecture) -> str:
+    """How dot products treat their operands: as torch's convolutions are told to (in float32 that may mean TF32)."""
+    if arch.interpreted or (dtype.itemsize == 2 and not arch.matrix_unit):
+        return "upcast"
+    if dtype == torch.float32 and arch.tf32 and torch.backends.cudnn.conv.fp32_precision == "tf32":
+        return "tf32"
+    return "ieee"
+
+
+def _index_type(positions: int, *tensors: Tensor) -> tl.dtype:
+    """int64 where positions or the offsets in a tensor do not fit an int32."""
+    largest = positions
+    for t in tensors:
+        largest = max(largest, sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True)))
+    return tl.int64 if largest >= 1 << 31 else tl.int32
+
+
+def _reads_inside(g: Geometry) -> bool:
+    """Whether all window positions lie in the conv output and all taps in x, so that kernels need not look."""
+    s = g.settings
+    for axis, (size, pooled) in enumerate(((g.conv_height, g.pooled_height), (g.conv_width, g.pooled_width))):
+        last = (pooled - 1) * s.pool_stride[axis] + (s.pool_kernel[axis] - 1) * s.pool_dilation[axis]
+        if s.pool_padding[axis] or last >= size:
+            return False
+    return not any(s.padding)
+
+
+def _on_device_of(t: Tensor) -> AbstractContextManager[object]:
+    return torch.cuda.device(t.device) if t.device.type == "cuda" else nullcontext()
