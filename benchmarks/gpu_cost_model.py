@@ -26,9 +26,12 @@ from typing import Any
 import torch
 from convpool.cases import Case, by_name
 from convpool.gpu import launch
+from convpool.gpu.input_grad import windows_of_cell
 from convpool.gpu.offline import TARGETS, Launched, compiled_launches, machine_code, resources
+from convpool.gpu.tiles import unrolled
 from convpool.parity import Layout
 from convpool.protocol import Plan
+from triton import cdiv
 
 MULTIPROCESSORS, CLOCK = 132, 1.755e9  # H100 SXM: NVIDIA H100 Tensor Core GPU Architecture, table 3 and boost clock
 DRAM, L2 = 3.35e12, 5.5e12  # bytes a second; L2 is what microbenchmarks of others read, the data sheet has no figure
@@ -79,15 +82,18 @@ def layer_costs(case: Case, dtype: torch.dtype, layout: Layout, precision: str =
 
 def cost(launched: Launched) -> Cost:
     arguments = launched.arguments
-    loop, rest = _main_loop(machine_code(launched.kernel))
-    trips = _trips(launched)
-    instructions = launched.programs * launched.warps * (loop.total() * trips + rest)
+    code = _loops(machine_code(launched.kernel))
+    trips, inner = _trips(launched)
+    per_program = code.outside + trips * (code.around + inner * code.main.total())
+    instructions = launched.programs * launched.warps * per_program
+    trips *= inner
+    loop = code.main
     matrix = tile_bytes = 0.0
     if any(loop[op] for op in _MATRIX_OPS):
-        rows, columns, summed = _tile(launched)
+        rows, columns, summed, loaded = _tile(launched)
         itemsize = arguments["w_ptr" if "w_ptr" in arguments else "dy_ptr"].element_size()
         matrix = launched.programs * trips * 2 * rows * columns * summed / MATRIX[itemsize]
-        tile_bytes = launched.programs * trips * (rows + columns) * summed * itemsize
+        tile_bytes = launched.programs * trips * loaded * itemsize
     tensors = {id(t): t.numel() * t.element_size() for t in arguments.values() if isinstance(t, torch.Tensor)}
     issue = instructions / (MULTIPROCESSORS * 4 * CLOCK)
     found = resources(launched.kernel)
@@ -100,11 +106,24 @@ def cost(launched: Launched) -> Cost:
     )
 
 
-def _main_loop(code: str) -> tuple[Counter[str], int]:
-    """Instructions of the innermost loop with most multiply-adds, by opcode, and the number of all others."""
+@dataclass(frozen=True)
+class _Loops:
+    """Instructions of a kernel by where they are.
+
+    main: the innermost loop with most multiply-adds, by opcode. around: in the loop around that, if there is one.
+    outside: in no loop. What other loops hold is left out: in a gradient kernel they are those over winners alone, which only
+    a result that is not finite enters.
+    """
+
+    main: Counter[str]
+    around: int
+    outside: int
+
+
+def _loops(code: str) -> _Loops:
     opcodes: list[str] = []
     labels: dict[str, int] = {}
-    loops: list[tuple[int, int]] = []
+    loops: set[tuple[int, int]] = set()
     for line in code.splitlines():
         if label := re.match(r"^(\.L_x_\d+):", line):
             labels[label[1]] = len(opcodes)
@@ -113,50 +132,60 @@ def _main_loop(code: str) -> tuple[Counter[str], int]:
             opcodes.append(opcode)
             back = re.search(r"\((\.L_x_\d+)\)", operands) if opcode == "BRA" else None
             if back and labels.get(back[1], len(opcodes)) < len(opcodes) - 1:  # a branch to itself ends every kernel
-                loops.append((labels[back[1]], len(opcodes)))
-    innermost = [a for a in loops if not any(a != b and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
-    bodies = [Counter(opcodes[start:end]) for start, end in innermost]
-    total = sum(opcode != "NOP" for opcode in opcodes)
-    if not bodies:
-        return Counter(), total
-    main = max(bodies, key=lambda body: (sum(body[op] for op in _MATRIX_OPS), sum(body[op] for op in _MATH)))
-    return main, total - main.total()
+                loops.add((labels[back[1]], len(opcodes)))
+
+    def inside(a: tuple[int, int], b: tuple[int, int]) -> bool:
+        return a != b and b[0] <= a[0] and a[1] <= b[1]
+
+    def weight(loop: tuple[int, int]) -> tuple[int, int]:
+        body = Counter(opcodes[slice(*loop)])
+        return sum(body[op] for op in _MATRIX_OPS), sum(body[op] for op in _MATH)
+
+    in_loops = {at for start, end in loops for at in range(start, end)}
+    outside = sum(opcode != "NOP" for at, opcode in enumerate(opcodes) if at not in in_loops)
+    innermost = [a for a in loops if not any(inside(b, a) for b in loops)]
+    if not innermost:
+        return _Loops(Counter(), 0, outside)
+    main = max(innermost, key=weight)
+    enclosing = min((b for b in loops if inside(main, b)), key=lambda b: b[1] - b[0], default=main)
+    return _Loops(Counter(opcodes[slice(*main)]), enclosing[1] - enclosing[0] - (main[1] - main[0]), outside)
 
 
-def _trips(launched: Launched) -> int:
-    """How often a program goes round its main loop."""
+def _trips(launched: Launched) -> tuple[int, int]:
+    """How often a program goes round its main loop: trips of the loop around it, times trips within each of those."""
     a, size, shape = launched.arguments, launched.arguments["size"], launched.arguments["shape"]
     taps = shape.kernel[0] * shape.kernel[1]
-
-    def parts(total: int, block: int) -> int:
-        return -(-total // block)
-
+    window = shape.pool[0] * shape.pool[1]
     match launched.name:
         case "forward_direct":
-            return parts(min(a["CHANNELS"], size.outputs), a["BLOCK_O"])
+            return cdiv(min(a["CHANNELS"], size.outputs), a["BLOCK_O"]), 1
         case "forward_dot":
-            flat = parts(a["INPUTS"] * taps, a["BLOCK_K"])
-            return flat or taps * parts(size.inputs, a["BLOCK_K"])
+            flat = cdiv(a["INPUTS"] * taps, a["BLOCK_K"])
+            return flat or taps * cdiv(size.inputs, a["BLOCK_K"]), 1
         case "weight_grad":
-            return parts(a["range_size"], a["BLOCK_M"])
+            return cdiv(a["range_size"], a["BLOCK_M"]), window // unrolled(shape)
         case "sum_partials":
-            return parts(a["ranges"], a["BLOCK_R"])
+            return cdiv(a["ranges"], a["BLOCK_R"]), 1
         case "input_grad":
-            return taps * parts(size.outputs, a["BLOCK_O"])
-    return 1
+            windows = windows_of_cell(shape, 0) * windows_of_cell(shape, 1)
+            return windows * cdiv(size.outputs, a["BLOCK_O"]), window
+    return 1, 1
 
 
-def _tile(launched: Launched) -> tuple[int, int, int]:
-    """Rows, columns and summed products of the matrix product in one trip."""
-    a, pool = launched.arguments, launched.arguments["shape"].pool
-    window = pool[0] * pool[1]
+def _tile(launched: Launched) -> tuple[int, int, int, float]:
+    """Rows, columns and summed products of the matrix products in one trip, and the elements loaded for them."""
+    a, shape = launched.arguments, launched.arguments["shape"]
+    window = shape.pool[0] * shape.pool[1]
     match launched.name:
         case "forward_dot":
-            return a["BLOCK_M"] * (1 << (window - 1).bit_length()), a["BLOCK_O"], a["BLOCK_K"]
-        case "weight_grad":
-            return a["BLOCK_O"], a["BLOCK_C"], a["BLOCK_M"] * window
-        case _:
-            return a["BLOCK_M"], a["BLOCK_C"], a["BLOCK_O"]
+            rows, columns, summed = a["BLOCK_M"] * (1 << (window - 1).bit_length()), a["BLOCK_O"], a["BLOCK_K"]
+            return rows, columns, summed, (rows + columns) * summed
+        case "weight_grad":  # dy serves the whole window, x one position of it
+            rows, columns, summed = a["BLOCK_O"], a["BLOCK_C"], a["BLOCK_M"] * unrolled(shape)
+            return rows, columns, summed, (rows / window + columns) * summed
+        case _:  # as above, dy and weight
+            rows, columns, summed = a["BLOCK_M"], a["BLOCK_C"], a["BLOCK_O"]
+            return rows, columns, summed, (rows / window + columns) * summed
 
 
 def main() -> None:

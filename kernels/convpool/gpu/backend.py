@@ -9,17 +9,41 @@ from torch import Tensor
 from convpool.geometry import MAX_WINDOW, Geometry
 from convpool.protocol import Needs, Plan
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # as Triton decides: once, when a kernel is defined
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton reads it once too, when a kernel is defined
+
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+# An implicit matrix product in Triton reads its input tile once for every tap, so with many products it waits for the level-2
+# cache, and the vendor's convolution wins. The limits are from counting bytes (fused moves 2 to 7 times fewer than split) and
+# not yet calibrated on a GPU. A small conv output stays in the cache: there the number of launches decides (fused 1 + 3).
+_FUSED_PRODUCTS = 250
+_FUSED_BYTES = 8 << 20
+
+
+_FUSED = ("fused", "Triton kernels")
+_SPLIT = ("split", "the vendor's convolution and Triton's pooling pass")
 
 
 class TritonBackend:
+    """Serves floating-point tensors on GPUs, and on CPUs where Triton interprets its kernels (slow: for tests)."""
+
     name = "triton"
 
     def unavailable(self) -> str | None:
+        if find_spec("triton") is None:
+            return "Triton is not installed (it comes with torch for GPUs: pip install triton)"
+        if not INTERPRETED and not torch.cuda.is_available():
+            return "no GPU that torch can use (TRITON_INTERPRET=1 runs the kernels on the CPU, slowly)"
         return None
 
     def serves(self, geometry: Geometry, dtype: torch.dtype, device: torch.device) -> Plan | str:
-        return Plan("triton", "fused", "", "")
+        if device.type != "cuda" and not (INTERPRETED and device.type == "cpu"):
+            return f"Triton's kernels run on GPUs, got tensors on {device.type!r}"
+        if dtype not in _DTYPES:
+            return f"dtype {dtype} is not one of float32, float16, bfloat16, float64"
+        if geometry.window > MAX_WINDOW:
+            return f"a pool window of {geometry.window} positions exceeds the {MAX_WINDOW} that one byte can name"
+        return _plan(geometry, dtype)
 
     def forward(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, plan: Plan, with_code: bool
@@ -34,6 +58,26 @@ class TritonBackend:
         from convpool.gpu import launch
 
         return launch.backward(dy, code, x, weight, geometry, plan, needs)
+
+
+def _plan(g: Geometry, dtype: torch.dtype) -> Plan:
+    """Fused where few products make a conv output, each window position counting, or where the conv output is small.
+
+    A GPU's users gain by measured tuning here: whatever replaces this rule must answer from the geometry alone, so that the
+    backward pass and the compiler meet the same plan as the forward pass.
+    """
+    positions = g.conv_height * g.conv_width
+    computed = g.window * g.pooled_height * g.pooled_width  # conv outputs, those in several windows counted for each
+    conv_bytes = g.batch * g.out_channels * positions * dtype.itemsize
+    if g.reduction * computed <= _FUSED_PRODUCTS * positions:
+        plan, reason = _FUSED, "with at most 250 products a conv output memory decides, and the fused kernels move least"
+    elif conv_bytes <= _FUSED_BYTES:
+        plan, reason = _FUSED, "the conv output is at most 8 MiB, so the number of launches decides"
+    else:
+        plan, reason = _SPLIT, "more than 250 products for each of many conv outputs: arithmetic decides, the vendor's is best"
+    if INTERPRETED:
+        return Plan("triton", *plan, f"{reason}; in Triton's interpreter, named outright", profitable=False)
+    return Plan("triton", *plan, reason)
 
 
 BACKEND = TritonBackend()

@@ -1,6 +1,6 @@
 """How each kernel is launched: block sizes, warps and pipeline stages, from the shape and the architecture's limits."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from convpool.geometry import Geometry
@@ -56,8 +56,9 @@ def architecture_of(backend: str, arch: int | str) -> Architecture:
 class Launch:
     """One kernel's blocks as those of a matrix product (rows, columns, summed), 0 where a kernel has no such axis.
 
-    inputs: channels of a group where the kernel is compiled for their number, else 0.
-    ranges: for the weight gradient, into how many ranges the pooled positions are cut.
+    inputs: for forward_dot, the input channels of a group if their products are flattened with the taps', else 0.
+    channels: for forward_direct, the output channels of one program.
+    ranges: for weight_grad, into how many ranges the pooled positions are cut.
     """
 
     rows: int
@@ -66,8 +67,8 @@ class Launch:
     warps: int = 4
     stages: int = 1
     inputs: int = 0
-    ranges: int = 1
     channels: int = 0
+    ranges: int = 1
 
     @property
     def options(self) -> dict[str, int]:
@@ -79,72 +80,84 @@ _PATCH_PRODUCTS = 288  # and unrolls this many multiply-adds a channel at most
 _BLOCKS_WANTED = 264  # two blocks for each of 132 multiprocessors; fixed, so that sums come out alike on every device
 
 
-def forward(g: Geometry, itemsize: int, arch: Architecture, x_last: bool, y_last: bool) -> Launch:
+def forward(g: Geometry, precision: str, itemsize: int, arch: Architecture, y_last: bool) -> Launch:
     """`summed` is 0 for forward_direct; else the launch is forward_dot's."""
     if _fits_registers(g):
         return _forward_direct(g, arch, y_last)
-    return _forward_dot(g, itemsize, arch, x_last)
+    return _forward_dot(g, precision, itemsize, arch)
 
 
-def weight_grad(g: Geometry, itemsize: int, arch: Architecture, needs_weight: bool) -> Launch:
-    outputs, taps = g.out_channels // g.settings.groups, g.reduction
-    rows = 1 if outputs == 1 else max(16, min(64, _power_above(outputs)))
-    columns = max(16, min(64, _power_above(taps)))
+def weight_grad(g: Geometry, precision: str, itemsize: int, arch: Architecture, needs_weight: bool) -> Launch:
+    """rows are output channels, columns (tap, channel), summed the pooled positions of one trip."""
+    outputs = g.out_channels // g.settings.groups
     positions = g.batch * g.pooled_height * g.pooled_width
     if arch.interpreted:
-        summed = max(16, min(1024, _power_above(positions)))
-        return Launch(rows, max(16, min(512, _power_above(taps))), summed, ranges=2)
-    summed = 32
-    blocks = g.settings.groups * -(-outputs // rows) * (-(-taps // columns) if needs_weight else 1)
-    ranges = max(1, min(_BLOCKS_WANTED // blocks, -(-positions // summed)))
-    return Launch(rows, columns, summed, 4, 1, ranges=ranges)
+        rows = 1 if outputs == 1 else _block(outputs, 256)
+        return Launch(rows, _block(g.reduction, 512), _block(positions, 1024), ranges=2)
+    most = 64 if _on_matrix_unit(precision, itemsize) else 32
+    rows = 1 if outputs == 1 else _block(outputs, most)
+    columns = _block(g.reduction, most)
+    blocks = g.settings.groups * -(-outputs // rows) * (-(-g.reduction // columns) if needs_weight else 1)
+    return Launch(rows, columns, 32, ranges=max(1, min(_BLOCKS_WANTED // blocks, -(-positions // 32))))
 
 
 def sum_partials(arch: Architecture, ranges: int, columns: int) -> Launch:
+    """rows are ranges, columns the partial sums' columns; 32 of them let a warp read whole sectors."""
     if arch.interpreted:
         return Launch(_power_above(ranges), min(4096, _power_above(columns)))
-    return Launch(64, 32)
+    return Launch(min(64, _power_above(ranges)), 32)
 
 
-def input_grad(g: Geometry, itemsize: int, arch: Architecture) -> Launch:
+def input_grad(g: Geometry, precision: str, itemsize: int, arch: Architecture) -> Launch:
+    """rows are cells, columns (phase, channel), summed the output channels of one trip."""
     s = g.settings
     outputs = g.out_channels // s.groups
-    phases = s.pool_stride[0] * s.stride[0] * s.pool_stride[1] * s.stride[1]
-    cells = g.batch * -(-g.height // (s.pool_stride[0] * s.stride[0])) * -(-g.width // (s.pool_stride[1] * s.stride[1]))
-    columns = _power_above(g.group_channels * phases)
-    summed = 1 if outputs == 1 else max(16, min(32, _power_above(outputs)))
+    cell_h, cell_w = (a * b for a, b in zip(s.pool_stride, s.stride, strict=True))
+    columns = g.group_channels * cell_h * cell_w
     if arch.interpreted:
-        return Launch(max(16, min(1024, _power_above(cells))), max(16, min(512, columns)), summed)
-    return Launch(64, max(16, min(128, columns)), summed, 4, 1)
+        cells = g.batch * -(-g.height // cell_h) * -(-g.width // cell_w)
+        return Launch(_block(cells, 1024), _block(columns, 512), 1 if outputs == 1 else _block(outputs, 128))
+    if not _on_matrix_unit(precision, itemsize):
+        return Launch(32, _block(columns, 64), 1 if outputs == 1 else 16)
+    columns = _block(columns, 128)
+    return Launch(64, columns, 1 if outputs == 1 else _block(outputs, 32), warps=8 if columns == 128 else 4)
 
 
-def pointwise(arch: Architecture, count: int) -> tuple[int, dict[str, int]]:
-    block = min(65536, _power_above(count)) if arch.interpreted else 512
-    return block, {"num_warps": 4}
+def pointwise(arch: Architecture, count: int) -> Launch:
+    """The split plan's kernels: rows are elements, 4 a thread."""
+    return Launch(min(65536, _power_above(count)) if arch.interpreted else 512)
 
 
 def _forward_direct(g: Geometry, arch: Architecture, y_last: bool) -> Launch:
     outputs = g.out_channels // g.settings.groups
-    columns = min(32, _power_above(outputs)) if y_last else 1
     positions = g.batch * g.pooled_height * g.pooled_width
     if arch.interpreted:
-        columns = min(64, _power_above(outputs))
-        return Launch(max(1, min(2048, _power_above(positions))), columns, inputs=g.group_channels, channels=outputs)
-    return Launch(128 if columns == 1 else 32, columns, inputs=g.group_channels, channels=min(outputs, 32))
+        return Launch(min(2048, _power_above(positions)), min(64, _power_above(outputs)), channels=outputs)
+    if not y_last:  # neighbours in a warp are positions: contiguous in y, and weights are the same for all
+        return Launch(128, 1, channels=min(outputs, 32))
+    columns = min(32, _power_above(outputs))
+    values = 4 if g.reduction <= 16 else 2  # a thread; more would need more registers than it has
+    return Launch(max(1, values * 128 // columns), columns, channels=columns)
 
 
-def _forward_dot(g: Geometry, itemsize: int, arch: Architecture, x_last: bool) -> Launch:
+def _forward_dot(g: Geometry, precision: str, itemsize: int, arch: Architecture) -> Launch:
     outputs, inputs = g.out_channels // g.settings.groups, g.group_channels
     window = _power_above(g.window)
-    flat = inputs < 16
-    summed = max(16, min(32, _power_above(inputs * g.kernel[0] * g.kernel[1] if flat else inputs)))
-    columns = max(16, min(64, _power_above(outputs)))
+    few = inputs if inputs < 16 else 0  # fewer than a matrix instruction sums: taps are flattened into it
+    products = g.reduction if few else inputs
     positions = g.batch * g.pooled_height * g.pooled_width
     if arch.interpreted:
-        rows = max(1, 16 // window, min(4096 // window, _power_above(positions)))
-        return Launch(rows, columns, max(summed, 64), inputs=inputs if flat else 0)
+        rows = max(-(-16 // window), min(4096 // window, _power_above(positions)))
+        return Launch(rows, _block(outputs, 256), _block(products, 256), inputs=few)
     rows = max(1, 128 // window)
-    return Launch(rows, columns, summed, 8, 3, inputs if flat else 0)
+    launch = Launch(rows, _block(outputs, 64 if window <= 128 else 32), _block(products, 32), 8, inputs=few)
+    stage = (rows * window + launch.columns) * launch.summed * itemsize
+    return replace(launch, stages=max(1, min(3, arch.shared_memory // (2 * stage))))  # two blocks share a multiprocessor
+
+
+def _on_matrix_unit(precision: str, itemsize: int) -> bool:
+    """Whether products are made of matrix instructions; without them a tile's operands go through registers one by one."""
+    return precision == "tf32" or (precision == "ieee" and itemsize == 2)
 
 
 def _fits_registers(g: Geometry) -> bool:
@@ -154,6 +167,11 @@ def _fits_registers(g: Geometry) -> bool:
         step = s.pool_dilation[axis] * s.stride[axis]
         patch *= (s.pool_kernel[axis] - 1) * step + (g.kernel[axis] - 1) * s.dilation[axis] + 1
     return patch <= _PATCH_VALUES and g.window * g.reduction <= _PATCH_PRODUCTS
+
+
+def _block(size: int, most: int) -> int:
+    """A block for an axis of a matrix product, which takes at least 16."""
+    return max(16, min(most, _power_above(size)))
 
 
 def _power_above(n: int) -> int:

@@ -37,7 +37,7 @@ def forward_direct(
     code_ptr,
     size,
     x_stride,
-    w_stride,
+    w_stride: tl.constexpr,
     b_stride,
     y_stride,
     shape: tl.constexpr,
@@ -53,7 +53,8 @@ def forward_direct(
 ):
     """Few products a conv output: the input patch under a pool window stays in registers while CHANNELS channels pass by.
 
-    A program computes BLOCK_M windows of CHANNELS output channels, BLOCK_O at a time.
+    A program computes BLOCK_M windows of CHANNELS output channels (a multiple of BLOCK_O), BLOCK_O at a time.
+    Weight strides are compiled in, for one layer's do not change, and offsets inside a filter then cost no instructions.
     """
     KH: tl.constexpr = shape.kernel[0]
     KW: tl.constexpr = shape.kernel[1]
@@ -64,7 +65,6 @@ def forward_direct(
     blocks = tl.cdiv(size.positions, BLOCK_M)
     pid = tl.program_id(0).to(INDEX)
     x_stride = as_index(x_stride, INDEX)
-    w_stride = as_index(w_stride, INDEX)
     y_stride = as_index(y_stride, INDEX)
     first_channel = (pid % parts) * CHANNELS
     group = pid // parts // blocks
@@ -86,19 +86,19 @@ def forward_direct(
                 patch = patch + (tl.load(at, mask=seen, other=0.0).to(ACC),)  # [BLOCK_M, 1]
 
     y_base = n * y_stride[0] + i * y_stride[2] + j * y_stride[3]
-    for channel in range(0, CHANNELS, BLOCK_O):
-        o = first_channel + channel + tl.arange(0, BLOCK_O)[None, :]  # [1, BLOCK_O]
-        is_channel = (channel + tl.arange(0, BLOCK_O)[None, :] < CHANNELS) & (o < size.outputs)
-        o = group * size.outputs + o
+    step = tl.arange(0, BLOCK_O)[None, :]  # [1, BLOCK_O]
+    for start in range(first_channel, tl.minimum(first_channel + CHANNELS, size.outputs), BLOCK_O):
+        is_channel = True if BLOCK_O == 1 else start + step < size.outputs
+        o = group * size.outputs + start
         weights = ()
         for c in tl.static_range(INPUTS):
             for h in tl.static_range(KH):
                 for w in tl.static_range(KW):
                     tap = w_ptr + o * w_stride[0] + c * w_stride[1] + h * w_stride[2] + w * w_stride[3]
-                    weights = weights + (tl.load(tap, mask=is_channel, other=0.0).to(ACC),)  # [1, BLOCK_O]
+                    weights = weights + (tl.load(tap + step * w_stride[0], mask=is_channel, other=0.0).to(ACC),)
         bias = tl.zeros((1, BLOCK_O), ACC)
         if HAS_BIAS:
-            bias = tl.load(b_ptr + o * b_stride, mask=is_channel, other=0.0).to(ACC)
+            bias = tl.load(b_ptr + o * b_stride + step * b_stride, mask=is_channel, other=0.0).to(ACC)
 
         best = tl.full((BLOCK_M, BLOCK_O), float("-inf"), ACC)
         winner = tl.zeros((BLOCK_M, BLOCK_O), tl.int32)
@@ -112,7 +112,7 @@ def forward_direct(
             wins = better(z, best)
             best = tl.where(wins, z, best)
             winner = tl.where(wins, p, winner)
-        _store(y_ptr, code_ptr, y_base + o * y_stride[1], best, winner, in_range & is_channel, WITH_CODE)
+        _store(y_ptr, code_ptr, y_base + (o + step) * y_stride[1], best, winner, in_range & is_channel, WITH_CODE)
 
 
 @triton.jit
@@ -175,7 +175,7 @@ def forward_dot(
     is_channel = o < size.outputs
     o = group * size.outputs + o
 
-    x_rows = x_ptr + n * x_stride[0] + group * size.inputs * x_stride[1]
+    x_rows = x_ptr + n * x_stride[0] + row * x_stride[2] + column * x_stride[3] + group * size.inputs * x_stride[1]
     w_columns = w_ptr + o * w_stride[0]
     acc = tl.zeros((WINDOW * BLOCK_M, BLOCK_O), ACC)
     step = tl.arange(0, BLOCK_K).to(INDEX)
@@ -189,8 +189,8 @@ def forward_dot(
             h = row[:, None] + (th * shape.dilation[0])[None, :]
             w = column[:, None] + (tw * shape.dilation[1])[None, :]
             seen = exists[:, None] & (k < INPUTS * TAPS)[None, :] & visible(h, w, size.height, size.width, INSIDE)
-            at = x_rows[:, None] + (c * x_stride[1])[None, :] + h * x_stride[2] + w * x_stride[3]
-            a = tl.load(at, mask=seen, other=0.0)  # [WINDOW * BLOCK_M, BLOCK_K]
+            tap = c * x_stride[1] + th * shape.dilation[0] * x_stride[2] + tw * shape.dilation[1] * x_stride[3]
+            a = tl.load(x_rows[:, None] + tap[None, :], mask=seen, other=0.0)  # [WINDOW * BLOCK_M, BLOCK_K]
             at = w_columns[None, :] + (c * w_stride[1] + th * w_stride[2] + tw * w_stride[3])[:, None]
             b = tl.load(at, mask=(k < INPUTS * TAPS)[:, None] & is_channel[None, :], other=0.0)  # [BLOCK_K, BLOCK_O]
             acc = multiply(a, b, acc, PRECISION)
@@ -204,7 +204,8 @@ def forward_dot(
             h = row + th * shape.dilation[0]
             w = column + tw * shape.dilation[1]
             seen = exists & visible(h, w, size.height, size.width, INSIDE)
-            at = (x_rows + h * x_stride[2] + w * x_stride[3])[:, None] + (c * x_stride[1])[None, :]
+            tap = c * x_stride[1] + th * shape.dilation[0] * x_stride[2] + tw * shape.dilation[1] * x_stride[3]
+            at = x_rows[:, None] + tap[None, :]
             a = tl.load(at, mask=seen[:, None] & (c < size.inputs)[None, :], other=0.0)
             at = (w_columns + th * w_stride[2] + tw * w_stride[3])[None, :] + (c * w_stride[1])[:, None]
             b = tl.load(at, mask=(c < size.inputs)[:, None] & is_channel[None, :], other=0.0)

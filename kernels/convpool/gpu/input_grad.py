@@ -14,7 +14,7 @@ product for each p, into one accumulator.
 import triton
 import triton.language as tl
 
-from convpool.gpu.tiles import Shape, as_index, has_non_finite, multiply, unflatten, unrolled
+from convpool.gpu.tiles import Shape, as_index, is_finite, multiply, unflatten
 
 
 @triton.jit
@@ -52,13 +52,24 @@ def input_grad(
         dy_ptr, code_ptr, w_ptr, m, column, group, size, y_stride, w_stride, shape, BLOCK_M, BLOCK_C, BLOCK_O, PRECISION,
         ACC, INDEX,
     )  # fmt: skip
-    # Positions that did not win add 0 * weight, a NaN where that is not finite: then all is summed again, winners only.
-    if BLOCK_O > 1:
-        if has_non_finite(sums):
-            sums = _sum_windows(
-                dy_ptr, code_ptr, w_ptr, m, column, group, size, y_stride, w_stride, shape, BLOCK_M, BLOCK_C, 1, PRECISION,
-                ACC, INDEX,
-            )  # fmt: skip
+    # Positions that did not win add 0 * weight, a NaN where that is not finite: then each cell is summed again by itself.
+    finite = True if BLOCK_O == 1 else is_finite(sums)
+    if finite:
+        _store(dx_ptr, sums, m, column, group, size, x_stride, shape)
+    else:
+        for row in range(0, BLOCK_M):
+            one = (pid // parts % blocks) * BLOCK_M + row + tl.arange(0, 1)
+            cell_sums = _sum_winners(
+                dy_ptr, code_ptr, w_ptr, one, column, group, size, y_stride, w_stride, shape, BLOCK_C, ACC
+            )
+            _store(dx_ptr, cell_sums, one, column, group, size, x_stride, shape)
+
+
+@triton.jit
+def _store(dx_ptr, sums, m, column, group, size, x_stride, shape: tl.constexpr):
+    """dx [cells, columns] written where its positions lie in x."""
+    CELL_H: tl.constexpr = shape.pool_stride[0] * shape.stride[0]
+    CELL_W: tl.constexpr = shape.pool_stride[1] * shape.stride[1]
     n, i, j = unflatten(m, tl.cdiv(size.height, CELL_H), tl.cdiv(size.width, CELL_W))
     phase = column // size.inputs
     c = group * size.inputs + column % size.inputs
@@ -75,19 +86,19 @@ def _sum_windows(
     BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr,
     PRECISION: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
 ):  # fmt: skip
-    """dx [BLOCK_M, BLOCK_C]. With BLOCK_O 1 there is no matrix product, and only winners are multiplied."""
+    """dx [BLOCK_M, BLOCK_C] of cells m. With BLOCK_O 1 there is no matrix product, and only winners are multiplied."""
     CELL_H: tl.constexpr = shape.pool_stride[0] * shape.stride[0]
     CELL_W: tl.constexpr = shape.pool_stride[1] * shape.stride[1]
     FIRST_H: tl.constexpr = _first_window(shape, 0)
     FIRST_W: tl.constexpr = _first_window(shape, 1)
-    WINDOWS_W: tl.constexpr = _windows(shape, 1)
+    WINDOWS_W: tl.constexpr = windows_of_cell(shape, 1)
     in_range = m < size.positions
     n, cell_i, cell_j = unflatten(m, tl.cdiv(size.height, CELL_H), tl.cdiv(size.width, CELL_W))
     phase = column // size.inputs
     w_columns = w_ptr + column % size.inputs * w_stride[1]
     sums = tl.zeros((BLOCK_M, BLOCK_C), ACC)
     chunks = tl.cdiv(size.outputs, BLOCK_O)
-    for step in range(0, _windows(shape, 0) * WINDOWS_W * chunks):
+    for step in range(0, windows_of_cell(shape, 0) * WINDOWS_W * chunks):
         di = FIRST_H + step // chunks // WINDOWS_W
         dj = FIRST_W + step // chunks % WINDOWS_W
         o = step % chunks * BLOCK_O + tl.arange(0, BLOCK_O).to(INDEX)
@@ -100,18 +111,47 @@ def _sum_windows(
         at = (n * y_stride[0] + i * y_stride[2] + j * y_stride[3])[:, None] + (o * y_stride[1])[None, :]
         code = tl.load(code_ptr + at, mask=seen, other=255).to(tl.int32)  # [BLOCK_M, BLOCK_O]
         dy = tl.load(dy_ptr + at, mask=seen, other=0.0)
-        for p_start in range(0, shape.pool[0] * shape.pool[1], unrolled(shape)):
-            for p_step in tl.static_range(unrolled(shape)):
-                p = p_start + p_step
-                th, has_row = _tap(phase // CELL_W, di, p // shape.pool[1], shape, 0)
-                tw, has_column = _tap(phase % CELL_W, dj, p % shape.pool[1], shape, 1)
-                has_tap = has_row & has_column & (phase < CELL_H * CELL_W)
-                at = (w_columns + th * w_stride[2] + tw * w_stride[3])[None, :] + (o * w_stride[0])[:, None]
-                weight = tl.load(at, mask=is_channel[:, None] & has_tap[None, :], other=0.0)  # [BLOCK_O, BLOCK_C]
-                if BLOCK_O == 1:
-                    sums += tl.where((code == p) & has_tap[None, :], dy.to(ACC) * weight.to(ACC), 0.0)
-                else:
-                    sums = multiply(tl.where(code == p, dy, tl.zeros_like(dy)), weight, sums, PRECISION)
+        for p in range(0, shape.pool[0] * shape.pool[1]):
+            th, has_row = _tap(phase // CELL_W, di, p // shape.pool[1], shape, 0)
+            tw, has_column = _tap(phase % CELL_W, dj, p % shape.pool[1], shape, 1)
+            has_tap = has_row & has_column & (phase < CELL_H * CELL_W)
+            taps = (w_columns + th * w_stride[2] + tw * w_stride[3])[None, :] + (o * w_stride[0])[:, None]
+            weight = tl.load(taps, mask=is_channel[:, None] & has_tap[None, :], other=0.0)  # [BLOCK_O, BLOCK_C]
+            if BLOCK_O == 1:
+                sums += tl.where((code == p) & has_tap[None, :], dy.to(ACC) * weight.to(ACC), 0.0)
+            else:
+                sums = multiply(tl.where(code == p, dy, tl.zeros_like(dy)), weight, sums, PRECISION)
+    return sums
+
+
+@triton.jit
+def _sum_winners(
+    dy_ptr, code_ptr, w_ptr, m, column, group, size, y_stride, w_stride, shape: tl.constexpr, BLOCK_C: tl.constexpr,
+    ACC: tl.constexpr,
+):  # fmt: skip
+    """dx [1, BLOCK_C] of one cell m [1], winner by winner: slow, and nothing is multiplied by 0."""
+    CELL_H: tl.constexpr = shape.pool_stride[0] * shape.stride[0]
+    CELL_W: tl.constexpr = shape.pool_stride[1] * shape.stride[1]
+    n, cell_i, cell_j = unflatten(m, tl.cdiv(size.height, CELL_H), tl.cdiv(size.width, CELL_W))
+    phase = column // size.inputs
+    sums = tl.zeros((1, BLOCK_C), ACC)
+    for window in range(0, windows_of_cell(shape, 0) * windows_of_cell(shape, 1)):
+        di = _first_window(shape, 0) + window // windows_of_cell(shape, 1)
+        dj = _first_window(shape, 1) + window % windows_of_cell(shape, 1)
+        i = cell_i + di
+        j = cell_j + dj
+        seen = (m < size.positions) & (i >= 0) & (i < size.pooled_height) & (j >= 0) & (j < size.pooled_width)
+        for channel in range(0, size.outputs):
+            o = group * size.outputs + channel
+            at = n * y_stride[0] + o * y_stride[1] + i * y_stride[2] + j * y_stride[3]
+            code = tl.load(code_ptr + at, mask=seen, other=255).to(tl.int32)
+            dy = tl.load(dy_ptr + at, mask=seen, other=0.0).to(ACC)
+            th, has_row = _tap(phase // CELL_W, di, code // shape.pool[1], shape, 0)
+            tw, has_column = _tap(phase % CELL_W, dj, code % shape.pool[1], shape, 1)
+            has_tap = has_row & has_column & (phase < CELL_H * CELL_W) & (code < 255)
+            tap = w_ptr + o * w_stride[0] + column % size.inputs * w_stride[1] + th * w_stride[2] + tw * w_stride[3]
+            weight = tl.load(tap, mask=has_tap, other=0.0).to(ACC)
+            sums += tl.where(has_tap, dy * weight, 0.0)[None, :]
     return sums
 
 
@@ -137,7 +177,7 @@ def _first_window(shape: Shape, axis: int) -> int:
 
 
 @triton.constexpr_function
-def _windows(shape: Shape, axis: int) -> int:
+def windows_of_cell(shape: Shape, axis: int) -> int:
     """How many windows in a row (axis 0) or column read one cell."""
     cell = shape.pool_stride[axis] * shape.stride[axis]
     nearest = -shape.pool_padding[axis] * shape.stride[axis] - shape.padding[axis]

@@ -29,7 +29,8 @@ def forward(
     if y.numel() == 0:
         return y, code
     arch = architecture()
-    launch = config.forward(geometry, x.dtype.itemsize, arch, has_channels_last_strides(x), has_channels_last_strides(y))
+    precision, last = _precision(x.dtype, arch), has_channels_last_strides(y)
+    launch = config.forward(geometry, precision, x.dtype.itemsize, arch, last)
     sizes = Sizes.of(geometry, geometry.batch * geometry.pooled_height * geometry.pooled_width)
     common = (
         *(x, weight, weight if bias is None else bias, y, code, sizes),
@@ -49,7 +50,7 @@ def forward(
         if launch.summed == 0:
             parts = triton.cdiv(sizes.outputs, launch.channels)
             forward_direct[(groups * blocks * parts,)](
-                *common, INPUTS=launch.inputs, CHANNELS=launch.channels, **flags, **launch.options
+                *common, INPUTS=geometry.group_channels, CHANNELS=launch.channels, **flags, **launch.options
             )
         else:
             parts = triton.cdiv(sizes.outputs, launch.columns)
@@ -58,7 +59,7 @@ def forward(
                 INPUTS=launch.inputs,
                 CHANNELS_INNER=has_channels_last_strides(x),
                 BLOCK_K=launch.summed,
-                PRECISION=_precision(x.dtype, arch),
+                PRECISION=precision,
                 **flags,
                 **launch.options,
             )
@@ -83,19 +84,19 @@ def pool(z: Tensor, bias: Tensor | None, geometry: Geometry, y: Tensor, code: Te
     """Fill y, and code unless it is empty, from the conv output z: the split plan's epilogue."""
     if y.numel() == 0:
         return
-    block, options = config.pointwise(architecture(), y.numel())
+    launch = config.pointwise(architecture(), y.numel())
     sizes = Sizes.of(geometry, y.numel())._replace(outputs=geometry.out_channels)
     with _on_device_of(z):
-        epilogue.pool[(triton.cdiv(y.numel(), block),)](
+        epilogue.pool[(triton.cdiv(y.numel(), launch.rows),)](
             *(z, z if bias is None else bias, y, code, sizes),
             *(z.stride(), 0 if bias is None else bias.stride(0), y.stride(), Shape.of(geometry)),
             CHANNELS_LAST=has_channels_last_strides(y),
-            BLOCK=block,
+            BLOCK=launch.rows,
             HAS_BIAS=bias is not None,
             WITH_CODE=code.numel() > 0,
             ACC=_accumulator(z.dtype),
-            INDEX=_index_type(y.numel() + block, z, y),
-            **options,
+            INDEX=_index_type(y.numel() + launch.rows, z, y),
+            **launch.options,
         )
 
 
@@ -103,16 +104,16 @@ def expand(dy: Tensor, code: Tensor, geometry: Geometry, dz: Tensor) -> None:
     """Fill dz, zeros included, from dy and the winners: what the split plan hands to the vendor's gradients."""
     if dz.numel() == 0:
         return
-    block, options = config.pointwise(architecture(), dz.numel())
+    launch = config.pointwise(architecture(), dz.numel())
     sizes = Sizes.of(geometry, dz.numel())._replace(outputs=geometry.out_channels)
     with _on_device_of(dz):
-        epilogue.expand[(triton.cdiv(dz.numel(), block),)](
+        epilogue.expand[(triton.cdiv(dz.numel(), launch.rows),)](
             *(dy, code, dz, sizes, code.stride(), dz.stride(), Shape.of(geometry)),
             CHANNELS_LAST=has_channels_last_strides(dz),
-            BLOCK=block,
+            BLOCK=launch.rows,
             ACC=_accumulator(dz.dtype),
-            INDEX=_index_type(dz.numel() + block, dz, code),
-            **options,
+            INDEX=_index_type(dz.numel() + launch.rows, dz, code),
+            **launch.options,
         )
 
 
@@ -129,7 +130,8 @@ def _weight_grad(
 ) -> None:
     """Fill dw and db, those needed; x is only read for dw."""
     arch = architecture()
-    launch = config.weight_grad(geometry, weight.dtype.itemsize, arch, needs[1])
+    precision = _precision(weight.dtype, arch)
+    launch = config.weight_grad(geometry, precision, weight.dtype.itemsize, arch, needs[1])
     sizes = Sizes.of(geometry, geometry.batch * geometry.pooled_height * geometry.pooled_width)
     range_size = triton.cdiv(triton.cdiv(sizes.positions, launch.ranges), launch.summed) * launch.summed
     ranges = max(1, triton.cdiv(sizes.positions, max(1, range_size)))
@@ -149,7 +151,7 @@ def _weight_grad(
         NEEDS_WEIGHT=needs[1],
         NEEDS_BIAS=needs[2],
         INSIDE=_reads_inside(geometry),
-        PRECISION=_precision(weight.dtype, arch),
+        PRECISION=precision,
         ACC=accumulator,
         INDEX=_index_type(max(sizes.positions + launch.summed, partial_sums.numel()), x, dy),
         **launch.options,
@@ -168,7 +170,8 @@ def _weight_grad(
 
 def _input_grad(dy: Tensor, code: Tensor, weight: Tensor, geometry: Geometry, dx: Tensor) -> None:
     arch = architecture()
-    launch = config.input_grad(geometry, weight.dtype.itemsize, arch)
+    precision = _precision(weight.dtype, arch)
+    launch = config.input_grad(geometry, precision, weight.dtype.itemsize, arch)
     settings = geometry.settings
     cell_h, cell_w = (a * b for a, b in zip(settings.pool_stride, settings.stride, strict=True))
     cells = geometry.batch * triton.cdiv(geometry.height, cell_h) * triton.cdiv(geometry.width, cell_w)
@@ -180,7 +183,7 @@ def _input_grad(dy: Tensor, code: Tensor, weight: Tensor, geometry: Geometry, dx
         BLOCK_M=launch.rows,
         BLOCK_C=launch.columns,
         BLOCK_O=launch.summed,
-        PRECISION=_precision(weight.dtype, arch),
+        PRECISION=precision,
         ACC=_accumulator(weight.dtype),
         INDEX=_index_type(sizes.positions + launch.rows, dx, dy, weight),
         **launch.options,

@@ -120,6 +120,6 @@ def multiply(a, b, acc, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def has_non_finite(t):
-    """Whether a 2-d tile holds an infinity or a NaN."""
-    return tl.max(tl.max((~(tl.abs(t) < float("inf"))).to(tl.int32), 1), 0) > 0
+def is_finite(t):
+    """Whether a 2-d tile holds no infinity and no NaN."""
+    return tl.min(tl.min((tl.abs(t) < float("inf")).to(tl.int32), 1), 0) > 0

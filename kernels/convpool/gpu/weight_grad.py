@@ -8,7 +8,7 @@ window offset, `dz_p = dy where code == p` makes it a sum of matrix products [o,
 import triton
 import triton.language as tl
 
-from convpool.gpu.tiles import as_index, has_non_finite, multiply, unflatten, unrolled, visible
+from convpool.gpu.tiles import as_index, is_finite, multiply, unflatten, unrolled, visible
 
 
 @triton.jit
@@ -47,7 +47,8 @@ def weight_grad(
     part = pid % ranges
     pid = pid // ranges
     blocks_o = tl.cdiv(size.outputs, BLOCK_O)
-    o = (pid % blocks_o) * BLOCK_O + tl.arange(0, BLOCK_O)
+    first_o = (pid % blocks_o) * BLOCK_O
+    o = first_o + tl.arange(0, BLOCK_O)
     is_channel = o < size.outputs
     pid = pid // blocks_o
     blocks_c = tl.cdiv(size.inputs * TAPS, BLOCK_C) if NEEDS_WEIGHT else 1
@@ -66,15 +67,19 @@ def weight_grad(
     )  # fmt: skip
     row = partial_ptr + part * partial_size
     if NEEDS_WEIGHT:
-        # Positions that did not win add 0 * x, a NaN where x is not finite: then the range is summed again, winners only.
-        if BLOCK_O > 1:
-            if has_non_finite(sums):
-                sums, _ = _sum_range(
-                    x_columns, dy_ptr, code_ptr, o, is_channel, t, first, last, False, size, x_stride, y_stride,
-                    shape, BLOCK_O, BLOCK_C, 1, True, False, INSIDE, PRECISION, ACC,
-                )  # fmt: skip
-        at = row + (o * (size.inputs * TAPS))[:, None] + k[None, :]
-        tl.store(at, sums, mask=is_channel[:, None] & (t < TAPS)[None, :])
+        columns = row + k
+        # Positions that did not win add 0 * x, a NaN where x is not finite: then each channel is summed again by itself.
+        finite = True if BLOCK_O == 1 else is_finite(sums)
+        if finite:
+            at = columns[None, :] + (o * (size.inputs * TAPS))[:, None]
+            tl.store(at, sums, mask=is_channel[:, None] & (t < TAPS)[None, :])
+        else:
+            for channel in range(0, tl.minimum(BLOCK_O, size.outputs - first_o)):
+                one = group * size.outputs + first_o + channel
+                channel_sums = _sum_winners(
+                    x_columns, dy_ptr, code_ptr, one, t, first, last, size, x_stride, y_stride, shape, BLOCK_C, ACC
+                )
+                tl.store(columns + one * (size.inputs * TAPS), channel_sums, mask=t < TAPS)
         row += channels * (size.inputs * TAPS)
     if NEEDS_BIAS:
         tl.store(row + o, bias_sums, mask=is_channel & (block_c == 0))
@@ -89,13 +94,14 @@ def _sum_range(
 ):  # fmt: skip
     """Sums of dw [BLOCK_O, BLOCK_C] and db [BLOCK_O] over positions first <= m < last, BLOCK_M at a time.
 
-    With BLOCK_M or BLOCK_O 1 there is no matrix product (and no rounding of its operands), and only winners are multiplied.
+    With BLOCK_O 1 there is no matrix product, and only winners are multiplied.
     """
     sums = tl.zeros((BLOCK_O, BLOCK_C), ACC)
-    bias_sums = tl.zeros((BLOCK_O,), ACC)
+    bias_sums = tl.zeros((BLOCK_O, BLOCK_M), ACC)
     TAPS: tl.constexpr = shape.kernel[0] * shape.kernel[1]
-    tap_row = (t // shape.kernel[1] * shape.dilation[0])[None, :]
-    tap_column = (t % shape.kernel[1] * shape.dilation[1])[None, :]
+    tap_row = t // shape.kernel[1] * shape.dilation[0]
+    tap_column = t % shape.kernel[1] * shape.dilation[1]
+    x_columns += tap_row * x_stride[2] + tap_column * x_stride[3]
     for start in range(first, last, BLOCK_M):
         m = start + tl.arange(0, BLOCK_M)
         in_range = m < last
@@ -106,26 +112,52 @@ def _sum_range(
         dy = tl.load(dy_ptr + at, mask=seen, other=0.0)
         if NEEDS_BIAS:
             if adds_bias:
-                bias_sums += tl.sum(tl.where(code == 255, 0.0, dy.to(ACC)), 1)
+                bias_sums += tl.where(code == 255, 0.0, dy.to(ACC))
         if NEEDS_WEIGHT:
             row = (i * shape.pool_stride[0] - shape.pool_padding[0]) * shape.stride[0] - shape.padding[0]
             column = (j * shape.pool_stride[1] - shape.pool_padding[1]) * shape.stride[1] - shape.padding[1]
             for p_start in range(0, shape.pool[0] * shape.pool[1], unrolled(shape)):
                 for p_step in tl.static_range(unrolled(shape)):
                     p = p_start + p_step
-                    h = (row + p // shape.pool[1] * (shape.pool_dilation[0] * shape.stride[0]))[:, None] + tap_row
-                    w = (column + p % shape.pool[1] * (shape.pool_dilation[1] * shape.stride[1]))[:, None] + tap_column
-                    seen = in_range[:, None] & (t < TAPS)[None, :] & visible(h, w, size.height, size.width, INSIDE)
-                    at = x_columns[None, :] + (n * x_stride[0])[:, None] + h * x_stride[2] + w * x_stride[3]
-                    x = tl.load(at, mask=seen, other=0.0)  # [BLOCK_M, BLOCK_C]
-                    if BLOCK_M == 1:
-                        sums += tl.where(code == p, dy.to(ACC) * x.to(ACC), 0.0)
-                    elif BLOCK_O == 1:
+                    h = row + p // shape.pool[1] * (shape.pool_dilation[0] * shape.stride[0])
+                    w = column + p % shape.pool[1] * (shape.pool_dilation[1] * shape.stride[1])
+                    reads = in_range[:, None] & (t < TAPS)[None, :]
+                    reads = reads & visible(
+                        h[:, None] + tap_row[None, :], w[:, None] + tap_column[None, :], size.height, size.width, INSIDE
+                    )
+                    source = (n * x_stride[0] + h * x_stride[2] + w * x_stride[3])[:, None] + x_columns[None, :]
+                    x = tl.load(source, mask=reads, other=0.0)  # [BLOCK_M, BLOCK_C]
+                    if BLOCK_O == 1:
                         products = tl.where(tl.trans(code) == p, tl.trans(dy).to(ACC) * x.to(ACC), 0.0)
                         sums += tl.sum(products, 0)[None, :]
                     else:
                         sums = multiply(tl.where(code == p, dy, tl.zeros_like(dy)), x, sums, PRECISION)
-    return sums, bias_sums
+    return sums, tl.sum(bias_sums, 1)
+
+
+@triton.jit
+def _sum_winners(
+    x_columns, dy_ptr, code_ptr, o, t, first, last, size, x_stride, y_stride, shape: tl.constexpr, BLOCK_C: tl.constexpr,
+    ACC: tl.constexpr,
+):  # fmt: skip
+    """Sums of dw [BLOCK_C] of one output channel o, winner by winner: slow, and nothing is multiplied by 0."""
+    sums = tl.zeros((BLOCK_C,), ACC)
+    tap_row = t // shape.kernel[1] * shape.dilation[0] - shape.padding[0]
+    tap_column = t % shape.kernel[1] * shape.dilation[1] - shape.padding[1]
+    for m in range(first, last):
+        n, i, j = unflatten(m, size.pooled_height, size.pooled_width)
+        at = n * y_stride[0] + o * y_stride[1] + i * y_stride[2] + j * y_stride[3]
+        code = tl.load(code_ptr + at).to(tl.int32)
+        dy = tl.load(dy_ptr + at).to(ACC)
+        row = i * shape.pool_stride[0] - shape.pool_padding[0] + code // shape.pool[1] * shape.pool_dilation[0]
+        column = j * shape.pool_stride[1] - shape.pool_padding[1] + code % shape.pool[1] * shape.pool_dilation[1]
+        h = row * shape.stride[0] + tap_row
+        w = column * shape.stride[1] + tap_column
+        is_column = (code < 255) & (t < shape.kernel[0] * shape.kernel[1])
+        reads = is_column & visible(h, w, size.height, size.width, False)
+        x = tl.load(x_columns + n * x_stride[0] + h * x_stride[2] + w * x_stride[3], mask=reads, other=0.0).to(ACC)
+        sums += tl.where(is_column, dy * x, 0.0)
+    return sums
 
 
 @triton.jit
