@@ -1,4 +1,7 @@
-"""Every test here runs on poisoned memory; tests that take `backend` run once for each backend of this process."""
+"""Every test here runs on poisoned memory; tests that take `backend` run once for each backend of this process.
+
+Interpreted Triton kernels are slow, so of the large table most of their cases are marked slow.
+"""
 
 from collections.abc import Iterator
 
@@ -6,6 +9,20 @@ import pytest
 import torch
 
 from convpool import planning
+
+_INTERPRETED_QUICKLY = (  # one of each kind: direct, flat and by channels, padded, strided, grouped, depthwise, overlapping
+    *("cnn-1", "cnn-2", "lenet5-2", "batch-0", "same-even-dilated", "stride-2-padded", "groups-2", "kernel-1x5", "no-bias"),
+    *("pool-overlap-padded", "pool-dilated", "ceil-padded", "channels-5-7", "mixed-1", "one-output", "pool-2x3"),
+)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        case = str(parameters.get("case", parameters.get("name", "")))
+        if parameters.get("backend") == "triton" and case and case not in _INTERPRETED_QUICKLY:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)

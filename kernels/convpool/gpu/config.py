@@ -98,7 +98,8 @@ def weight_grad(g: Geometry, precision: str, itemsize: int, arch: Architecture, 
     rows = 1 if outputs == 1 else _block(outputs, most)
     columns = _block(g.reduction, most)
     blocks = g.settings.groups * -(-outputs // rows) * (-(-g.reduction // columns) if needs_weight else 1)
-    return Launch(rows, columns, 32, ranges=max(1, min(_BLOCKS_WANTED // blocks, -(-positions // 32))))
+    summed = 32 if most == 64 else 16
+    return Launch(rows, columns, summed, ranges=max(1, min(_BLOCKS_WANTED // blocks, -(-positions // summed))))
 
 
 def sum_partials(arch: Architecture, ranges: int, columns: int) -> Launch:
@@ -118,7 +119,7 @@ def input_grad(g: Geometry, precision: str, itemsize: int, arch: Architecture) -
         cells = g.batch * -(-g.height // cell_h) * -(-g.width // cell_w)
         return Launch(_block(cells, 1024), _block(columns, 512), 1 if outputs == 1 else _block(outputs, 128))
     if not _on_matrix_unit(precision, itemsize):
-        return Launch(32, _block(columns, 64), 1 if outputs == 1 else 16)
+        return Launch(32, _block(columns, 32), 1 if outputs == 1 else 16)
     columns = _block(columns, 128)
     return Launch(64, columns, 1 if outputs == 1 else _block(outputs, 32), warps=8 if columns == 128 else 4)
 
