@@ -1,0 +1,24 @@
+"""What the self-check reports, and with which exit status."""
+
+import json
+
+import torch
+
+from convpool import parity, selfcheck
+
+
+def test_reports_every_backend(tmp_path, capsys) -> None:
+    file = tmp_path / "report.json"
+    assert selfcheck.main(["--cases", "batch-1", "--json", str(file)]) == 0
+    report = json.loads(file.read_text())
+    verdicts = {result["backend"]: result["verdict"] for result in report["results"]}
+    assert verdicts["reference"] == verdicts["triton"] == "ok"
+    if not torch.cuda.is_available():
+        assert report["seconds"] == "not measured"
+        assert "no GPU" in capsys.readouterr().out
+
+
+def test_a_wrong_result_fails(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(parity, "check", lambda *_, **__: parity.Parity({"y": 2.0}))
+    assert selfcheck.main(["--cases", "batch-1"]) == 1
+    assert "WRONG" in capsys.readouterr().out
