@@ -1,11 +1,12 @@
-"""What the Triton kernels take of GPUs that are not here: every launch of a few layers compiled for each, and its resources.
+"""What the Triton kernels take of GPUs that are not here: every launch of a few layers compiled for each, and its
+resources.
 
     python benchmarks/gpu_compile_gate.py [--targets sm_90 ...] [--layers cnn-1 ...] [--out FILE.json]
 
-The real launchers run (`convpool.gpu.offline`), so these are the configurations that ship. Exit status 1, with a line for each
-offender, where a kernel spills registers (but for the exceptions below), takes more shared memory than the architecture
-allows, or makes no matrix instruction where one is meant. Compilers differ: the table is pinned to one Triton version, and
-another version is refused.
+The real launchers run (`convpool.gpu.offline`), so these are the configurations that ship. Exit status 1, with a line
+for each offender, where a kernel spills registers (but for the exceptions below), takes more shared memory than the
+architecture allows, or makes no matrix instruction where one is meant. Compilers differ: the table is pinned to one
+Triton version, and another version is refused.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 import triton
+
 from convpool.cases import by_name
 from convpool.gpu import launch
 from convpool.gpu.config import architecture_of
@@ -50,11 +52,14 @@ def rows(layer: str, target: str, numbers: str) -> list[dict[str, Any]]:
     case, layout = by_name(layer).at_full_size(), LAYERS[layer]
     fmt = torch.channels_last if layout == "channels_last" else torch.contiguous_format
     x, weight = (
-        torch.empty(shape, dtype=dtype, device="meta").to(memory_format=fmt) for shape in (case.x_shape, case.weight_shape)
+        torch.empty(shape, dtype=dtype, device="meta").to(memory_format=fmt)
+        for shape in (case.x_shape, case.weight_shape)
     )
     bias = torch.empty(case.out_channels, dtype=dtype, device="meta")
     g = case.geometry
-    z = torch.empty((g.batch, g.out_channels, g.conv_height, g.conv_width), dtype=dtype, device="meta").to(memory_format=fmt)
+    z = torch.empty((g.batch, g.out_channels, g.conv_height, g.conv_width), dtype=dtype, device="meta").to(
+        memory_format=fmt
+    )
     with compiled_launches(TARGETS[target]) as launched:
         y, code = launch.forward(x, weight, bias, g, _FUSED, True)
         launch.backward(y, code, x, weight, g, _FUSED, (True, True, True))

@@ -1,29 +1,28 @@
-"""What the machine code of the Triton kernels would cost on an H100 that reached all of its peaks: modelled, not measured.
+"""What the machine code of the Triton kernels would cost on an H100 that reached all of its peaks: modelled, not
+measured.
 
-    python benchmarks/gpu_cost_model.py [--case NAME ...] [--json FILE]
+    python benchmarks/gpu_cost_model.py
 
-Each launch of a layer is compiled for sm_90 without a GPU (`convpool.gpu.offline`). A kernel's time is bounded from below by
-four things that run side by side, and the model takes the largest:
+Each launch of a layer is compiled for sm_90 without a GPU (`convpool.gpu.offline`). A kernel's time is bounded from
+below by four things that run side by side, and the model takes the largest:
 
-- issue: instructions of all warps over the issue slots of all multiprocessors. A kernel's main loop is the loop of its machine
-  code with most multiply-adds (or matrix instructions); it counts once a trip, everything else once.
+- issue: instructions of all warps over the issue slots of all multiprocessors. A kernel's main loop is the loop of its
+  machine code with most multiply-adds (or matrix instructions); it counts once a trip, everything else once.
 - matrix: products on the matrix unit, padding included, over its peak rate.
 - L2: bytes that tiles load and store, as if no level-1 cache helped matrix tiles, over the L2 bandwidth.
 - DRAM: each tensor once, over the memory bandwidth.
 
-What it leaves out (latency, launch overhead, bank conflicts, partial waves) a real run pays on top. Compare its figures with
-each other, never with a measurement.
+What it leaves out (latency, launch overhead, bank conflicts, partial waves) a real run pays on top. Compare its
+figures with each other, never with a measurement.
 """
 
-import argparse
-import json
 import re
 from collections import Counter
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 import torch
+from triton import cdiv
+
 from convpool.cases import Case, by_name
 from convpool.gpu import launch
 from convpool.gpu.input_grad import windows_of_cell
@@ -31,7 +30,6 @@ from convpool.gpu.offline import TARGETS, Launched, compiled_launches, machine_c
 from convpool.gpu.tiles import unrolled
 from convpool.parity import Layout
 from convpool.protocol import Plan
-from triton import cdiv
 
 MULTIPROCESSORS, CLOCK = 132, 1.755e9  # H100 SXM: NVIDIA H100 Tensor Core GPU Architecture, table 3 and boost clock
 DRAM, L2 = 3.35e12, 5.5e12  # bytes a second; L2 is what microbenchmarks of others read, the data sheet has no figure
@@ -111,8 +109,8 @@ class _Loops:
     """Instructions of a kernel by where they are.
 
     main: the innermost loop with most multiply-adds, by opcode. around: in the loop around that, if there is one.
-    outside: in no loop. What other loops hold is left out: in a gradient kernel they are those over winners alone, which only
-    a result that is not finite enters.
+    outside: in no loop. What other loops hold is left out: in a gradient kernel they are those over winners alone,
+    which only a result that is not finite enters.
     """
 
     main: Counter[str]
@@ -193,7 +191,9 @@ def main() -> None:
         for dtype in (torch.float32, torch.bfloat16):
             case = by_name(name).at_full_size()
             for found in layer_costs(case, dtype, layout):
-                print(f"{name:10} {str(dtype)[6:]:9} {layout:14} {found.kernel:15} bound {found.bound:6.2f} | issue {found.issue:6.2f} matrix {found.matrix:5.2f} L2 {found.l2:5.2f} DRAM {found.dram:5.2f} us | {found.instructions} instr, {found.registers} registers, {found.shared} B shared")
+                terms = f"issue {found.issue:6.2f} matrix {found.matrix:5.2f} L2 {found.l2:5.2f} DRAM {found.dram:5.2f}"
+                takes = f"{found.instructions} instructions, {found.registers} registers, {found.shared} B shared"
+                print(f"{name:9} {dtype} {found.kernel:15} modelled {found.bound:6.2f} us | {terms} | {takes}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Without a GPU the Triton kernels are interpreted, which Triton decides once, when a process first imports it: hence here."""
+"""Without a GPU the Triton kernels are interpreted, which Triton decides once, when a process first imports it: hence
+here."""
 
 import os
 

@@ -30,8 +30,9 @@ def _triton() -> Backend:
     return BACKEND
 
 
-_BACKENDS: dict[str, Callable[[], Backend]] = {"cpu": _cpu, "triton": _triton, "reference": _reference}  # imported at first use
-_AUTO: dict[str, tuple[str, ...]] = {"cpu": ("cpu",), "cuda": ("triton",)}  # by device type: whom `auto` asks, best first
+# Imported at first use.
+_BACKENDS: dict[str, Callable[[], Backend]] = {"cpu": _cpu, "triton": _triton, "reference": _reference}
+_AUTO: dict[str, tuple[str, ...]] = {"cpu": ("cpu",), "cuda": ("triton",)}  # by device type: whom `auto` asks
 
 _chosen: ContextVar[str | None] = ContextVar("convpool_backend", default=None)
 

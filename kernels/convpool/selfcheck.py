@@ -1,8 +1,8 @@
 """Does convpool compute what torch computes on this machine, and on a GPU how fast: `python -m convpool.selfcheck`.
 
-Holds every backend of this process against torch's own layers in float64 over the table of shapes. On a GPU it then times
-the layers of small networks; without one it says so, and Triton's kernels run in Triton's interpreter. Exit status 1 where a
-result is wrong; a case that is wrong gets no speed.
+Holds every backend of this process against torch's own layers in float64 over the table of shapes. On a GPU it then
+times the layers of small networks; without one it says so, and Triton's kernels run in Triton's interpreter. Exit
+status 1 where a result is wrong; a case that is wrong gets no speed.
 """
 
 import argparse
@@ -67,7 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for backend in backends:
             for layout in ("nchw", "channels_last"):
                 results.append(check_case(case, backend, layout, device))
-                print("{0.case:28} {0.layout:14} {0.backend:10} {0.verdict:10} {0.detail}".format(results[-1]), flush=True)
+                print(
+                    "{0.case:28} {0.layout:14} {0.backend:10} {0.verdict:10} {0.detail}".format(results[-1]), flush=True
+                )
     wrong = {result.case for result in results if result.verdict == "WRONG"}
     speeds = {}
     for case in cases if gpu else ():
@@ -76,7 +78,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             speeds[case.name] = {name: timing.median for name, timing in compare_layer(inputs).items()}
             print(f"{case.name:28} " + ", ".join(f"{name} {1e6 * s:.1f} us" for name, s in speeds[case.name].items()))
     if options.json:
-        report = {"setting": setting(device), "results": [vars(r) for r in results], "seconds": speeds or "not measured"}
+        report = {
+            "setting": setting(device),
+            "results": [vars(r) for r in results],
+            "seconds": speeds or "not measured",
+        }
         options.json.write_text(json.dumps(report, indent=1) + "\n")
     print(f"{len(results)} checks, {len(wrong)} cases wrong" + (f": {', '.join(sorted(wrong))}" if wrong else ""))
     return 1 if wrong else 0
@@ -90,7 +96,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run() -> int:
-    """As `main`; without a GPU in a process of its own, for Triton decides whether to interpret when it is first imported."""
+    """As `main`; without a GPU in a process of its own, for Triton decides whether to interpret when it is first
+    imported."""
     if torch.cuda.is_available() or "TRITON_INTERPRET" in os.environ:
         return main()
     environment = {**os.environ, "TRITON_INTERPRET": "1"}

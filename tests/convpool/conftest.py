@@ -11,7 +11,17 @@ import torch
 from convpool import planning
 
 _INTERPRETED_QUICKLY = (  # one of each kind: direct, flat, by channels, padded, strided, grouped, dilated, overlapping
-    *("cnn-1", "cnn-2", "lenet5-2", "batch-0", "same-even-dilated", "stride-2-padded", "groups-2", "pool-dilated", "mixed-1"),
+    *(
+        "cnn-1",
+        "cnn-2",
+        "lenet5-2",
+        "batch-0",
+        "same-even-dilated",
+        "stride-2-padded",
+        "groups-2",
+        "pool-dilated",
+        "mixed-1",
+    ),
 )
 
 

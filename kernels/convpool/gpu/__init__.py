@@ -1,1 +1,2 @@
-"""The backend `triton`: kernels for GPUs (and, with TRITON_INTERPRET=1, for their tests on CPUs). Importing it imports no Triton."""
+"""The backend `triton`: kernels for GPUs (and, with TRITON_INTERPRET=1, for their tests on CPUs). Importing it imports
+no Triton."""

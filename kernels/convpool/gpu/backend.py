@@ -13,9 +13,10 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton reads it once 
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
-# An implicit matrix product in Triton reads its input tile once for every tap, so with many products it waits for the level-2
-# cache, and the vendor's convolution wins. The limits are from counting bytes (fused moves 2 to 7 times fewer than split) and
-# not yet calibrated on a GPU. A small conv output stays in the cache: there the number of launches decides (fused 1 + 3).
+# An implicit matrix product in Triton reads its input tile once for every tap, so with many products it waits for the
+# level-2 cache, and the vendor's convolution wins. The limits are from counting bytes (fused moves 2 to 7 times fewer
+# than split) and not yet calibrated on a GPU. A small conv output stays in the cache: there the number of launches
+# decides (fused 1 + 3).
 _FUSED_PRODUCTS = 250
 _FUSED_BYTES = 8 << 20
 
@@ -63,18 +64,24 @@ class TritonBackend:
 def _plan(g: Geometry, dtype: torch.dtype) -> Plan:
     """Fused where few products make a conv output, each window position counting, or where the conv output is small.
 
-    A GPU's users gain by measured tuning here: whatever replaces this rule must answer from the geometry alone, so that the
-    backward pass and the compiler meet the same plan as the forward pass.
+    A GPU's users gain by measured tuning here: whatever replaces this rule must answer from the geometry alone, so
+    that the backward pass and the compiler meet the same plan as the forward pass.
     """
     positions = g.conv_height * g.conv_width
     computed = g.window * g.pooled_height * g.pooled_width  # conv outputs, those in several windows counted for each
     conv_bytes = g.batch * g.out_channels * positions * dtype.itemsize
     if g.reduction * computed <= _FUSED_PRODUCTS * positions:
-        plan, reason = _FUSED, "with at most 250 products a conv output memory decides, and the fused kernels move least"
+        plan, reason = (
+            _FUSED,
+            "with at most 250 products a conv output memory decides, and the fused kernels move least",
+        )
     elif conv_bytes <= _FUSED_BYTES:
         plan, reason = _FUSED, "the conv output is at most 8 MiB, so the number of launches decides"
     else:
-        plan, reason = _SPLIT, "more than 250 products for each of many conv outputs: arithmetic decides, the vendor's is best"
+        plan, reason = (
+            _SPLIT,
+            "more than 250 products for each of many conv outputs: arithmetic decides, the vendor's is best",
+        )
     if INTERPRETED:
         return Plan("triton", *plan, f"{reason}; in Triton's interpreter, named outright", profitable=False)
     return Plan("triton", *plan, reason)

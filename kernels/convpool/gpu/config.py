@@ -26,9 +26,12 @@ class Architecture:
 
 INTERPRETER = Architecture("interpreter", 1 << 40, matrix_unit=False, tf32=False, interpreted=True)
 
-# Shared memory a block may opt in to: CUDA C++ Programming Guide, table of technical specifications; for gfx9 LDS is 64 KiB.
+# Shared memory a block may opt in to: CUDA C++ Programming Guide, table of technical specifications; for gfx9 LDS is
+# 64 KiB.
 _CUDA = {
-    75: Architecture("sm_75", 64 * KIB, matrix_unit=False, tf32=False),  # this Triton has no dot on Turing's matrix unit
+    75: Architecture(
+        "sm_75", 64 * KIB, matrix_unit=False, tf32=False
+    ),  # this Triton has no dot on Turing's matrix unit
     80: Architecture("sm_80", 163 * KIB),
     86: Architecture("sm_86", 99 * KIB),
     87: Architecture("sm_87", 163 * KIB),
@@ -153,11 +156,14 @@ def _forward_dot(g: Geometry, precision: str, itemsize: int, arch: Architecture)
     rows = max(1, 128 // window)
     launch = Launch(rows, _block(outputs, 64 if window <= 128 else 32), _block(products, 32), 8, inputs=few)
     stage = (rows * window + launch.columns) * launch.summed * itemsize
-    return replace(launch, stages=max(1, min(3, arch.shared_memory // (2 * stage))))  # two blocks share a multiprocessor
+    return replace(
+        launch, stages=max(1, min(3, arch.shared_memory // (2 * stage)))
+    )  # two blocks share a multiprocessor
 
 
 def _on_matrix_unit(precision: str, itemsize: int) -> bool:
-    """Whether products are made of matrix instructions; without them a tile's operands go through registers one by one."""
+    """Whether products are made of matrix instructions; without them a tile's operands go through registers one by
+    one."""
     return precision == "tf32" or (precision == "ieee" and itemsize == 2)
 
 

@@ -24,8 +24,10 @@ def pool(
     ACC: tl.constexpr,
     INDEX: tl.constexpr,
 ):
-    """`y = max(0, max over the window of z + bias)` and its winner; reads z [N, C, conv H, conv W] once where windows do not
-    overlap. A program computes BLOCK outputs, in the order of their addresses."""
+    """`y = max(0, max over the window of z + bias)` and its winner, from z [N, C, conv H, conv W].
+
+    Reads z once where windows do not overlap. A program computes BLOCK outputs, in the order of their addresses.
+    """
     z_stride = as_index(z_stride, INDEX)
     y_stride = as_index(y_stride, INDEX)
     m = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)

@@ -1,8 +1,8 @@
 """The fused forward pass: conv outputs live in registers only, where the pool windows look.
 
-Both kernels compute `y[n, o, i, j] = max(0, max_p z_p)` with z_p the conv output at position p of window (i, j), and the p
-that won. ReLU is monotone, so it can follow the maximum. The bias is added before comparing: the winner is eager's even
-where the bias is not finite.
+Both kernels compute `y[n, o, i, j] = max(0, max_p z_p)` with z_p the conv output at position p of window (i, j), and
+the p that won. ReLU is monotone, so it can follow the maximum. The bias is added before comparing: the winner is
+eager's even where the bias is not finite.
 """
 
 import triton
@@ -51,10 +51,12 @@ def forward_direct(
     ACC: tl.constexpr,
     INDEX: tl.constexpr,
 ):
-    """Few products a conv output: the input patch under a pool window stays in registers while CHANNELS channels pass by.
+    """Few products a conv output: the input patch under a pool window stays in registers while CHANNELS channels pass
+    by.
 
     A program computes BLOCK_M windows of CHANNELS output channels (a multiple of BLOCK_O), BLOCK_O at a time.
-    Weight strides are compiled in, for one layer's do not change, and offsets inside a filter then cost no instructions.
+    Weight strides are compiled in, for one layer's do not change, and offsets inside a filter then cost no
+    instructions.
     """
     KH: tl.constexpr = shape.kernel[0]
     KW: tl.constexpr = shape.kernel[1]
@@ -83,7 +85,7 @@ def forward_direct(
             for w in tl.static_range(PATCH_W):
                 seen = in_range & visible(row + h, column + w, size.height, size.width, INSIDE)
                 at = x_base + c * x_stride[1] + h * x_stride[2] + w * x_stride[3]
-                patch = patch + (tl.load(at, mask=seen, other=0.0).to(ACC),)  # [BLOCK_M, 1]
+                patch = patch + (tl.load(at, mask=seen, other=0.0).to(ACC),)  # noqa: RUF005 (a kernel has no unpacking)
 
     y_base = n * y_stride[0] + i * y_stride[2] + j * y_stride[3]
     step = tl.arange(0, BLOCK_O)[None, :]  # [1, BLOCK_O]
@@ -95,7 +97,7 @@ def forward_direct(
             for h in tl.static_range(KH):
                 for w in tl.static_range(KW):
                     tap = w_ptr + o * w_stride[0] + c * w_stride[1] + h * w_stride[2] + w * w_stride[3]
-                    weights = weights + (tl.load(tap + step * w_stride[0], mask=is_channel, other=0.0).to(ACC),)
+                    weights = weights + (tl.load(tap + step * w_stride[0], mask=is_channel, other=0.0).to(ACC),)  # noqa: RUF005
         bias = tl.zeros((1, BLOCK_O), ACC)
         if HAS_BIAS:
             bias = tl.load(b_ptr + o * b_stride + step * b_stride, mask=is_channel, other=0.0).to(ACC)
@@ -146,8 +148,8 @@ def forward_dot(
     accumulator [WINDOW * BLOCK_M, BLOCK_O] serves all positions, and a tree of pairwise comparisons takes the maximum
     after the K loop. (A running maximum inside the loop, or an accumulator for each position, spills registers.)
 
-    The K loop takes BLOCK_K products at a time: channels of one tap, or, when INPUTS > 0 says how few channels there are,
-    products from (tap, channel) flattened, the channel inner where CHANNELS_INNER.
+    The K loop takes BLOCK_K products at a time: channels of one tap, or, when INPUTS > 0 says how few channels there
+    are, products from (tap, channel) flattened, the channel inner where CHANNELS_INNER.
     """
     WINDOW: tl.constexpr = triton.next_power_of_2(shape.pool[0] * shape.pool[1])
     TAPS: tl.constexpr = shape.kernel[0] * shape.kernel[1]
@@ -196,7 +198,7 @@ def forward_dot(
             acc = multiply(a, b, acc, PRECISION)
     else:
         chunks = tl.cdiv(size.inputs, BLOCK_K)
-        for step_number in range(0, TAPS * chunks):
+        for step_number in range(TAPS * chunks):
             t = step_number // chunks
             th = t // shape.kernel[1]
             tw = t % shape.kernel[1]
@@ -224,7 +226,8 @@ def forward_dot(
 
 @triton.jit
 def _window_maximum(values, winners, WINDOW: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_O: tl.constexpr):
-    """Maximum and winner over the leading WINDOW of [WINDOW * BLOCK_M, BLOCK_O], neighbours first: order stays row-major."""
+    """Maximum and winner over the leading WINDOW of [WINDOW * BLOCK_M, BLOCK_O], neighbours first: order stays
+    row-major."""
     if WINDOW == 1:
         return values, winners
     else:

@@ -1,14 +1,14 @@
 """dx of the fused plan, in gather form: no atomics, and codes and dy are read once for each cell that a window reaches.
 
-Cut x into cells of `pool_stride * stride` rows and columns; a cell's positions are its phases. Pool windows repeat with the
-cells, so for cell (i, j), window (i + di, j + dj) and window position p, the tap that leads from the conv output at p to phase
-(a, b) is the same in all cells:
+Cut x into cells of `pool_stride * stride` rows and columns; a cell's positions are its phases. Pool windows repeat
+with the cells, so for cell (i, j), window (i + di, j + dj) and window position p, the tap that leads from the conv
+output at p to phase (a, b) is the same in all cells:
 
     tap row * dilation = a + padding - (di * pool_stride - pool_padding + p's row * pool_dilation) * stride
 
-(columns alike), where that is a multiple of the dilation and a row of the kernel. So `dx[cell, (phase, c)]` is a sum over
-(di, dj), p and o of `dy where code == p` [cells, o] times `weight[o, c, tap(p, di, dj, phase)]` [o, (phase, c)]: one matrix
-product for each p, into one accumulator.
+(columns alike), where that is a multiple of the dilation and a row of the kernel. So `dx[cell, (phase, c)]` is a sum
+over (di, dj), p and o of `dy where code == p` [cells, o] times `weight[o, c, tap(p, di, dj, phase)]` [o, (phase, c)]:
+one matrix product for each p, into one accumulator.
 """
 
 import triton
@@ -35,7 +35,8 @@ def input_grad(
     ACC: tl.constexpr,
     INDEX: tl.constexpr,
 ):
-    """dx at BLOCK_M cells and BLOCK_C of the flattened (phase, channel) of one group, BLOCK_O output channels at a time."""
+    """dx at BLOCK_M cells and BLOCK_C of the flattened (phase, channel) of one group, BLOCK_O output channels at a
+    time."""
     CELL_H: tl.constexpr = shape.pool_stride[0] * shape.stride[0]
     CELL_W: tl.constexpr = shape.pool_stride[1] * shape.stride[1]
     pid = tl.program_id(0).to(INDEX)
@@ -49,15 +50,16 @@ def input_grad(
     column = (pid % parts) * BLOCK_C + tl.arange(0, BLOCK_C)
 
     sums = _sum_windows(
-        dy_ptr, code_ptr, w_ptr, m, column, group, size, y_stride, w_stride, shape, BLOCK_M, BLOCK_C, BLOCK_O, PRECISION,
-        ACC, INDEX,
+        dy_ptr, code_ptr, w_ptr, m, column, group, size, y_stride, w_stride, shape, BLOCK_M, BLOCK_C, BLOCK_O,
+        PRECISION, ACC, INDEX,
     )  # fmt: skip
-    # Positions that did not win add 0 * weight, a NaN where that is not finite: then each cell is summed again by itself.
+    # Positions that did not win add 0 * weight, a NaN where that is not finite: then each cell is summed again by
+    # itself.
     finite = True if BLOCK_O == 1 else is_finite(sums)
     if finite:
         _store(dx_ptr, sums, m, column, group, size, x_stride, shape)
     else:
-        for row in range(0, BLOCK_M):
+        for row in range(BLOCK_M):
             one = (pid // parts % blocks) * BLOCK_M + row + tl.arange(0, 1)
             cell_sums = _sum_winners(
                 dy_ptr, code_ptr, w_ptr, one, column, group, size, y_stride, w_stride, shape, BLOCK_C, ACC
@@ -76,7 +78,9 @@ def _store(dx_ptr, sums, m, column, group, size, x_stride, shape: tl.constexpr):
     h = (i * CELL_H)[:, None] + (phase // CELL_W)[None, :]
     w = (j * CELL_W)[:, None] + (phase % CELL_W)[None, :]
     at = (n * x_stride[0])[:, None] + (c * x_stride[1])[None, :] + h * x_stride[2] + w * x_stride[3]
-    is_position = (m < size.positions)[:, None] & (phase < CELL_H * CELL_W)[None, :] & (h < size.height) & (w < size.width)
+    is_position = (
+        (m < size.positions)[:, None] & (phase < CELL_H * CELL_W)[None, :] & (h < size.height) & (w < size.width)
+    )
     tl.store(dx_ptr + at, sums.to(dx_ptr.dtype.element_ty), mask=is_position)
 
 
@@ -98,7 +102,7 @@ def _sum_windows(
     w_columns = w_ptr + column % size.inputs * w_stride[1]
     sums = tl.zeros((BLOCK_M, BLOCK_C), ACC)
     chunks = tl.cdiv(size.outputs, BLOCK_O)
-    for step in range(0, windows_of_cell(shape, 0) * WINDOWS_W * chunks):
+    for step in range(windows_of_cell(shape, 0) * WINDOWS_W * chunks):
         di = FIRST_H + step // chunks // WINDOWS_W
         dj = FIRST_W + step // chunks % WINDOWS_W
         o = step % chunks * BLOCK_O + tl.arange(0, BLOCK_O).to(INDEX)
@@ -111,7 +115,7 @@ def _sum_windows(
         at = (n * y_stride[0] + i * y_stride[2] + j * y_stride[3])[:, None] + (o * y_stride[1])[None, :]
         code = tl.load(code_ptr + at, mask=seen, other=255).to(tl.int32)  # [BLOCK_M, BLOCK_O]
         dy = tl.load(dy_ptr + at, mask=seen, other=0.0)
-        for p in range(0, shape.pool[0] * shape.pool[1]):
+        for p in range(shape.pool[0] * shape.pool[1]):
             th, has_row = _tap(phase // CELL_W, di, p // shape.pool[1], shape, 0)
             tw, has_column = _tap(phase % CELL_W, dj, p % shape.pool[1], shape, 1)
             has_tap = has_row & has_column & (phase < CELL_H * CELL_W)
@@ -135,13 +139,13 @@ def _sum_winners(
     n, cell_i, cell_j = unflatten(m, tl.cdiv(size.height, CELL_H), tl.cdiv(size.width, CELL_W))
     phase = column // size.inputs
     sums = tl.zeros((1, BLOCK_C), ACC)
-    for window in range(0, windows_of_cell(shape, 0) * windows_of_cell(shape, 1)):
+    for window in range(windows_of_cell(shape, 0) * windows_of_cell(shape, 1)):
         di = _first_window(shape, 0) + window // windows_of_cell(shape, 1)
         dj = _first_window(shape, 1) + window % windows_of_cell(shape, 1)
         i = cell_i + di
         j = cell_j + dj
         seen = (m < size.positions) & (i >= 0) & (i < size.pooled_height) & (j >= 0) & (j < size.pooled_width)
-        for channel in range(0, size.outputs):
+        for channel in range(size.outputs):
             o = group * size.outputs + channel
             at = n * y_stride[0] + o * y_stride[1] + i * y_stride[2] + j * y_stride[3]
             code = tl.load(code_ptr + at, mask=seen, other=255).to(tl.int32)

@@ -1,4 +1,5 @@
-"""From tensors to launches: grids, strides, integer types and precision. Everything a kernel is given is decided here."""
+"""From tensors to launches: grids, strides, integer types and precision. Everything a kernel is given is decided
+here."""
 
 from contextlib import AbstractContextManager, nullcontext
 

@@ -1,7 +1,9 @@
-"""Compile the real launches for GPUs that are not there: what a kernel takes of a device can be read from its machine code.
+"""Compile the real launches for GPUs that are not there: what a kernel takes of a device can be read from its machine
+code.
 
-The launchers run on tensors of device "meta" while every launch stops after compilation, so the signature, the divisibility
-of arguments and the constants are those of a true call. Nothing is executed. Needs a process without TRITON_INTERPRET.
+The launchers run on tensors of device "meta" while every launch stops after compilation, so the signature, the
+divisibility of arguments and the constants are those of a true call. Nothing is executed. Needs a process without
+TRITON_INTERPRET.
 """
 
 import re
@@ -95,7 +97,9 @@ def resources(kernel: Any) -> Resources:
     shared = kernel.metadata.shared
     if kernel.metadata.target.backend == "cuda":
         usage = _disassemble(kernel, "cuobjdump", "-res-usage")
-        registers, stack, local = (int(n) for n in re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage).groups())
+        registers, stack, local = (
+            int(n) for n in re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage).groups()
+        )
         return Resources(registers, stack + local, shared)
 
     def entry(name: str) -> int:

@@ -105,14 +105,17 @@ def visible(row, column, height, width, INSIDE: tl.constexpr):
 
 @triton.jit
 def better(candidate, best):
-    """torch's rule for max-pooling, candidates in row-major order: the first maximum wins, and the last NaN over all."""
+    """torch's rule for candidates in row-major order: the first maximum wins, and the last NaN over all."""
     return (candidate > best) | (candidate != candidate)
 
 
 @triton.jit
 def multiply(a, b, acc, PRECISION: tl.constexpr):
-    """acc + a @ b. "upcast" is for machines without a matrix unit for a's type, and for Triton's interpreter, which would
-    multiply the bit patterns of bfloat16."""
+    """acc + a @ b, rounding operands as PRECISION says.
+
+    "upcast" is for machines without a matrix unit for a's type, and for Triton's interpreter, which would multiply the
+    bit patterns of bfloat16.
+    """
     if PRECISION == "upcast":
         return tl.dot(a.to(acc.dtype), b.to(acc.dtype), acc, input_precision="ieee", out_dtype=acc.dtype)
     else:

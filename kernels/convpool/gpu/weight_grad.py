@@ -1,8 +1,10 @@
-"""dw and db of the fused plan: partial sums over ranges of pooled positions, then their sum in a fixed order. No atomics.
+"""dw and db of the fused plan: partial sums over ranges of pooled positions, then their sum in a fixed order. No
+atomics.
 
-`dw[o, c, t] = sum over n, i, j of dy[n, o, i, j] * x[n, c, winner's row * stride + t's row, ...]`, and db is dy's sum, both
-over live windows. Codes and dy are read once for each block of (tap, channel), and the window is unrolled inside: with p the
-window offset, `dz_p = dy where code == p` makes it a sum of matrix products [o, positions] @ [positions, (c, t)].
+`dw[o, c, t] = sum over n, i, j of dy[n, o, i, j] * x[n, c, winner's row * stride + t's row, ...]`, and db is dy's sum,
+both over live windows. Codes and dy are read once for each block of (tap, channel), and the window is unrolled inside:
+with p the window offset, `dz_p = dy where code == p` makes it a sum of matrix products [o, positions] @ [positions,
+(c, t)].
 """
 
 import triton
@@ -68,13 +70,14 @@ def weight_grad(
     row = partial_ptr + part * partial_size
     if NEEDS_WEIGHT:
         columns = row + k
-        # Positions that did not win add 0 * x, a NaN where x is not finite: then each channel is summed again by itself.
+        # Positions that did not win add 0 * x, a NaN where x is not finite: then each channel is summed again by
+        # itself.
         finite = True if BLOCK_O == 1 else is_finite(sums)
         if finite:
             at = columns[None, :] + (o * (size.inputs * TAPS))[:, None]
             tl.store(at, sums, mask=is_channel[:, None] & (t < TAPS)[None, :])
         else:
-            for channel in range(0, tl.minimum(BLOCK_O, size.outputs - first_o)):
+            for channel in range(tl.minimum(BLOCK_O, size.outputs - first_o)):
                 one = group * size.outputs + first_o + channel
                 channel_sums = _sum_winners(
                     x_columns, dy_ptr, code_ptr, one, t, first, last, size, x_stride, y_stride, shape, BLOCK_C, ACC
@@ -110,7 +113,7 @@ def _sum_range(
         seen = is_channel[:, None] & in_range[None, :]
         code = tl.load(code_ptr + at, mask=seen, other=255).to(tl.int32)  # [BLOCK_O, BLOCK_M]
         dy = tl.load(dy_ptr + at, mask=seen, other=0.0)
-        if NEEDS_BIAS:
+        if NEEDS_BIAS:  # noqa: SIM102 (the outer one is compiled away)
             if adds_bias:
                 bias_sums += tl.where(code == 255, 0.0, dy.to(ACC))
         if NEEDS_WEIGHT:
@@ -137,7 +140,8 @@ def _sum_range(
 
 @triton.jit
 def _sum_winners(
-    x_columns, dy_ptr, code_ptr, o, t, first, last, size, x_stride, y_stride, shape: tl.constexpr, BLOCK_C: tl.constexpr,
+    x_columns, dy_ptr, code_ptr, o, t, first, last, size, x_stride, y_stride, shape: tl.constexpr, BLOCK_C:
+    tl.constexpr,
     ACC: tl.constexpr,
 ):  # fmt: skip
     """Sums of dw [BLOCK_C] of one output channel o, winner by winner: slow, and nothing is multiplied by 0."""
@@ -176,7 +180,8 @@ def sum_partials(
     ACC: tl.constexpr,
     INDEX: tl.constexpr,
 ):
-    """dw [C_out, C_in / groups, kernel] (any strides) and db [C_out]: column sums of partial [ranges, weights + biases].
+    """dw [C_out, C_in / groups, kernel] (any strides) and db [C_out]: column sums of partial [ranges, weights +
+    biases].
 
     A program sums BLOCK columns, BLOCK_R rows at a time; the order depends on the shapes alone.
     """

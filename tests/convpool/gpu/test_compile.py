@@ -1,4 +1,4 @@
-"""Every shipped configuration compiles for GPUs that are not here, and fits them (in a process that does not interpret)."""
+"""Shipped configurations compile for GPUs that are not here, and fit them (in a process that does not interpret)."""
 
 import os
 import subprocess
