@@ -74,9 +74,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print(timing.setting(torch.device("cpu")))
-    print(
-        "ms of forward and backward; ratios to the best plain form for NCHW and for channels_last input"
-    )
+    print("ms of forward and backward; ratios to the best plain form for NCHW and for channels_last input")
     print(
         f"{'layer':<44} {'plain':>8} {'nchw':>8} {'last':>8} {'ratio':>6} {'ratio':>6}   {'eager':>6}   forward alone"
     )

@@ -5,6 +5,7 @@ them. They have no autograd kernel: differentiation is the Functions' business, 
 work.
 """
 
+import inspect
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeAlias
@@ -126,6 +127,11 @@ class ConvReLUMaxPool2dBackward(Function):
         if ctx.needs_input_grad[3] and ddx is not None:
             grad_weight = ConvReLUMaxPool2dBackward.apply(dy, code, ddx, weight, *fixed, (False, True, False))[1]
         return grad_dy, None, grad_x, grad_weight, None, None, None, None
+
+
+# torch asks for forward's signature at each apply; building it anew took 40 of a step's 290 microseconds of overhead.
+for _function in (ConvReLUMaxPool2dFunction, ConvReLUMaxPool2dBackward):
+    _function.forward.__signature__ = inspect.signature(_function.forward)  # type: ignore[union-attr]
 
 
 def _needed(grads: tuple[Tensor, ...], needs: Needs) -> tuple[Tensor | None, ...]:
