@@ -1,3 +1,4 @@
+# mypy: ignore-errors
 """The split plan's two kernels, around the vendor's convolution: bias + ReLU + max-pool of z, and dz from winners."""
 
 import triton
@@ -99,7 +100,7 @@ def _conv_gradient(dy_ptr, code_ptr, base, row, column, mask, size, y_stride, sh
     """dz at conv positions (row, column): the sum of dy over the windows that elected them.
 
     `base` holds the offsets of image and channel in dy and code, `mask` where to look at all. Conv row r lies in
-    windows i with `r = i * pool_stride - pool_padding + a * pool_dilation`, 0 <= a < pool; at most ROWS of them can hold it.
+    windows i with `r = i * pool_stride - pool_padding + a * pool_dilation`, 0 <= a < pool; ROWS of them at most.
     """
     ROWS: tl.constexpr = ((shape.pool[0] - 1) * shape.pool_dilation[0]) // shape.pool_stride[0] + 1
     COLUMNS: tl.constexpr = ((shape.pool[1] - 1) * shape.pool_dilation[1]) // shape.pool_stride[1] + 1

@@ -1,3 +1,4 @@
+# mypy: ignore-errors
 """The fused forward pass: conv outputs live in registers only, where the pool windows look.
 
 Both kernels compute `y[n, o, i, j] = max(0, max_p z_p)` with z_p the conv output at position p of window (i, j), and

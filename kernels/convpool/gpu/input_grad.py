@@ -1,3 +1,4 @@
+# mypy: ignore-errors
 """dx of the fused plan, in gather form: no atomics, and codes and dy are read once for each cell that a window reaches.
 
 Cut x into cells of `pool_stride * stride` rows and columns; a cell's positions are its phases. Pool windows repeat

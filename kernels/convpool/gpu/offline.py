@@ -97,13 +97,12 @@ def resources(kernel: Any) -> Resources:
     shared = kernel.metadata.shared
     if kernel.metadata.target.backend == "cuda":
         usage = _disassemble(kernel, "cuobjdump", "-res-usage")
-        registers, stack, local = (
-            int(n) for n in re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage).groups()
-        )
+        found = re.findall(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
+        registers, stack, local = map(int, found[0])
         return Resources(registers, stack + local, shared)
 
     def entry(name: str) -> int:
-        return int(re.search(rf"\.{name}:\s+(\d+)", kernel.asm["amdgcn"])[1])
+        return int(re.findall(rf"\.{name}:\s+(\d+)", kernel.asm["amdgcn"])[0])
 
     return Resources(entry("vgpr_count"), 4 * entry("vgpr_spill_count") + entry("private_segment_fixed_size"), shared)
 

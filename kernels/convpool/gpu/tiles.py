@@ -1,3 +1,4 @@
+# mypy: ignore-errors
 """What the kernels share: the numbers they are given, positions, the winner rule, dot products, dz from winners.
 
 Names: m counts pooled positions (n, i, j), p the positions of a pool window, k the products of one conv output, c input

@@ -1,3 +1,4 @@
+# mypy: ignore-errors
 """dw and db of the fused plan: partial sums over ranges of pooled positions, then their sum in a fixed order. No
 atomics.
 
