@@ -107,7 +107,7 @@ def test_torchrun(options, tmp_path, capsys):
 @pytest.mark.slow
 def test_signal_stops_all_and_the_run_is_resumed_by_one(options, tmp_path):
     out = tmp_path / "run"
-    words = [*options[:4], "--epochs", "200", "--val", "20", "--out", str(out)]
+    words = [*options[:4], "--epochs", "100", "--val", "20", "--out", str(out)]
     running = torchrun(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     while not (out / "metrics.jsonl").is_file():
         time.sleep(0.2)
@@ -118,7 +118,7 @@ def test_signal_stops_all_and_the_run_is_resumed_by_one(options, tmp_path):
     assert said.count("mnistfast: stopped") == 1
     assert (out / "STATUS").read_text() == "interrupted\n"
     assert train.main(["--resume", str(out), "--quiet"]) == 0
-    assert len(records(out)) == 200
+    assert len(records(out)) == 100
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 8])
