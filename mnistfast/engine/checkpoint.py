@@ -83,7 +83,7 @@ class CheckpointInfo:
             ("classes", self.classes and all(isinstance(name, str) for name in self.classes)),
             ("input_size", sizes == [True] * 3),
             ("mean, std or temperature", all(math.isfinite(number) for number in numbers)),
-            ("mean or std", len(self.mean) == len(self.std) == self.input_size[0]),
+            ("mean or std", [len(self.mean), len(self.std)] == [*self.input_size[:1]] * 2),
             ("std or temperature", all(number > 0 for number in (*self.std, self.temperature))),
             ("metrics", isinstance(self.metrics, dict)),
         ):
