@@ -50,7 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     gpu = torch.cuda.is_available()
     device = torch.device("cuda" if gpu else "cpu")
     if gpu:
-        torch.backends.cudnn.conv.fp32_precision = "ieee"  # parity is of float32; TF32 rounds more
+        # Parity is of float32; TF32 rounds more.
+        torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
     print(setting(device))
     if not gpu:
         print("no GPU: Triton's kernels run in its interpreter on the CPU, and their speed is not measured")

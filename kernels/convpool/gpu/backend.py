@@ -83,8 +83,8 @@ def _plan(g: Geometry, dtype: torch.dtype) -> Plan:
             "more than 250 products for each of many conv outputs: arithmetic decides, the vendor's is best",
         )
     if INTERPRETED:
-        return Plan("triton", *plan, f"{reason}; in Triton's interpreter, named outright", profitable=False)
-    return Plan("triton", *plan, reason)
+        return Plan("triton", *plan, f"{reason}; in Triton's interpreter, named outright", profitable=False)  # type: ignore[arg-type]
+    return Plan("triton", *plan, reason)  # type: ignore[arg-type]
 
 
 BACKEND = TritonBackend()

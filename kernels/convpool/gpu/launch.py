@@ -202,7 +202,8 @@ def _precision(dtype: torch.dtype, arch: Architecture) -> str:
     """How dot products treat their operands: as torch's convolutions are told to (in float32 that may mean TF32)."""
     if arch.interpreted or (dtype.itemsize == 2 and not arch.matrix_unit):
         return "upcast"
-    if dtype == torch.float32 and arch.tf32 and torch.backends.cudnn.conv.fp32_precision == "tf32":
+    allowed = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
+    if dtype == torch.float32 and arch.tf32 and allowed == "tf32":
         return "tf32"
     return "ieee"
 
