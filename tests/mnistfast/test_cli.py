@@ -109,7 +109,8 @@ class FailedCompile(Exception):
         ),
         (
             RuntimeError("f does not have a deterministic implementation"),
-            "no deterministic algorithm. f does not have a deterministic implementation. FIX: leave --deterministic out",
+            "no deterministic algorithm. f does not have a deterministic implementation. "
+            "FIX: leave --deterministic out",
         ),
     ],
 )

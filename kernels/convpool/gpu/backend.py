@@ -21,10 +21,6 @@ _FUSED_PRODUCTS = 250
 _FUSED_BYTES = 8 << 20
 
 
-_FUSED = ("fused", "Triton kernels")
-_SPLIT = ("split", "the vendor's convolution and Triton's pooling pass")
-
-
 class TritonBackend:
     """Serves floating-point tensors on GPUs, and on CPUs where Triton interprets its kernels (slow: for tests)."""
 
@@ -71,20 +67,18 @@ def _plan(g: Geometry, dtype: torch.dtype) -> Plan:
     computed = g.window * g.pooled_height * g.pooled_width  # conv outputs, those in several windows counted for each
     conv_bytes = g.batch * g.out_channels * positions * dtype.itemsize
     if g.reduction * computed <= _FUSED_PRODUCTS * positions:
-        plan, reason = (
-            _FUSED,
-            "with at most 250 products a conv output memory decides, and the fused kernels move least",
-        )
+        fused, reason = True, "with at most 250 products a conv output memory decides, and the fused kernels move least"
     elif conv_bytes <= _FUSED_BYTES:
-        plan, reason = _FUSED, "the conv output is at most 8 MiB, so the number of launches decides"
+        fused, reason = True, "the conv output is at most 8 MiB, so the number of launches decides"
     else:
-        plan, reason = (
-            _SPLIT,
-            "more than 250 products for each of many conv outputs: arithmetic decides, the vendor's is best",
-        )
-    if INTERPRETED:
-        return Plan("triton", *plan, f"{reason}; in Triton's interpreter, named outright", profitable=False)  # type: ignore[arg-type]
-    return Plan("triton", *plan, reason)  # type: ignore[arg-type]
+        fused = False
+        reason = "more than 250 products for each of many conv outputs: arithmetic decides, the vendor's is best"
+    reason += (
+        "; in Triton's interpreter" if INTERPRETED else "; not yet measured on a GPU, so only for those who name it"
+    )
+    if fused:
+        return Plan("triton", "fused", "Triton kernels", reason, profitable=False)
+    return Plan("triton", "split", "the vendor's convolution and Triton's pooling pass", reason, profitable=False)
 
 
 BACKEND = TritonBackend()
