@@ -178,8 +178,9 @@ def _runs_in(*folders: Path) -> list[Path]:
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     with open(path, "rb") as file:
-        start = file.read(4)
-    if start == ZIP or start[:1] == PICKLE:
+        start = file.read(9)
+    # A safetensors file begins with 8 bytes of length, whose first may be 0x80 by chance, and the brace of its header.
+    if start[8:] != b"{" and start.startswith((ZIP, PICKLE)):
         raise CheckpointError(
             f"{path} is a pickle file: refused",
             "Loading one can run any code",

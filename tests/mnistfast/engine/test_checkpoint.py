@@ -85,6 +85,17 @@ def test_pickle_is_refused(saved):
             load_checkpoint(path)
 
 
+def test_a_header_whose_length_looks_like_a_pickle(saved):
+    """One length in 32 (they are multiples of 8) begins with the byte that pickles begin with."""
+    path, model = saved
+    for note in range(0, 256, 8):
+        save_checkpoint(path, model.state_dict(), replace(INFO, metrics={"note": "x" * note}))
+        if path.read_bytes()[:1] == b"\x80":
+            load_checkpoint(path)
+            return
+    raise AssertionError("no header had that length")
+
+
 def rewrite_header(path, **changes):
     """Changes the metadata of a safetensors file; None removes a key."""
     content = path.read_bytes()
