@@ -22,7 +22,7 @@ def gate(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pinned
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("target", TARGETS)
 def test_fits(target: str) -> None:
     result = gate("--targets", target, "--layers", "cnn-1", "cnn-2")

@@ -68,7 +68,7 @@ def run(inputs: parity.Inputs) -> list[torch.Tensor]:
     return [y, code, *torch.autograd.grad(y, (x, weight), inputs.dy)]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", ["channels-5-7", "pool-overlap-padded", "ceil-padded"])
 def test_addresses_stay_inside(name: str) -> None:
     inputs = parity.make_inputs(cases.by_name(name))
@@ -165,7 +165,7 @@ axis = st.tuples(
 )
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(
     rows=axis,
