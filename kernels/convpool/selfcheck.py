@@ -63,9 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
     print(setting(device))
     if not gpu:
-        print(
-            "no GPU: Triton's kernels run in its interpreter, on a few cases unless --cases names them; no speed is measured"
-        )
+        print("no GPU: Triton's kernels run in its interpreter, on a few cases unless --cases names them; no speeds")
     backends = []
     for name in planning.backend_names():
         missing = planning.backend(name).unavailable()

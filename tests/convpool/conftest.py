@@ -1,7 +1,7 @@
 """Every test here runs on poisoned memory; tests that take `backend` run once for each backend of this process.
 
-Interpreted Triton kernels take from seconds to minutes a case. A few cases of the table are run with everything else; the
-rest is marked `exhaustive` and run by those who change the kernels.
+Interpreted Triton kernels take from seconds to minutes a case. A few cases of the table are run with everything else;
+the rest is marked `exhaustive` and run by those who change the kernels.
 """
 
 from collections.abc import Iterator
