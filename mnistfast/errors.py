@@ -12,7 +12,7 @@ from collections.abc import Iterable
 class MnistfastError(Exception):
     """A failure that the user can act on.
 
-    `str(error)` is the line the user reads: `WHAT. WHY. FIX: ...`, empty parts left out.
+    `str(error)` is the line the user reads: `WHAT. WHY. FIX: ...`, empty parts left out, control characters escaped.
 
     Attributes:
         code: exit code of the process.
@@ -32,7 +32,12 @@ class MnistfastError(Exception):
     def __str__(self) -> str:
         parts = [part for part in (self.what, self.why, self.fix and f"FIX: {self.fix}") if part]
         ended = [part if part.endswith((".", "?", "!")) else f"{part}." for part in parts[:-1]]
-        return " ".join([*ended, *parts[-1:]])
+        return _printable(" ".join([*ended, *parts[-1:]]))
+
+
+def _printable(text: str) -> str:
+    """Names come from files: a line break or a terminal's control sequence in one is shown, not obeyed."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class UsageError(MnistfastError):

@@ -60,3 +60,8 @@ def test_nearest(name, hint):
 
 def test_nearest_gives_back_the_spelling_of_the_choice():
     assert nearest("adamw", iter(["SGD", "AdamW"])) == " (did you mean 'AdamW'?)"
+
+
+def test_a_name_from_a_file_cannot_break_the_line() -> None:
+    error = DataError("it has \n\x1b[31m_train and \u00e9\ud800")
+    assert str(error) == "it has \\n\\x1b[31m_train and \u00e9\\ud800"
