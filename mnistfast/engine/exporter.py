@@ -104,8 +104,8 @@ def export(checkpoint: str, formats: list[str], out: str | None, *, overwrite: b
         UsageError: a file is there and `overwrite` is not set.
         StorageError: the folder or a file cannot be written.
     """
-    _check_packages(formats)
     path = find_checkpoint(checkpoint)
+    _check_packages(formats)
     model, info = load_checkpoint(path)
     folder = Path(out) if out else path.parent / "export"
     files = {name: folder / f"{info.model}.{name}" for name in formats}
