@@ -142,6 +142,7 @@ def _why_slow(g: Geometry) -> str:
     """In words why torch's own layers are no slower, or nothing. Ratios: forward and backward, to the best of those."""
     s = g.settings
     outputs = g.out_channels // s.groups
+    # Counted, not timed, as is the last rule below: lanes that do nothing, and positions that save nothing.
     if s.groups > 1 and outputs < 8:
         return f"{outputs} output channels a group leave most of a vector's lanes idle"
     idle = -outputs % 16 / (outputs + -outputs % 16)
