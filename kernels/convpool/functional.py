@@ -1,6 +1,7 @@
 """`conv_relu_max_pool2d`: checks the arguments, asks for a plan, and runs it."""
 
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,7 +10,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from convpool import autograd, eager, planning
-from convpool.geometry import Pair, Settings, make_settings, make_settings_once
+from convpool.geometry import Geometry, Pair, make_settings
 from convpool.protocol import Plan
 
 
@@ -59,13 +60,12 @@ def conv_relu_max_pool2d(
     tensors = (x, weight) if bias is None else (x, weight, bias)
     if has_torch_function(tensors):
         return handle_torch_function(conv_relu_max_pool2d, tensors, x, weight, bias, **options)
-    x, weight, bias, settings = _prepare(x, weight, bias, options)
+    x, weight, bias, geometry, plan = _prepare(x, weight, bias, options)
     batched = x if x.dim() == 4 else x.unsqueeze(0)
-    plan = _plan(batched, weight, settings)
     if plan.plan == "plain":
-        y = eager.fastest(batched, weight, bias, settings)
+        y = eager.fastest(batched, weight, bias, geometry.settings)
     else:
-        y = autograd.apply(batched, weight, bias, settings, plan.backend)
+        y = autograd.apply(batched, weight, bias, geometry, plan)
     return y if x.dim() == 4 else y.squeeze(0)
 
 
@@ -74,34 +74,56 @@ def explain(x: Tensor, weight: Tensor, bias: Tensor | None = None, **options: An
 
     Takes the op's arguments (those after `bias` by name), computes nothing, and raises as the op does.
     """
-    x, weight, _, settings = _prepare(x, weight, bias, options)
-    return _plan(x if x.dim() == 4 else x.unsqueeze(0), weight, settings)
+    return _prepare(x, weight, bias, options)[-1]
 
 
 def _prepare(
     x: Tensor, weight: Tensor, bias: Tensor | None, options: dict[str, Any]
-) -> tuple[Tensor, Tensor, Tensor | None, Settings]:
-    """Checked tensors, in autocast's type where that is on, and the normalised settings."""
-    _check_tensors(x, weight, bias)
-    hashable: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in options.items()
-    }
-    normalise = make_settings if torch.compiler.is_compiling() else make_settings_once  # the compiler sees no caches
-    settings = normalise(tuple(weight.shape[2:]), **hashable)
-    if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
+) -> tuple[Tensor, Tensor, Tensor | None, Geometry, Plan]:
+    """The tensors, in autocast's type where that is on, and what is to be done with them."""
+    for name, tensor in (("x", x), ("weight", weight), ("bias", bias)):
+        if not isinstance(tensor, Tensor) and not (name == "bias" and tensor is None):
+            raise TypeError(f"{name} must be a Tensor, got {type(tensor).__name__}")
+    device_type = x.device.type
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
         x, weight, bias = _autocast(x), _autocast(weight), None if bias is None else _autocast(bias)
-    _check_same("dtype", TypeError, x, weight, bias)
-    _check_same("device", ValueError, x, weight, bias)
-    return x, weight, bias, settings
-
-
-def _plan(x: Tensor, weight: Tensor, settings: Settings) -> Plan:
     requested = planning.requested_backend()
-    plan = planning.choose(tuple(x.shape), tuple(weight.shape), settings, x.dtype, x.device, requested)[1]
+    if list in map(type, options.values()):
+        options = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+    # The compiler sees no caches, and must see the comparisons of symbolic sizes that it has to guard on.
+    symbolic = torch.compiler.is_compiling() or any(type(n) is not int for n in x.shape)
+    geometry, plan = (_decide if symbolic else _decide_once)(
+        _Seen.of(x), _Seen.of(weight), None if bias is None else _Seen.of(bias), requested, **options
+    )
     obstacle = _obstacle(x, weight)
     if obstacle and requested != "auto":
         raise RuntimeError(f"backend {requested!r} cannot serve this call: {obstacle}")
-    return planning.plain(obstacle) if obstacle else plan
+    return x, weight, bias, geometry, planning.plain(obstacle) if obstacle else plan
+
+
+class _Seen(NamedTuple):
+    """What decides about a tensor, whatever its values."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(cls, t: Tensor) -> "_Seen":
+        return cls(tuple(t.shape), t.dtype, t.device)
+
+
+def _decide(x: _Seen, weight: _Seen, bias: _Seen | None, requested: str, **options: Any) -> tuple[Geometry, Plan]:
+    """All that can be wrong with a call's shapes and options, then its sizes and plan."""
+    _check_shapes(x, weight, bias)
+    settings = make_settings(weight.shape[2:], **options)
+    _check_same("dtype", TypeError, x, weight, bias)
+    _check_same("device", ValueError, x, weight, bias)
+    batched = x.shape if len(x.shape) == 4 else (1, *x.shape)
+    return planning.choose(batched, weight.shape, settings, x.dtype, x.device, requested)
+
+
+_decide_once = lru_cache(4096)(_decide)
 
 
 def _obstacle(x: Tensor, weight: Tensor) -> str | None:
@@ -114,23 +136,20 @@ def _obstacle(x: Tensor, weight: Tensor) -> str | None:
     return None
 
 
-def _check_tensors(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    for name, tensor in (("x", x), ("weight", weight), ("bias", bias)):
-        if not isinstance(tensor, Tensor) and not (name == "bias" and tensor is None):
-            raise TypeError(f"{name} must be a Tensor, got {type(tensor).__name__}")
-    if x.dim() not in (3, 4):
-        raise ValueError(f"x must be (N, C, H, W) or (C, H, W), got shape {tuple(x.shape)}")
-    if weight.dim() != 4:
-        raise ValueError(f"weight must be (C_out, C_in / groups, kH, kW), got shape {tuple(weight.shape)}")
+def _check_shapes(x: _Seen, weight: _Seen, bias: _Seen | None) -> None:
+    if len(x.shape) not in (3, 4):
+        raise ValueError(f"x must be (N, C, H, W) or (C, H, W), got shape {x.shape}")
+    if len(weight.shape) != 4:
+        raise ValueError(f"weight must be (C_out, C_in / groups, kH, kW), got shape {weight.shape}")
     if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"bias must have shape ({weight.shape[0]},) to go with weight, got {tuple(bias.shape)}")
+        raise ValueError(f"bias must have shape ({weight.shape[0]},) to go with weight, got {bias.shape}")
 
 
-def _check_same(attribute: str, error: type[Exception], x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+def _check_same(attribute: str, error: type[Exception], x: _Seen, weight: _Seen, bias: _Seen | None) -> None:
     expected = getattr(x, attribute)
-    for name, tensor in (("weight", weight), ("bias", bias)):
-        if tensor is not None and getattr(tensor, attribute) != expected:
-            raise error(f"{name} must have the {attribute} of x, {expected}, got {getattr(tensor, attribute)}")
+    for name, seen in (("weight", weight), ("bias", bias)):
+        if seen is not None and getattr(seen, attribute) != expected:
+            raise error(f"{name} must have the {attribute} of x, {expected}, got {getattr(seen, attribute)}")
 
 
 def _autocast(t: Tensor) -> Tensor:

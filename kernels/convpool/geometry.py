@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import NamedTuple, TypeAlias
 
 Pair: TypeAlias = tuple[int, int]
@@ -175,9 +174,6 @@ def make_settings(
         pool_dilation=_pair("pool_dilation", pool_dilation, least=1),
         ceil_mode=bool(ceil_mode),
     )
-
-
-make_settings_once = lru_cache(4096)(make_settings)
 
 
 def _int(name: str, value: int, least: int) -> int:

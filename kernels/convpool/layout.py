@@ -12,15 +12,10 @@ def has_channels_last_strides(t: Tensor) -> bool:
     The rule is that of c10/core/MemoryFormat.h (is_channels_last_strides_2d), which Python does not expose:
     `is_contiguous(memory_format=...)` says yes to both formats when a tensor has one channel.
     """
-    sizes, strides = t.shape, t.stride()
-    if strides[1] == 0:
+    (n, c, h, w), (by_n, by_c, by_h, by_w) = t.shape, t.stride()
+    if 0 in (n, c, h, w) or by_c == 0:
         return False
-    least = 0
-    for d in (1, 3, 2, 0):
-        if sizes[d] == 0 or strides[d] < least or (d == 0 and least == strides[1]):
-            return False
-        least = strides[d] * max(sizes[d], 1)
-    return True
+    return by_w >= by_c * c and by_h >= by_w * w and by_n >= by_h * h and by_h * h != by_c
 
 
 def memory_format(x: Tensor, weight: Tensor) -> torch.memory_format:

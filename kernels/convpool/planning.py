@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import torch
 
@@ -87,6 +87,7 @@ def plain(reason: str) -> Plan:
     return Plan("torch", "plain", "torch's own layers", reason, keeps_codes=False)
 
 
+@cache
 def backend(name: str) -> Backend:
     """The backend of that name, imported at first use."""
     return _BACKENDS[name]()

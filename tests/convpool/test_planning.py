@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 
-from convpool import conv_relu_max_pool2d, explain, planning, use_backend
+from convpool import conv_relu_max_pool2d, explain, functional, planning, use_backend
 from convpool.protocol import Plan
 
 X, WEIGHT = torch.randn(1, 1, 8, 8), torch.randn(2, 1, 3, 3)
@@ -37,13 +37,14 @@ def test_no_backend_for_a_device() -> None:
 
 def test_unprofitable_plans_are_left_to_those_who_ask(monkeypatch) -> None:
     monkeypatch.setitem(planning._AUTO, "cpu", ("reference",))
-    planning._choose_once.cache_clear()
-    try:
-        plan = explain(X, WEIGHT)
-        assert plan.plan == "plain"
-        assert "reference: named outright" in plan.reason
-    finally:
-        planning._choose_once.cache_clear()
+    for module, cached, once in (
+        (planning, "_choose_once", planning._choose),
+        (functional, "_decide_once", functional._decide),
+    ):
+        monkeypatch.setattr(module, cached, once)
+    plan = explain(X, WEIGHT)
+    assert plan.plan == "plain"
+    assert "reference: named outright" in plan.reason
 
 
 def test_the_environment_names_the_default(monkeypatch) -> None:
