@@ -160,24 +160,27 @@ def _call(layer: Layer, inputs: Inputs, dx: bool, backward: bool) -> Call:
 
 
 def _through(backend: str) -> Layer:
-    def layer(x: Tensor, weight: Tensor, bias: Tensor | None, s: Settings) -> Tensor:
-        with planning.use_backend(backend):
-            return conv_relu_max_pool2d(
-                x,
-                weight,
-                bias,
-                s.stride,
-                (s.padding[0], s.padding[2]),
-                s.dilation,
-                s.groups,
-                pool_kernel_size=s.pool_kernel,
-                pool_stride=s.pool_stride,
-                pool_padding=s.pool_padding,
-                pool_dilation=s.pool_dilation,
-                ceil_mode=s.ceil_mode,
-            )
+    def auto(x: Tensor, weight: Tensor, bias: Tensor | None, s: Settings) -> Tensor:
+        return conv_relu_max_pool2d(
+            x,
+            weight,
+            bias,
+            s.stride,
+            (s.padding[0], s.padding[2]),
+            s.dilation,
+            s.groups,
+            pool_kernel_size=s.pool_kernel,
+            pool_stride=s.pool_stride,
+            pool_padding=s.pool_padding,
+            pool_dilation=s.pool_dilation,
+            ceil_mode=s.ceil_mode,
+        )
 
-    return layer
+    def named(x: Tensor, weight: Tensor, bias: Tensor | None, s: Settings) -> Tensor:
+        with planning.use_backend(backend):
+            return auto(x, weight, bias, s)
+
+    return auto if backend == "auto" else named
 
 
 def _require_parity(inputs: Inputs, backend: str) -> None:

@@ -4,6 +4,7 @@
 #include "backward.h"
 #include "backward_few.h"
 #include "forward_direct.h"
+#include "forward_images.h"
 #include "forward_winograd.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
@@ -11,7 +12,8 @@
 EXPORT int64_t convpool_problem_size() { return sizeof(Problem); }  // so that a stale library is noticed
 
 EXPORT void convpool_forward(const Problem* p, const float* x, const float* w, const float* bias, float* y, uint8_t* code) {
-    (p->winograd ? forward_winograd : forward_direct)(*p, x, w, bias, y, code);
+    const auto direct = lanes_are_images(*p) ? forward_images : forward_direct;
+    (p->winograd ? forward_winograd : direct)(*p, x, w, bias, y, code);
 }
 
 EXPORT void convpool_backward(const Problem* p, const float* x, const float* w, const float* dy, const uint8_t* code, float* dx,

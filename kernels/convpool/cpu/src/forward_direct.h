@@ -199,7 +199,7 @@ inline void forward_direct(const Problem& p, const float* x, const float* w, con
 
     const int64_t copied = reads_padding(p) ? p.stride[ROW] * p.size[COLUMN] * p.in_channels : 0;
     const int64_t pooled = p.plain_pool() ? 0 : p.conv_size[COLUMN] * CHANNEL_VECTORS * L;
-    const Bands bands(p, p.pool_stride[ROW] * (copied + pooled));
+    const Bands bands(p, p.batch * p.groups, p.pool_stride[ROW] * (copied + pooled));
 #pragma omp parallel for schedule(static) num_threads((int)p.threads) if (p.threads > 1)
     for (int64_t unit = 0; unit < p.batch * p.groups * bands.count; unit++) {
         static thread_local Scratch copy, tile, z, offset_memory;

@@ -170,7 +170,7 @@ inline void forward_winograd(const Problem& p, const float* x, const float* w, c
     const bool copied = !in_place(p, p.x_stride);
     const PatchLayout layout = copied ? pixel_layout(p, Form::PIXELS, pixel, input_width(p) * pixel)
                                       : pixel_layout(p, Form::IN_PLACE, pixel, p.x_stride[HEIGHT]);
-    const Bands bands(p, copied ? 2 * layout.line : 0);
+    const Bands bands(p, p.batch * p.groups, copied ? 2 * layout.line : 0);
 #pragma omp parallel num_threads((int)p.threads) if (p.threads > 1)
     {
 #pragma omp for schedule(static)

@@ -12,9 +12,29 @@ constexpr int CHANNEL_VECTORS = 2;  // of output channels in a register tile
 
 // L values and codes of one window; `count` of them exist.
 INLINE void write_window(float* y, uint8_t* code, Vec value, IVec winner, int64_t count) {
-    const Mask dead = at_most_zero(value);
+    const Mask dead = at_most(value, Vec{});
     store_first(y, select(dead, Vec{}, value), count < L ? count : L);
     if (code) store_first_bytes(code, select(dead, splat((int32_t)DEAD), winner), count < L ? count : L);
+}
+
+// The same from the window's four conv outputs, row by row. UNORDERED: one may be NaN.
+template <bool UNORDERED>
+INLINE void write_window(float* y, uint8_t* code, const Vec (&z)[4], int64_t count) {
+    if constexpr (UNORDERED) {
+        Vec best = z[0];
+        IVec winner = {};
+        UNROLL for (int i = 1; i < 4; i++) {
+            const Mask better = takes_maximum(z[i], best);
+            best = select(better, z[i], best);
+            winner = select(better, splat((int32_t)i), winner);
+        }
+        return write_window(y, code, best, winner, count);
+    }
+    const int n = count < L ? (int)count : L;
+    const Vec top = maximum(z[0], z[1]), bottom = maximum(z[2], z[3]), best = maximum(top, bottom);
+    const Mask dead = at_most(best, Vec{});
+    store_first(y, select(dead, Vec{}, best), n);
+    if (code) store_first_winners(code, greater(z[1], z[0]), greater(z[3], z[2]), greater(bottom, top), dead, n);
 }
 
 // The windows of pooled rows [begin, end) of one group of one image, as a matrix [window][channel].

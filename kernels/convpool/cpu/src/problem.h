@@ -62,8 +62,9 @@ inline Range input_range(const Problem& p, int axis, Range conv) {
 struct Bands {
     int64_t pooled_rows, height, count;
 
-    Bands(const Problem& p, int64_t row_floats) : pooled_rows(p.pooled_size[ROW]) {
-        const int64_t wanted = p.threads == 1 ? 1 : (4 * p.threads - 1) / (p.batch * p.groups) + 1;
+    // `images`: how many images, or groups of images, are worked on apart.
+    Bands(const Problem& p, int64_t images, int64_t row_floats) : pooled_rows(p.pooled_size[ROW]) {
+        const int64_t wanted = p.threads == 1 ? 1 : (4 * p.threads - 1) / images + 1;
         const int64_t by_threads = (pooled_rows - 1) / std::min(wanted, pooled_rows) + 1;
         const int64_t by_cache = std::max<int64_t>(1, (512 << 10) / 4 / std::max<int64_t>(1, row_floats));
         height = std::min(by_threads, by_cache);

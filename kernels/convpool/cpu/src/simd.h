@@ -83,7 +83,17 @@ INLINE float sum(Vec v) { return _mm512_reduce_add_ps((__m512)v); }
 INLINE Mask takes_maximum(Vec v, Vec best) {
     return _mm512_cmp_ps_mask((__m512)v, (__m512)best, _CMP_GT_OQ) | _mm512_cmp_ps_mask((__m512)v, (__m512)v, _CMP_UNORD_Q);
 }
-INLINE Mask at_most_zero(Vec v) { return _mm512_cmp_ps_mask((__m512)v, _mm512_setzero_ps(), _CMP_LE_OQ); }
+INLINE Mask greater(Vec a, Vec b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GT_OQ); }
+INLINE Vec maximum(Vec a, Vec b) { return (Vec)_mm512_max_ps((__m512)a, (__m512)b); }
+INLINE Vec magnitude(Vec v) { return (Vec)_mm512_abs_ps((__m512)v); }
+// Bytes of the winners in a 2x2 window: 2 * bottom + (bottom ? right_below : right), or 255 where dead.
+INLINE void store_first_winners(uint8_t* p, Mask right, Mask right_below, Mask bottom, Mask dead, int n) {
+    touch(p, n);
+    const __m128i above = _mm_maskz_mov_epi8(right, _mm_set1_epi8(1));
+    const __m128i below = _mm_mask_mov_epi8(_mm_set1_epi8(2), right_below, _mm_set1_epi8(3));
+    _mm_mask_storeu_epi8(p, first_lanes(n), _mm_mask_mov_epi8(_mm_mask_mov_epi8(above, bottom, below), dead, _mm_set1_epi8(-1)));
+}
+INLINE Mask at_most(Vec a, Vec b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LE_OQ); }
 INLINE Mask is_finite(Vec v) { return _mm512_cmp_ps_mask(_mm512_sub_ps((__m512)v, (__m512)v), _mm512_setzero_ps(), _CMP_EQ_OQ); }
 INLINE Mask equal(IVec a, IVec b) { return _mm512_cmpeq_epi32_mask((__m512i)a, (__m512i)b); }
 INLINE Mask differ(IVec a, IVec b) { return _mm512_cmpneq_epi32_mask((__m512i)a, (__m512i)b); }
@@ -120,7 +130,10 @@ INLINE void store_first_bytes(uint8_t* p, IVec v, int n) {
     memcpy(p, &packed, n < 8 ? n : 8);
 }
 INLINE Mask takes_maximum(Vec v, Vec best) { return (v > best) | (v != v); }
-INLINE Mask at_most_zero(Vec v) { return v <= Vec{}; }
+INLINE Mask greater(Vec a, Vec b) { return a > b; }
+INLINE Vec maximum(Vec a, Vec b) { return (Vec)_mm256_max_ps((__m256)a, (__m256)b); }
+INLINE Vec magnitude(Vec v) { return (Vec)((IVec)v & splat(0x7fffffff)); }
+INLINE Mask at_most(Vec a, Vec b) { return a <= b; }
 INLINE Mask is_finite(Vec v) { return v - v == Vec{}; }
 INLINE Mask equal(IVec a, IVec b) { return a == b; }
 INLINE Mask differ(IVec a, IVec b) { return a != b; }
@@ -131,6 +144,10 @@ INLINE Vec pick_of_four(const float* four, IVec index, Mask wanted) {
 INLINE unsigned mask_bits(Mask m) { return (unsigned)_mm256_movemask_ps((__m256)m); }
 INLINE Vec select(Mask m, Vec yes, Vec no) { return m ? yes : no; }
 INLINE IVec select(Mask m, IVec yes, IVec no) { return m ? yes : no; }
+INLINE void store_first_winners(uint8_t* p, Mask right, Mask right_below, Mask bottom, Mask dead, int n) {
+    const IVec winner = select(bottom, splat(2) - right_below, -right);
+    store_first_bytes(p, select(dead, splat(255), winner), n);
+}
 struct CompressTable {
     alignas(32) int32_t source[256][8];
     constexpr CompressTable() : source() {
@@ -176,5 +193,32 @@ INLINE void transpose(Vec (&rows)[L]) {
     transpose_step<2>(rows);
     transpose_step<1>(rows);
 }
+
+#if LANES == 16
+// 16 rows of 16 bytes become columns; a sixteenth of a cycle a byte, where the way through 32-bit lanes takes a half.
+INLINE void transpose_bytes(const uint8_t* from, int64_t from_step, uint8_t* to, int64_t to_step) {
+    __m512i rows[4];  // 128-bit lane j of rows[k]: row 4 * k + j
+    UNROLL for (int k = 0; k < 4; k++) {
+        const auto row = [&](int j) { return _mm_loadu_si128((const __m128i*)(from + (4 * k + j) * from_step)); };
+        rows[k] = _mm512_inserti32x4(_mm512_castsi128_si512(row(0)), row(1), 1);
+        rows[k] = _mm512_inserti32x4(_mm512_inserti32x4(rows[k], row(2), 2), row(3), 3);
+    }
+    const __m512i low[2] = {_mm512_unpacklo_epi8(rows[0], rows[1]), _mm512_unpacklo_epi8(rows[2], rows[3])};
+    const __m512i high[2] = {_mm512_unpackhi_epi8(rows[0], rows[1]), _mm512_unpackhi_epi8(rows[2], rows[3])};
+    // Word t of lane j of quads[q]: column 4 * q + t of rows j, 4 + j, 8 + j, 12 + j.
+    const __m512i quads[4] = {_mm512_unpacklo_epi16(low[0], low[1]), _mm512_unpackhi_epi16(low[0], low[1]),
+                              _mm512_unpacklo_epi16(high[0], high[1]), _mm512_unpackhi_epi16(high[0], high[1])};
+    const __m512i gather = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __m512i order = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+    UNROLL for (int q = 0; q < 4; q++) {
+        const __m512i columns = _mm512_shuffle_epi8(_mm512_permutexvar_epi32(gather, quads[q]), order);
+        uint8_t* first = to + 4 * q * to_step;
+        _mm_storeu_si128((__m128i*)first, _mm512_castsi512_si128(columns));
+        _mm_storeu_si128((__m128i*)(first + to_step), _mm512_extracti32x4_epi32(columns, 1));
+        _mm_storeu_si128((__m128i*)(first + 2 * to_step), _mm512_extracti32x4_epi32(columns, 2));
+        _mm_storeu_si128((__m128i*)(first + 3 * to_step), _mm512_extracti32x4_epi32(columns, 3));
+    }
+}
+#endif
 
 }  // namespace

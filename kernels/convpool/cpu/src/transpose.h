@@ -17,6 +17,14 @@ inline void transpose_matrix(const T* from, int64_t from_step, int64_t rows, int
         const int height = rows - row < L ? (int)(rows - row) : L;
         for (int64_t column = 0; column < columns; column += L) {
             const int width = columns - column < L ? (int)(columns - column) : L;
+#if LANES == 16
+            if constexpr (sizeof(T) == 1) {
+                if (height == L && width == L) {
+                    transpose_bytes(from + row * from_step + column, from_step, to + column * to_step + row, to_step);
+                    continue;
+                }
+            }
+#endif
             Vec tile[L];
             UNROLL for (int i = 0; i < L; i++)
                 tile[i] = i < height ? load_lanes(from + (row + i) * from_step + column, width) : Vec{};
