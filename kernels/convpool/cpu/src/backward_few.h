@@ -16,89 +16,101 @@ inline bool few_products(const Problem& p) {
     return p.plain_pool() && known_kernel && p.reduction() <= FEW_PRODUCTS;
 }
 
-// The taps of a pass: as many kernel rows as registers hold sums for.
-template <int KERNEL>
-constexpr int ROWS_AT_ONCE = KERNEL * KERNEL <= REGISTERS - 6 ? KERNEL : (REGISTERS - 6) / KERNEL;
-
+// The values of x that the taps of a band meet, in coordinates of its first row and column: floats from one quad to that of
+// the next channel, row and column.
 struct Quads {
-    const float* data;
-    int64_t width;  // quads in a row
+    float* data;
+    int64_t channel, row, column;
 };
 
-// For each (row, column) from which a tap can start: x there, one conv column on, one conv row on, and both.
-inline Quads make_quads(const Problem& p, const Band& band, const Input& in, int64_t channel, Scratch& memory) {
+inline Quads make_quads(const Problem& p, const Band& band, const Input& in, Scratch& memory) {
     const int64_t width = band.input[COLUMN].size() - p.stride[COLUMN], height = band.input[ROW].size() - p.stride[ROW];
-    float* to = memory.get<float>(width * height * 4);
+    const bool innermost = in.channel == 1 && in.column == p.in_channels;
+    const int64_t planes = innermost ? 1 : p.in_channels, run = innermost ? p.in_channels : 1;
+    const Quads quads{memory.get<float>(planes * height * width * run * 4 + 4 * L), innermost ? 4 : height * width * 4,
+                      width * run * 4, run * 4};
     const int64_t right = p.stride[COLUMN] * in.column, below = p.stride[ROW] * in.row;
-    for (int64_t r = 0; r < height; r++) {
-        const float* from = in.at(channel, band.input[ROW].begin + r, band.input[COLUMN].begin);
-        float* quad = to + r * width * 4;
-        if (right == 1) {
-            for (int64_t k = 0; k < width; k++) {
-                memcpy(quad + 4 * k, from + k, 8);
-                memcpy(quad + 4 * k + 2, from + k + below, 8);
+    for (int64_t plane = 0; plane < planes; plane++) {
+        for (int64_t r = 0; r < height; r++) {
+            const float* from = in.at(plane, band.input[ROW].begin + r, band.input[COLUMN].begin);
+            float* to = quads.data + plane * quads.channel + r * quads.row;
+            if (in.column == run) {
+                for (int64_t i = 0; i < width * run; i += L) {  // what is written beyond a row, the next one overwrites
+                    const int n = width * run - i < L ? (int)(width * run - i) : L;
+                    const float* at = from + i;
+                    store_quads(to + 4 * i, load_first(at, n), load_first(at + right, n), load_first(at + below, n),
+                                load_first(at + below + right, n));
+                }
+                continue;
             }
-        } else {
-            for (int64_t k = 0; k < width; k++, from += in.column) {
-                quad[4 * k] = from[0], quad[4 * k + 1] = from[right];
-                quad[4 * k + 2] = from[below], quad[4 * k + 3] = from[below + right];
-            }
+            for (int64_t k = 0; k < width; k++, from += in.column, to += 4)
+                to[0] = from[0], to[1] = from[right], to[2] = from[below], to[3] = from[below + right];
         }
     }
-    return {to, width};
+    return quads;
 }
 
-// totals[row][column] += sum over a band's windows of dy * x under the winner, for kernel rows [first, first + ROWS).
-template <int ROWS, int KERNEL>
-void few_taps(const Problem& p, const Band& band, const Quads& quads, const Pooled& pooled, int64_t channel, int64_t first, float* totals) {
+// Kernel rows, of all input channels, whose sums fit into registers beside their total, dy and code.
+template <int KERNEL>
+constexpr int MOST_ROWS = (REGISTERS - 5) / KERNEL;
+
+// totals[row][column] += sum over a band's windows of dy * x under the winner, for `ROWS` kernel rows at these offsets;
+// bias_total += sum of dy.
+template <int KERNEL, int ROWS>
+void few_rows(const Problem& p, const Band& band, const Quads& quads, const int64_t* rows, const Pooled& pooled, int64_t channel,
+              float* totals, float* bias_total) {
     const int lanes = (int)std::min<int64_t>(L, p.out_channels - channel);
-    Vec sums[ROWS][KERNEL] = {};
+    Vec sums[ROWS][KERNEL] = {}, total = {};
     const float* dy = pooled.dy + channel;
     const uint8_t* code = pooled.code + channel;
-    const int64_t row_step = 4 * p.dilation[ROW] * quads.width, column_step = 4 * p.dilation[COLUMN];
+    const int64_t tap = p.dilation[COLUMN] * quads.column, down = 2 * p.stride[ROW] * quads.row, right = 2 * p.stride[COLUMN] * quads.column;
     for (int64_t i = 0; i < band.rows.size(); i++) {
-        const float* quad = quads.data + (2 * i * p.stride[ROW] * quads.width) * 4 + first * row_step;
+        const float* quad = quads.data + i * down;
         for (int64_t j = 0; j < p.pooled_size[COLUMN]; j++) {
             const IVec winner = load_first_bytes(code, lanes);
             const Mask live = differ(winner, splat((int32_t)DEAD));
             const Vec g = load_first(dy, lanes);
-            UNROLL for (int r = 0; r < ROWS; r++)
-                UNROLL for (int k = 0; k < KERNEL; k++)
-                    sums[r][k] += g * pick_of_four(quad + r * row_step + k * column_step, winner, live);
-            dy += pooled.step, code += pooled.step;
-            quad += 2 * p.stride[COLUMN] * 4;
+            total += select(live, g, Vec{});
+            UNROLL for (int r = 0; r < ROWS; r++) {
+                const float* at = quad + rows[r];
+                UNROLL for (int k = 0; k < KERNEL; k++) sums[r][k] += g * pick_of_four(at + k * tap, winner, live);
+            }
+            dy += pooled.step, code += pooled.step, quad += right;
         }
     }
     UNROLL for (int r = 0; r < ROWS; r++)
         UNROLL for (int k = 0; k < KERNEL; k++) {
-            float* to = totals + ((first + r) * KERNEL + k) * L;
+            float* to = totals + (r * KERNEL + k) * L;
             store(to, load(to) + sums[r][k]);
         }
+    if (bias_total) store(bias_total, load(bias_total) + total);
 }
 
+using FewRows = decltype(&few_rows<3, 1>);
+template <int KERNEL, int... I>
+FewRows few_kernel(int64_t rows, std::integer_sequence<int, I...>) {
+    static constexpr FewRows KERNELS[] = {few_rows<KERNEL, I + 1>...};
+    return KERNELS[rows - 1];
+}
+
+// All taps of L output channels from `channel`.  sums: [in channel][tap][lane], then db [lane]
 template <int KERNEL>
-void few_kernel(const Problem& p, const Band& band, const Quads& quads, const Pooled& pooled, int64_t channel, float* totals) {
-    constexpr int ROWS = ROWS_AT_ONCE<KERNEL>, REST = KERNEL % ROWS;
-    for (int64_t first = 0; first + ROWS <= KERNEL; first += ROWS)
-        few_taps<ROWS, KERNEL>(p, band, quads, pooled, channel, first, totals);
-    if constexpr (REST) few_taps<REST, KERNEL>(p, band, quads, pooled, channel, KERNEL - REST, totals);
-}
-
-// The sum over a band of the live dy of L channels.
-inline void add_bias_gradient(const Problem& p, const Band& band, const Pooled& pooled, int64_t channel, float* total) {
-    const int lanes = (int)std::min<int64_t>(L, p.out_channels - channel);
-    Vec sum = {};
-    const int64_t count = band.rows.size() * p.pooled_size[COLUMN];
-    for (int64_t w = 0; w < count; w++) {
-        const IVec winner = load_first_bytes(pooled.code + w * pooled.step + channel, lanes);
-        sum += select(differ(winner, splat((int32_t)DEAD)), load_first(pooled.dy + w * pooled.step + channel, lanes), Vec{});
+void few_taps(const Problem& p, const Band& band, const Quads& quads, const Pooled& pooled, int64_t channel, float* sums) {
+    constexpr int MOST = MOST_ROWS<KERNEL>;
+    const int64_t count = p.in_channels * KERNEL;
+    for (int64_t first = 0; first < count; first += MOST) {
+        int64_t rows[MOST] = {};
+        const int64_t some = std::min<int64_t>(MOST, count - first);
+        for (int64_t r = 0; r < some; r++)
+            rows[r] = (first + r) / KERNEL * quads.channel + (first + r) % KERNEL * p.dilation[ROW] * quads.row;
+        few_kernel<KERNEL>(some, std::make_integer_sequence<int, MOST>())(
+            p, band, quads, rows, pooled, channel, sums + first * KERNEL * L, first ? nullptr : sums + count * KERNEL * L);
     }
-    store(total, load(total) + sum);
 }
 
 inline void backward_few(const Problem& p, const float* x, const float* dy, const uint8_t* code, float* dw, float* db) {
     static thread_local Scratch partial_memory;
-    const int64_t channels = round_up(p.out_channels, L), taps = p.taps(), block = (p.reduction() + 1) * L;
+    const int64_t channels = round_up(p.out_channels, L), block = (p.reduction() + 1) * L;
     const int64_t floats = p.groups * channels / L * block;  // [group][channel vector]{[in channel][tap][lane], db [lane]}
     const int64_t chunks = std::min<int64_t>(p.batch, 32);
     float* partial = partial_memory.get<float>(chunks * floats);
@@ -115,15 +127,10 @@ inline void backward_few(const Problem& p, const float* x, const float* dy, cons
                     const Band band(p, {first, std::min(first + height, p.pooled_size[ROW])});
                     const Input in = padded_input(p, group_of(p, x, image, group), band.conv[ROW], copy);
                     const Pooled pooled = pooled_band(p, dy, code, image, group, band.rows, true, windows);
-                    for (int64_t ci = 0; ci < p.in_channels; ci++) {
-                        const Quads quads = make_quads(p, band, in, ci, quad_memory);
-                        for (int64_t c = 0; c < channels; c += L) {
-                            float* to = sums + (group * channels + c) / L * block;
-                            float* totals = to + ci * taps * L;
-                            p.kernel[ROW] == 3 ? few_kernel<3>(p, band, quads, pooled, c, totals)
-                                               : few_kernel<5>(p, band, quads, pooled, c, totals);
-                            if (ci == 0) add_bias_gradient(p, band, pooled, c, to + p.reduction() * L);
-                        }
+                    const Quads quads = make_quads(p, band, in, quad_memory);
+                    for (int64_t c = 0; c < channels; c += L) {
+                        float* to = sums + (group * channels + c) / L * block;
+                        (p.kernel[ROW] == 3 ? few_taps<3> : few_taps<5>)(p, band, quads, pooled, c, to);
                     }
                 }
             }

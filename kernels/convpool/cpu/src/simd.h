@@ -103,6 +103,19 @@ INLINE Vec pick_of_four(const float* four, IVec index, Mask wanted) {
     touch(four, 4);
     return (Vec)_mm512_maskz_permutevar_ps(wanted, _mm512_broadcast_f32x4(_mm_loadu_ps(four)), (__m512i)index);
 }
+// For each lane the four values a, right, below, both, side by side.
+INLINE void store_quads(float* to, Vec a, Vec right, Vec below, Vec both) {
+    const __m512 above[2] = {_mm512_unpacklo_ps((__m512)a, (__m512)right), _mm512_unpackhi_ps((__m512)a, (__m512)right)};
+    const __m512 under[2] = {_mm512_unpacklo_ps((__m512)below, (__m512)both), _mm512_unpackhi_ps((__m512)below, (__m512)both)};
+    UNROLL for (int i = 0; i < 4; i++) {  // 128-bit lane j: the quad of lane 4 * j + i
+        const __m512d top = (__m512d)above[i / 2], bottom = (__m512d)under[i / 2];
+        const __m512 quads = (__m512)(i % 2 ? _mm512_unpackhi_pd(top, bottom) : _mm512_unpacklo_pd(top, bottom));
+        _mm_storeu_ps(to + 4 * i, _mm512_castps512_ps128(quads));
+        _mm_storeu_ps(to + 16 + 4 * i, _mm512_extractf32x4_ps(quads, 1));
+        _mm_storeu_ps(to + 32 + 4 * i, _mm512_extractf32x4_ps(quads, 2));
+        _mm_storeu_ps(to + 48 + 4 * i, _mm512_extractf32x4_ps(quads, 3));
+    }
+}
 INLINE Vec select(Mask m, Vec yes, Vec no) { return (Vec)_mm512_mask_blend_ps(m, (__m512)no, (__m512)yes); }
 INLINE IVec select(Mask m, IVec yes, IVec no) { return (IVec)_mm512_mask_blend_epi32(m, (__m512i)no, (__m512i)yes); }
 #else
@@ -140,6 +153,16 @@ INLINE Mask differ(IVec a, IVec b) { return a != b; }
 INLINE Vec pick_of_four(const float* four, IVec index, Mask wanted) {
     touch(four, 4);
     return (Vec)((IVec)_mm256_permutevar_ps(_mm256_broadcast_ps((const __m128*)four), (__m256i)index) & wanted);
+}
+INLINE void store_quads(float* to, Vec a, Vec right, Vec below, Vec both) {
+    const __m256 above[2] = {_mm256_unpacklo_ps((__m256)a, (__m256)right), _mm256_unpackhi_ps((__m256)a, (__m256)right)};
+    const __m256 under[2] = {_mm256_unpacklo_ps((__m256)below, (__m256)both), _mm256_unpackhi_ps((__m256)below, (__m256)both)};
+    UNROLL for (int i = 0; i < 4; i++) {  // 128-bit lane j: the quad of lane 4 * j + i
+        const __m256d top = (__m256d)above[i / 2], bottom = (__m256d)under[i / 2];
+        const __m256 quads = (__m256)(i % 2 ? _mm256_unpackhi_pd(top, bottom) : _mm256_unpacklo_pd(top, bottom));
+        _mm_storeu_ps(to + 4 * i, _mm256_castps256_ps128(quads));
+        _mm_storeu_ps(to + 16 + 4 * i, _mm256_extractf128_ps(quads, 1));
+    }
 }
 INLINE unsigned mask_bits(Mask m) { return (unsigned)_mm256_movemask_ps((__m256)m); }
 INLINE Vec select(Mask m, Vec yes, Vec no) { return m ? yes : no; }
