@@ -40,10 +40,13 @@ int main() {
         const int64_t y_size[4] = {p.batch, channels, p.pooled_size[0], p.pooled_size[1]};
         const auto x = values(extent(x_size, p.x_stride), 1), w = values(extent(w_size, p.w_stride), 2);
         const auto bias = values((size_t)channels, 3), dy = values(extent(y_size, p.y_stride), 4);
+        const auto z = values((size_t)(p.batch * p.conv_size[0] * p.conv_size[1] * channels), 5);
         std::vector<float> first;
         for (p.threads = 1; p.threads <= 2; p.threads++) {
             std::vector<float> y(dy.size()), dx(extent(x_size, p.dx_stride)), dw(extent(w_size, p.dw_stride)), db(bias.size());
             std::vector<uint8_t> code(dy.size());
+            convpool_pool(&p, z.data(), y.data(), nullptr);
+            convpool_pool(&p, z.data(), y.data(), code.data());
             convpool_forward(&p, x.data(), w.data(), nullptr, y.data(), nullptr);
             convpool_forward(&p, x.data(), w.data(), bias.data(), y.data(), code.data());
             convpool_backward(&p, x.data(), w.data(), dy.data(), code.data(), nullptr, dw.data(), db.data());

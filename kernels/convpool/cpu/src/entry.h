@@ -16,6 +16,9 @@ EXPORT void convpool_forward(const Problem* p, const float* x, const float* w, c
     (p->winograd ? forward_winograd : direct)(*p, x, w, bias, y, code);
 }
 
+// y and code from torch's conv output z, bias included, channels innermost.
+EXPORT void convpool_pool(const Problem* p, const float* z, float* y, uint8_t* code) { pool(*p, z, y, code); }
+
 EXPORT void convpool_backward(const Problem* p, const float* x, const float* w, const float* dy, const uint8_t* code, float* dx,
                               float* dw, float* db) {
     if (dw && !dx && few_products(*p))

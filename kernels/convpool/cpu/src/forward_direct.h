@@ -5,7 +5,7 @@
 #pragma once
 
 #include "input.h"
-#include "output.h"
+#include "pool.h"
 
 namespace {
 
@@ -148,36 +148,6 @@ void convolve_rows(const DirectBand& band, Range conv, int64_t channel, float* z
     }
 }
 
-// Any window, over the conv rows that convolve_rows left in z.
-template <int VECTORS>
-void pool_rows(const DirectBand& band, Range conv, int64_t channel, const float* z) {
-    const Problem& p = band.plan.p;
-    int64_t window = 0;
-    for (int64_t row = band.rows.begin; row < band.rows.end; row++) {
-        for (int64_t column = 0; column < p.pooled_size[COLUMN]; column++, window++) {
-            Vec best[VECTORS];
-            IVec winner[VECTORS] = {};
-            UNROLL for (int v = 0; v < VECTORS; v++) best[v] = splat(-__builtin_inff());
-            for (int64_t offset = 0; offset < p.window(); offset++) {
-                const int64_t i = p.window_start(ROW, row) + offset / p.pool_kernel[COLUMN] * p.pool_dilation[ROW];
-                const int64_t j = p.window_start(COLUMN, column) + offset % p.pool_kernel[COLUMN] * p.pool_dilation[COLUMN];
-                if (i < 0 || i >= p.conv_size[ROW] || j < 0 || j >= p.conv_size[COLUMN]) continue;
-                const float* from = z + ((i - conv.begin) * p.conv_size[COLUMN] + j) * VECTORS * L;
-                UNROLL for (int v = 0; v < VECTORS; v++) {
-                    const Vec value = load(from + v * L);
-                    const Mask better = takes_maximum(value, best[v]);
-                    best[v] = select(better, value, best[v]);
-                    winner[v] = select(better, splat((int32_t)offset), winner[v]);
-                }
-            }
-            UNROLL for (int v = 0; v < VECTORS; v++) {
-                const int64_t c = channel + v * L;
-                write_window(band.out.y(window, c), band.out.code(window, c), best[v], winner[v], p.out_channels - c);
-            }
-        }
-    }
-}
-
 template <int VECTORS>
 void direct_block(const DirectBand& band, int64_t channel, Scratch& z) {
     const Problem& p = band.plan.p;
@@ -185,7 +155,7 @@ void direct_block(const DirectBand& band, int64_t channel, Scratch& z) {
     const Range conv = conv_range(p, ROW, band.rows);
     float* rows = z.get<float>(std::max<int64_t>(conv.size(), 0) * p.conv_size[COLUMN] * VECTORS * L);
     convolve_rows<VECTORS>(band, conv, channel, rows);
-    pool_rows<VECTORS>(band, conv, channel, rows);
+    pool_rows<VECTORS>(p, {rows, conv.begin, VECTORS * L}, band.out, band.rows, channel);
 }
 
 inline void forward_direct(const Problem& p, const float* x, const float* w, const float* bias, float* y, uint8_t* code) {
