@@ -59,8 +59,10 @@ void add_patches(const float* x, const int64_t* runs, const int32_t* offsets, co
         UNROLL for (int k = 0; k < CHAINS; k++) {
             const float* patch = x + offsets[i + k];
             const float g = gradients[i + k];
-            UNROLL for (int r = 0; r < RUNS; r++)
-                UNROLL for (int v = 0; v < VECTORS; v++) sums[k][r][v] += load(patch + runs[r] + v * L) * g;
+            UNROLL for (int r = 0; r < RUNS; r++) {
+                const float* run = settled(patch + runs[r]);
+                UNROLL for (int v = 0; v < VECTORS; v++) sums[k][r][v] += load(run + v * L) * g;
+            }
         }
     }
     for (; i < count; i++) {
@@ -77,32 +79,82 @@ void add_patches(const float* x, const int64_t* runs, const int32_t* offsets, co
     }
 }
 
-// For each bucket, patch += sum of gradients * weights.  weights: [channel][RUNS, VECTORS * L]; `used`: floats of a run.
+// Windows and the channels that won their positions, as add_winners reads them.
+struct Winners {
+    int64_t windows, positions;
+    const int32_t *window_offsets, *position_offsets;
+    const uint64_t* bits;  // [window][position]
+    const float* dy;
+    int64_t dy_window, dy_channel;  // steps
+    Ahead* ahead;
+};
+
+// For each window and position, patch += sum over the channels that won there of dy * weights.
+// weights: [channel][RUNS, VECTORS * L]; `used`: floats of a run.
 template <int RUNS, int VECTORS>
-void add_buckets(float* dx, const int64_t* runs, const Buckets& buckets, const float* weights, int64_t used) {
+void add_winners(float* dx, const int64_t* runs, const Winners& winners, const float* weights, int64_t used) {
     const Mask tail = first_lanes((int)(used - (VECTORS - 1) * L));
-    int64_t i = 0;
-    for (int64_t b = 0; b < buckets.count; b++) {
-        Vec sums[RUNS][VECTORS] = {};
-        for (; i < buckets.ends[b]; i++) {
-            const float* w = weights + buckets.channels[i] * (RUNS * VECTORS * L);
-            const float g = buckets.gradients[i];
-            UNROLL for (int r = 0; r < RUNS; r++)
-                UNROLL for (int v = 0; v < VECTORS; v++) sums[r][v] += load(w + (r * VECTORS + v) * L) * g;
-        }
-        float* patch = dx + buckets.offsets[b];
-        UNROLL for (int r = 0; r < RUNS; r++) {
-            UNROLL for (int v = 0; v < VECTORS; v++) {
-                float* to = patch + runs[r] + v * L;
-                // Beyond a run lie a neighbour's pixels: 0 * infinity must not reach them.
-                store(to, load(to) + (v == VECTORS - 1 ? select(tail, sums[r][v], Vec{}) : sums[r][v]));
+    const uint64_t* bits = winners.bits;
+    for (int64_t window = 0; window < winners.windows; window++) {
+        const float* dy = winners.dy + window * winners.dy_window;
+        winners.ahead->fetch();
+        for (int64_t position = 0; position < winners.positions; position++) {
+            uint64_t left = *bits++;
+            if (!left) continue;
+            Vec sums[RUNS][VECTORS] = {};
+            for (; left; left &= left - 1) {
+                const int64_t channel = __builtin_ctzll(left);
+                const float* w = settled(weights + channel * (RUNS * VECTORS * L));
+                const float g = dy[channel * winners.dy_channel];
+                UNROLL for (int r = 0; r < RUNS; r++)
+                    UNROLL for (int v = 0; v < VECTORS; v++) sums[r][v] += load(w + (r * VECTORS + v) * L) * g;
+            }
+            float* patch = dx + winners.window_offsets[window] + winners.position_offsets[position];
+            UNROLL for (int r = 0; r < RUNS; r++) {
+                UNROLL for (int v = 0; v < VECTORS; v++) {
+                    float* to = patch + runs[r] + v * L;
+                    // Beyond a run lie a neighbour's pixels: 0 * infinity must not reach them.
+                    store(to, load(to) + (v == VECTORS - 1 ? select(tail, sums[r][v], Vec{}) : sums[r][v]));
+                }
             }
         }
     }
 }
 
+// patch += sum of dy * weights over the channels of `won`.
+template <int RUNS, int VECTORS, int ROW_SHIFT, int COLUMN_SHIFT, int ROWS, int COLUMNS>
+INLINE void add_channels(uint64_t won, const float* dy, int64_t dy_channel, const float* weights, Vec (&patch)[ROWS][COLUMNS]) {
+    for (; won; won &= won - 1) {
+        const int64_t channel = __builtin_ctzll(won);
+        const float* w = settled(weights + channel * (RUNS * VECTORS * L));
+        const float g = dy[channel * dy_channel];
+        UNROLL for (int r = 0; r < RUNS; r++)
+            UNROLL for (int v = 0; v < VECTORS; v++) patch[r + ROW_SHIFT][v + COLUMN_SHIFT] += load(w + (r * VECTORS + v) * L) * g;
+    }
+}
+
+// The same for 2x2 windows whose positions lie a run and a vector apart: what a window reads stays in registers for all four.
+template <int RUNS, int VECTORS>
+void add_plain_winners(float* dx, const int64_t* runs, const Winners& winners, const float* weights, int64_t) {
+    const int64_t line = winners.position_offsets[2];
+    const uint64_t* bits = winners.bits;
+    const float* dy = winners.dy;
+    for (int64_t window = 0; window < winners.windows; window++, bits += 4, dy += winners.dy_window) {
+        winners.ahead->fetch();
+        if (!(bits[0] | bits[1] | bits[2] | bits[3])) continue;
+        Vec sums[RUNS + 1][VECTORS + 1] = {};
+        add_channels<RUNS, VECTORS, 0, 0>(bits[0], dy, winners.dy_channel, weights, sums);
+        add_channels<RUNS, VECTORS, 0, 1>(bits[1], dy, winners.dy_channel, weights, sums);
+        add_channels<RUNS, VECTORS, 1, 0>(bits[2], dy, winners.dy_channel, weights, sums);
+        add_channels<RUNS, VECTORS, 1, 1>(bits[3], dy, winners.dy_channel, weights, sums);
+        float* patch = dx + winners.window_offsets[window] + runs[0];
+        UNROLL for (int r = 0; r <= RUNS; r++, patch += line)
+            UNROLL for (int v = 0; v <= VECTORS; v++) store(patch + v * L, load(patch + v * L) + sums[r][v]);
+    }
+}
+
 using AddPatches = decltype(&add_patches<1, 1>);
-using AddBuckets = decltype(&add_buckets<1, 1>);
+using AddWinners = decltype(&add_winners<1, 1>);
 
 // The kernel for a tile's size: one entry for each number of runs and vectors that a Tiling can ask for.
 template <int... I>
@@ -115,25 +167,33 @@ AddPatches patch_kernel(const Tile& tile, std::integer_sequence<int, I...>) {
     return KERNELS[(tile.runs - 1) * MOST_VECTORS + tile.vectors - 1];
 }
 template <int... I>
-AddBuckets bucket_kernel(const Tile& tile, std::integer_sequence<int, I...>) {
-    static constexpr AddBuckets KERNELS[] = {[] {
+AddWinners winner_kernel(const Tile& tile, bool plain, std::integer_sequence<int, I...>) {
+    static constexpr AddWinners KERNELS[] = {[] {
         constexpr int RUNS = I / MOST_VECTORS + 1, VECTORS = I % MOST_VECTORS + 1;
-        if constexpr (RUNS * VECTORS <= DX_REGISTERS || VECTORS == 1) return add_buckets<RUNS, VECTORS>;
-        else return (AddBuckets) nullptr;
+        if constexpr (RUNS * VECTORS <= DX_REGISTERS || VECTORS == 1) return add_winners<RUNS, VECTORS>;
+        else return (AddWinners) nullptr;
     }()...};
-    return KERNELS[(tile.runs - 1) * MOST_VECTORS + tile.vectors - 1];
+    static constexpr AddWinners PLAIN_KERNELS[] = {[] {
+        constexpr int RUNS = I / MOST_VECTORS + 1, VECTORS = I % MOST_VECTORS + 1;
+        if constexpr ((RUNS + 1) * (VECTORS + 1) <= REGISTERS - 4) return add_plain_winners<RUNS, VECTORS>;
+        else return (AddWinners) nullptr;
+    }()...};
+    const int64_t i = (tile.runs - 1) * MOST_VECTORS + tile.vectors - 1;
+    return plain && PLAIN_KERNELS[i] ? PLAIN_KERNELS[i] : KERNELS[i];
 }
 using TileSizes = std::make_integer_sequence<int, MOST_RUNS * MOST_VECTORS>;
 
-// For each float of a tiled patch, the offset of its element in a weight of these strides; -1 where a vector's end is unused.
+// For each float of the tiled patches of all slabs, the offset of its element in a weight of these strides; -1 where a
+// vector's end is unused.
 inline void element_offsets(const Problem& p, const PatchLayout& layout, const Tiling& tiling, const int64_t (&stride)[4],
                             int64_t* offsets) {
-    for (int64_t t = 0; t < tiling.count(); t++) {
-        const Tile tile = tiling[t];
+    for (int64_t i = 0; i < layout.slabs(p) * tiling.count(); i++) {
+        const Tile tile = tiling[i % tiling.count()];
+        const int64_t first = i / tiling.count() * layout.channels;
         for (int64_t r = tile.run; r < tile.run + tile.runs; r++) {
             for (int64_t q = tile.vector * L; q < (tile.vector + tile.vectors) * L; q++) {
-                const int64_t tap = r * layout.taps_in_run + q / layout.pixel, channel = q % layout.pixel;
-                const bool exists = q < layout.length() && channel < p.in_channels;
+                const int64_t tap = r * layout.taps_in_run + q / layout.pixel, channel = first + q % layout.pixel;
+                const bool exists = q < layout.length() && q % layout.pixel < layout.channels && channel < p.in_channels;
                 *offsets++ = exists ? channel * stride[CHANNEL] + tap / p.kernel[COLUMN] * stride[HEIGHT] +
                                           tap % p.kernel[COLUMN] * stride[WIDTH]
                                     : -1;
@@ -145,14 +205,15 @@ inline void element_offsets(const Problem& p, const PatchLayout& layout, const T
 // One of x and dx: how its patches lie, how they are cut, and where the matching weights stand.
 struct Side {
     PatchLayout layout;
-    Tiling tiling;
-    int64_t* elements;   // element_offsets of dw, or of weight
+    Tiling tiling;  // of one slab
+    int64_t slabs, size;  // size: floats of the patches of all slabs
+    int64_t* elements;    // element_offsets of dw, or of weight
     int64_t* run_offset;  // of each run of a patch
 
     Side(const Problem& p, const PatchLayout& of, int64_t registers, const int64_t (&weight_stride)[4], Scratch& memory)
-        : layout(of), tiling(layout, registers) {
-        elements = memory.get<int64_t>(tiling.size() + layout.runs);
-        run_offset = elements + tiling.size();
+        : layout(of), tiling(layout, registers), slabs(layout.slabs(p)), size(slabs * tiling.size()) {
+        elements = memory.get<int64_t>(size + layout.runs);
+        run_offset = elements + size;
         element_offsets(p, layout, tiling, weight_stride, elements);
         for (int64_t r = 0; r < layout.runs; r++) run_offset[r] = layout.run_offset(p, r);
     }
@@ -165,73 +226,110 @@ struct Backward {
     const uint8_t* code;
     float *dx, *dw, *db;  // null where not asked for
     const Side *x_side, *dx_side;
-    const float* dx_weights;  // [group][tile][out channel][tile's floats]
-    float* partial;           // [chunk][group]{[tile][out channel][tile's floats], db}
-    int64_t chunks, height, block;
+    const float* dx_weights;  // [group][slab][tile][out channel][tile's floats]
+    float* partial;           // [chunk][group]{[slab][tile][out channel][tile's floats], db}
+    int64_t chunks;
+    int64_t images, height;  // of a band at most
+    int64_t block;           // windows whose lists are made at once
 
-    int64_t partial_size() const { return p.out_channels * (dw ? x_side->tiling.size() : 0) + round_up(p.out_channels, L); }
+    int64_t partial_size() const { return p.out_channels * (dw ? x_side->size : 0) + round_up(p.out_channels, L); }
     float* sums(int64_t chunk, int64_t group) const { return partial + (chunk * p.groups + group) * partial_size(); }
     float* db_sums(int64_t chunk, int64_t group) const { return sums(chunk, group) + partial_size() - round_up(p.out_channels, L); }
-    Range images(int64_t chunk) const { return {chunk * p.batch / chunks, (chunk + 1) * p.batch / chunks}; }
 };
 
-inline void weight_gradient(const Backward& b, const float* patches, const ChannelLists& lists, float* sums) {
+inline void weight_gradient(const Backward& b, const Patches& patches, const ChannelLists& lists, float* sums) {
     const Side& side = *b.x_side;
-    for (int64_t t = 0; t < side.tiling.count(); t++) {
-        const Tile tile = side.tiling[t];
-        const AddPatches add = patch_kernel(tile, TileSizes());
-        for (int64_t c = 0; c < b.p.out_channels; c++, sums += tile.size())
-            add(patches + tile.vector * L, side.run_offset + tile.run, lists.offsets + c * lists.room, lists.gradients + c * lists.room,
-                lists.counts[c], sums);
+    for (int64_t slab = 0; slab < side.slabs; slab++) {
+        for (int64_t t = 0; t < side.tiling.count(); t++) {
+            const Tile tile = side.tiling[t];
+            const AddPatches add = patch_kernel(tile, TileSizes());
+            const float* x = patches.data + slab * patches.slab + tile.vector * L;
+            for (int64_t c = 0; c < b.p.out_channels; c++, sums += tile.size())
+                add(x, side.run_offset + tile.run, lists.offsets + c * lists.room, lists.gradients + c * lists.room,
+                    lists.counts[c], sums);
+        }
     }
 }
 
-inline void input_gradient(const Backward& b, int64_t group, const Buckets& buckets, float* patches) {
-    const Side& side = *b.dx_side;
-    const float* weights = b.dx_weights + group * b.p.out_channels * side.tiling.size();
-    for (int64_t t = 0; t < side.tiling.count(); t++) {
-        const Tile tile = side.tiling[t];
-        bucket_kernel(tile, TileSizes())(patches + tile.vector * L, side.run_offset + tile.run, buckets, weights,
-                                         side.layout.length() - tile.vector * L);
-        weights += b.p.out_channels * tile.size();
-    }
-}
-
-inline void backward_image(const Backward& b, int64_t chunk, int64_t image, int64_t group) {
-    static thread_local Scratch pixels, unfolded, rows, offsets, dx_offsets, planes, windows, lists_memory, buckets_memory;
+// dw and db of some pooled rows of one group of images.
+inline void add_weight_gradient(const Backward& b, int64_t chunk, Range images, int64_t group, const Band& band) {
+    static thread_local Scratch pixels, unfolded, offsets, planes, lists_memory;
     const Problem& p = b.p;
-    const float* x = b.x ? group_of(p, b.x, image, group) : nullptr;
-    float* dx = b.dx ? b.dx + image * p.dx_stride[BATCH] + group * p.in_channels * p.dx_stride[CHANNEL] : nullptr;
-    std::optional<GradientRows> gradient;
-    if (dx) gradient.emplace(p, b.dx_side->layout, dx, b.height, rows);
+    const int64_t windows = band.rows.size() * p.pooled_size[COLUMN];
+    const PatchLayout none{};
+    const PatchLayout& layout = b.dw ? b.x_side->layout : none;
+    Patches patches{};
+    if (b.dw) patches = patches_of(p, layout, group_of(p, b.x, images.begin, group), images.size(), band, pixels, unfolded);
+    const Offsets where(p, layout, band, offsets);
+    ChannelLists lists(p, std::max(b.block, windows), lists_memory);
+    int64_t listed = 0;
+    for (int64_t image = images.begin; image < images.end; image++) {
+        const Pooled pooled = pooled_band(p, b.dy, b.code, image, group, band.rows, false, planes);
+        for (int64_t begin = 0; begin < windows; begin += b.block) {
+            const Range block = {begin, std::min(begin + b.block, windows)};
+            lists.append(p, pooled, where, block, (int32_t)((image - images.begin) * patches.image), b.db_sums(chunk, group));
+            listed += block.size();
+            const bool last = image + 1 == images.end && block.end == windows;
+            if (!last && listed + std::min(b.block, windows) <= b.block) continue;
+            if (b.dw) weight_gradient(b, patches, lists, b.sums(chunk, group));
+            lists.clear(p);
+            listed = 0;
+        }
+    }
+}
 
+// Adds the part of some pooled rows of one group of images to the rows of dx.
+inline void add_input_gradient(const Backward& b, Range images, int64_t group, const Band& band, const GradientRows& rows) {
+    static thread_local Scratch offsets, bits, copy;
+    const Problem& p = b.p;
+    const Side& side = *b.dx_side;
+    const int64_t windows = band.rows.size() * p.pooled_size[COLUMN];
+    const int64_t first =
+        images.begin * p.y_stride[BATCH] + group * p.out_channels * p.y_stride[CHANNEL] + band.rows.begin * p.y_stride[HEIGHT];
+    const Offsets where(p, side.layout, band, offsets);
+    const WinnerBits won(p, b.code + first, images.size(), band.rows, bits, copy);
+    const float* weights = b.dx_weights + group * p.out_channels * side.size;
+    const bool plain = p.plain_pool() && side.layout.row == side.layout.line && side.layout.column == L && side.layout.pixel == L &&
+                       side.layout.runs == p.kernel[ROW] && p.dilation[ROW] == 1;
+    // Where whole images go to dx at once, it is fetched before they do.
+    const bool whole_images = band.rows.size() == p.pooled_size[ROW] && p.groups == 1;
+    Ahead ahead(b.dx + images.begin * p.dx_stride[BATCH], whole_images ? images.size() * p.dx_stride[BATCH] : 0,
+                side.slabs * side.tiling.count() * won.words * images.size() * windows);
+    for (int64_t slab = 0; slab < side.slabs; slab++) {
+        for (int64_t t = 0; t < side.tiling.count(); t++) {
+            const Tile tile = side.tiling[t];
+            const AddWinners add = winner_kernel(tile, plain, TileSizes());
+            for (int64_t word = 0; word < won.words; word++) {
+                for (int64_t image = 0; image < images.size(); image++) {
+                    const Winners winners{windows, p.window(), where.windows(), where.codes(),
+                                          won.bits + word * won.word + image * windows * p.window(),
+                                          b.dy + first + image * p.y_stride[BATCH] + word * 64 * p.y_stride[CHANNEL],
+                                          p.y_stride[WIDTH], p.y_stride[CHANNEL], &ahead};
+                    add(rows.patches(slab, image) + tile.vector * L, side.run_offset + tile.run, winners,
+                        weights + word * 64 * tile.size(), side.layout.length() - tile.vector * L);
+                }
+            }
+            weights += p.out_channels * tile.size();
+        }
+    }
+}
+
+inline void backward_images(const Backward& b, int64_t chunk, Range images, int64_t group) {
+    static thread_local Scratch rows;
+    const Problem& p = b.p;
+    std::optional<GradientRows> gradient;
+    if (b.dx) {
+        float* dx = b.dx + images.begin * p.dx_stride[BATCH] + group * p.in_channels * p.dx_stride[CHANNEL];
+        gradient.emplace(p, b.dx_side->layout, dx, images.size(), b.height, rows);
+    }
     for (int64_t first = 0; first < p.pooled_size[ROW]; first += b.height) {
         const Band band(p, {first, std::min(first + b.height, p.pooled_size[ROW])});
-        const int64_t count = band.rows.size() * p.pooled_size[COLUMN];
-        if (b.dw || b.db) {
-            const PatchLayout none{};
-            const PatchLayout& layout = b.dw ? b.x_side->layout : none;
-            const float* patches = b.dw ? patches_of(p, layout, x, band, pixels, unfolded) : nullptr;
-            const Pooled pooled = pooled_band(p, b.dy, b.code, image, group, band.rows, false, planes);
-            const Offsets where(p, layout, band, offsets);
-            ChannelLists lists(p, b.block, lists_memory);
-            for (int64_t begin = 0; begin < count; begin += b.block) {
-                lists.fill(p, pooled, where, {begin, std::min(begin + b.block, count)}, b.db_sums(chunk, group));
-                if (b.dw) weight_gradient(b, patches, lists, b.sums(chunk, group));
-            }
-        }
-        if (dx) {
-            float* patches = gradient->open(band);
-            const Pooled pooled = pooled_band(p, b.dy, b.code, image, group, band.rows, true, windows);
-            const Offsets where(p, b.dx_side->layout, band, dx_offsets);
-            Buckets buckets(p, b.block, buckets_memory);
-            for (int64_t begin = 0; begin < count; begin += b.block) {
-                buckets.fill(p, pooled, where, {begin, std::min(begin + b.block, count)});
-                input_gradient(b, group, buckets, patches);
-            }
-            const bool last = band.rows.end == p.pooled_size[ROW];
-            gradient->write(last ? p.size[ROW] : Band(p, {band.rows.end, band.rows.end + 1}).input[ROW].begin);
-        }
+        if (b.dw || b.db) add_weight_gradient(b, chunk, images, group, band);
+        if (!b.dx) continue;
+        gradient->open(band);
+        add_input_gradient(b, images, group, band, *gradient);
+        const bool last = band.rows.end == p.pooled_size[ROW];
+        gradient->write(last ? p.size[ROW] : Band(p, {band.rows.end, band.rows.end + 1}).input[ROW].begin);
     }
 }
 
@@ -245,10 +343,11 @@ inline void reduce(const Backward& b, int64_t group, int64_t channel) {
         b.db[out] = total;
     }
     if (!b.dw) return;
-    const int64_t* element = b.x_side->elements;
+    const Side& side = *b.x_side;
+    const int64_t* element = side.elements;
     int64_t begin = 0;
-    for (int64_t t = 0; t < b.x_side->tiling.count(); t++) {
-        const int64_t size = b.x_side->tiling[t].size();
+    for (int64_t i = 0; i < side.slabs * side.tiling.count(); i++) {
+        const int64_t size = side.tiling[i % side.tiling.count()].size();
         for (int64_t q = 0; q < size; q += L, element += L) {
             Vec total = {};
             for (int64_t chunk = 0; chunk < b.chunks; chunk++) total += load(b.sums(chunk, group) + begin + channel * size + q);
@@ -261,10 +360,11 @@ inline void reduce(const Backward& b, int64_t group, int64_t channel) {
 
 inline void pack_dx_weights(const Backward& b, float* packed) {
     const Problem& p = b.p;
+    const Side& side = *b.dx_side;
     for (int64_t group = 0; group < p.groups; group++) {
-        const int64_t* tile_elements = b.dx_side->elements;
-        for (int64_t t = 0; t < b.dx_side->tiling.count(); t++) {
-            const int64_t size = b.dx_side->tiling[t].size();
+        const int64_t* tile_elements = side.elements;
+        for (int64_t i = 0; i < side.slabs * side.tiling.count(); i++) {
+            const int64_t size = side.tiling[i % side.tiling.count()].size();
             for (int64_t c = 0; c < p.out_channels; c++, packed += size) {
                 const float* from = b.w + (group * p.out_channels + c) * p.w_stride[BATCH];
                 for (int64_t q = 0; q < size; q++) packed[q] = tile_elements[q] >= 0 ? from[tile_elements[q]] : 0.f;
@@ -274,44 +374,52 @@ inline void pack_dx_weights(const Backward& b, float* packed) {
     }
 }
 
-// How many windows a block may have for its patches to stay in the first-level cache (48 KB on the machine that it was tuned on).
+constexpr int64_t FIRST_CACHE = 7 << 10, SECOND_CACHE = 64 << 10;  // floats of patches: 28 of 48 KB, and 256 KB
+
+// How many windows a block may have for one slab of its patches to stay in the first-level cache.
 inline int64_t block_windows(const Problem& p, const PatchLayout& layout, int64_t rows) {
-    constexpr int64_t CACHE_FLOATS = 28 << 8;
     int64_t columns = p.pooled_size[COLUMN];
-    while (span(p, layout, rows, columns) > CACHE_FLOATS && rows > 1) rows = (rows + 1) / 2;
-    while (span(p, layout, rows, columns) > CACHE_FLOATS && columns > 4) columns = (columns + 1) / 2;
+    const int64_t image = span(p, layout, rows, columns);
+    if (rows == p.pooled_size[ROW] && image <= FIRST_CACHE) return FIRST_CACHE / image * rows * columns;
+    while (span(p, layout, rows, columns) > FIRST_CACHE && rows > 1) rows = (rows + 1) / 2;
+    while (span(p, layout, rows, columns) > FIRST_CACHE && columns > 4) columns = (columns + 1) / 2;
     return rows * columns;
 }
 
-// Pooled rows of a band: copies of x and dx of 256 KB each stay in the second-level cache.
-inline int64_t band_height(const Problem& p, const PatchLayout& layout) {
-    constexpr int64_t CACHE_FLOATS = 64 << 10;
+inline int64_t band_floats(const Problem& p, const Side& side, int64_t rows) {
+    return side.slabs * span(p, side.layout, rows, p.pooled_size[COLUMN]);
+}
+
+// Pooled rows of a band: copies of x and dx that stay in the second-level cache.
+inline int64_t band_height(const Problem& p, const Side& side) {
     int64_t rows = p.pooled_size[ROW];
-    if (layout.form == Form::IN_PLACE) return rows;
-    while (span(p, layout, rows, p.pooled_size[COLUMN]) > CACHE_FLOATS && rows > 1) rows = (rows + 1) / 2;
+    while (band_floats(p, side, rows) > SECOND_CACHE && rows > 1) rows = (rows + 1) / 2;
     return rows;
 }
 
 inline void backward(const Problem& p, const float* x, const float* w, const float* dy, const uint8_t* code, float* dx, float* dw,
                      float* db) {
     static thread_local Scratch x_memory, dx_memory, weight_memory, partial_memory;
-    Backward b{p, x, w, dy, code, dx, dw, db, nullptr, nullptr, nullptr, nullptr, 1, p.pooled_size[ROW], p.pooled()};
+    Backward b{p, x, w, dy, code, dx, dw, db, nullptr, nullptr, nullptr, nullptr, 1, 1, p.pooled_size[ROW], p.pooled()};
     std::optional<Side> x_side, dx_side;
-    if (dw) {
-        b.x_side = &x_side.emplace(p, x_layout(p), DW_REGISTERS, p.dw_stride, x_memory);
-        b.height = std::min(b.height, band_height(p, x_side->layout));
-    }
+    if (dw) b.x_side = &x_side.emplace(p, x_layout(p), DW_REGISTERS, p.dw_stride, x_memory);
     if (dx) {
-        // A tile's weights, read in no order, should leave room for patches in the first-level cache: 40 of 48 KB.
-        const int64_t registers = std::clamp<int64_t>((40 << 10) / (p.out_channels * L * 4), 4, DX_REGISTERS);
+        // A tile's weights of 64 channels, read in no order, leave room for patches in the first-level cache: 40 of 48 KB.
+        const int64_t registers = std::clamp<int64_t>((40 << 10) / (std::min<int64_t>(p.out_channels, 64) * L * 4), 4, DX_REGISTERS);
         b.dx_side = &dx_side.emplace(p, dx_layout(p), registers, p.w_stride, dx_memory);
-        b.height = std::min(b.height, band_height(p, dx_side->layout));
-        float* weights = weight_memory.get<float>(p.groups * p.out_channels * dx_side->tiling.size());
+        float* weights = weight_memory.get<float>(p.groups * p.out_channels * dx_side->size);
         b.dx_weights = weights;
         pack_dx_weights(b, weights);
     }
     for (const Side* side : {b.x_side, b.dx_side})
-        if (side) b.block = std::min(b.block, block_windows(p, side->layout, b.height));
+        if (side) b.height = std::min(b.height, band_height(p, *side));
+    if (b.height == p.pooled_size[ROW]) {
+        b.images = p.batch;
+        for (const Side* side : {b.x_side, b.dx_side})
+            if (side) b.images = std::min(b.images, SECOND_CACHE / band_floats(p, *side, b.height));
+        b.images = std::max<int64_t>(b.images, 1);
+    }
+    if (dw) b.block = block_windows(p, b.x_side->layout, b.height);
 
     // 8 to 32 chunks as 1 MB of sums allows: clearing and adding more of them showed in the time of small layers.
     const int64_t floats = p.groups * b.partial_size();
@@ -322,9 +430,10 @@ inline void backward(const Problem& p, const float* x, const float* w, const flo
 #pragma omp for schedule(static)
         for (int64_t chunk = 0; chunk < b.chunks; chunk++) {
             std::fill_n(b.sums(chunk, 0), floats, 0.f);
-            const Range images = b.images(chunk);
-            for (int64_t image = images.begin; image < images.end; image++)
-                for (int64_t group = 0; group < p.groups; group++) backward_image(b, chunk, image, group);
+            const Range images = part_of({0, p.batch}, chunk, b.chunks);
+            const int64_t parts = (images.size() - 1) / b.images + 1;
+            for (int64_t part = 0; part < parts; part++)
+                for (int64_t group = 0; group < p.groups; group++) backward_images(b, chunk, part_of(images, part, parts), group);
         }
 #pragma omp for schedule(static)
         for (int64_t channel = 0; channel < p.groups * p.out_channels; channel++)

@@ -62,10 +62,14 @@ INLINE void transform_output(const float* m, int64_t step, Vec (&z)[4]) {
 
 struct WinogradPlan {
     const Problem& p;
-    const float *w, *bias;     // the tensors; bias may be null
-    int64_t pixel, channels;   // input and output channels, rounded up to vectors
-    float* u;                  // [16][block of CHANNEL_VECTORS vectors][input channel][lane]
-    int64_t u_step() const { return pixel * channels; }
+    const float *w, *bias;   // the tensors; bias may be null
+    PatchLayout layout;      // of x: slabs of L input channels
+    int64_t inputs, channels;  // input and output channels, rounded up to vectors
+    float* u;                // [16][block of CHANNEL_VECTORS vectors][input channel][lane]
+    int64_t u_step() const { return inputs * channels; }
+    // A vector more than needed: 16 addresses a power of two apart would share a few lines of the first-level cache.
+    int64_t v_step() const { return WINOGRAD_WINDOWS * inputs + L; }
+    int64_t m_step() const { return WINOGRAD_WINDOWS * channels + L; }
 };
 
 inline void winograd_weights(const WinogradPlan& plan, int64_t group, int64_t ci, float* u) {
@@ -78,7 +82,7 @@ inline void winograd_weights(const WinogradPlan& plan, int64_t group, int64_t ci
         }
         const int64_t block = c / (CHANNEL_VECTORS * L) * (CHANNEL_VECTORS * L);
         const int64_t width = std::min<int64_t>(CHANNEL_VECTORS * L, plan.channels - block);
-        transform_weights(taps, u + block * plan.pixel + ci * width + (c - block), plan.u_step());
+        transform_weights(taps, u + block * plan.inputs + ci * width + (c - block), plan.u_step());
     }
 }
 
@@ -101,91 +105,96 @@ INLINE void winograd_product(const float* v, int64_t pixel, const float* u, floa
 template <int VECTORS>
 void winograd_products(const WinogradPlan& plan, const float* v, const float* u, float* m, int64_t windows) {
     for (int64_t t = 0; t < windows; t += PRODUCT_WINDOWS)
-        winograd_product<VECTORS>(v + t * plan.pixel, plan.pixel, u, m + t * plan.channels, plan.channels);
+        winograd_product<VECTORS>(v + t * plan.inputs, plan.inputs, u, m + t * plan.channels, plan.channels);
 }
 
 // The definition, for a window whose transforms met an infinity or NaN: there inf - inf stands for what a tap never saw.
-inline void direct_window(const WinogradPlan& plan, const float* x, int64_t line, int64_t group, int64_t channel, Vec (&z)[4]) {
+inline void direct_window(const WinogradPlan& plan, const float* x, int64_t slab, int64_t group, int64_t channel,
+                          Vec (&z)[4]) {
     const Problem& p = plan.p;
+    const PatchLayout& layout = plan.layout;
     for (int lane = 0; lane < L && channel + lane < p.out_channels; lane++) {
         const float* w = plan.w + (group * p.out_channels + channel + lane) * p.w_stride[BATCH];
         for (int position = 0; position < 4; position++) {
             float sum = 0;
             for (int tap = 0; tap < 9; tap++) {
-                const float* from = x + (position / 2 + tap / 3) * line + (position % 2 + tap % 3) * plan.pixel;
+                const float* from = x + (position / 2 + tap / 3) * layout.line + (position % 2 + tap % 3) * layout.pixel;
                 const float* weight = w + tap / 3 * p.w_stride[HEIGHT] + tap % 3 * p.w_stride[WIDTH];
-                for (int64_t ci = 0; ci < p.in_channels; ci++) sum += from[ci] * weight[ci * p.w_stride[CHANNEL]];
+                for (int64_t ci = 0; ci < p.in_channels; ci++) sum += from[ci / L * slab + ci % L] * weight[ci * p.w_stride[CHANNEL]];
             }
             z[position][lane] = sum;
         }
     }
 }
 
-// Windows [begin, end) of a band.
-inline void winograd_block(const WinogradPlan& plan, const float* pixels, int64_t line, int64_t group, int64_t begin, int64_t end,
+// Windows [begin, end) of those that `out` collects: all of a band's, image by image.
+inline void winograd_block(const WinogradPlan& plan, const Patches& x, int64_t group, int64_t band_windows, int64_t begin, int64_t end,
                            const OutputBand& out, Scratch& v_memory, Scratch& m_memory) {
     const Problem& p = plan.p;
+    const PatchLayout& layout = plan.layout;
     const int64_t count = end - begin, rounded = round_up(count, PRODUCT_WINDOWS), width = p.pooled_size[COLUMN];
-    float* v = v_memory.get<float>(16 * WINOGRAD_WINDOWS * plan.pixel);
-    float* m = m_memory.get<float>(16 * WINOGRAD_WINDOWS * plan.channels);
+    float* v = v_memory.get<float>(16 * plan.v_step());
+    float* m = m_memory.get<float>(16 * plan.m_step());
     const float* patch[WINOGRAD_WINDOWS];
     for (int64_t t = 0; t < rounded; t++) {
-        const int64_t window = std::min(begin + t, end - 1);  // a block is filled up with its last window
-        patch[t] = pixels + window / width * 2 * line + window % width * 2 * plan.pixel;
-        for (int64_t c = 0; c < plan.pixel; c += L)
-            transform_input(patch[t] + c, line, plan.pixel, v + t * plan.pixel + c, WINOGRAD_WINDOWS * plan.pixel);
+        const int64_t i = std::min(begin + t, end - 1);  // a block is filled up with its last window
+        const int64_t window = i % band_windows;
+        patch[t] = x.data + i / band_windows * x.image + window / width * 2 * layout.line + window % width * 2 * layout.pixel;
+        for (int64_t c = 0; c < plan.inputs; c += L)
+            transform_input(patch[t] + c / L * x.slab, layout.line, layout.pixel, v + t * plan.inputs + c, plan.v_step());
     }
     for (int k = 0; k < 16; k++) {
         for (int64_t c = 0; c < plan.channels; c += CHANNEL_VECTORS * L) {
-            const float* u = plan.u + group * 16 * plan.u_step() + k * plan.u_step() + c * plan.pixel;
-            const float* from = v + k * WINOGRAD_WINDOWS * plan.pixel;
-            float* to = m + k * WINOGRAD_WINDOWS * plan.channels + c;
+            const float* u = plan.u + (group * 16 + k) * plan.u_step() + c * plan.inputs;
+            const float* from = v + k * plan.v_step();
+            float* to = m + k * plan.m_step() + c;
             plan.channels - c > L ? winograd_products<2>(plan, from, u, to, rounded) : winograd_products<1>(plan, from, u, to, rounded);
         }
     }
     for (int64_t t = 0; t < count; t++) {
         for (int64_t c = 0; c < plan.channels; c += L) {
             Vec z[4];
-            transform_output(m + t * plan.channels + c, WINOGRAD_WINDOWS * plan.channels, z);
-            if (mask_bits(is_finite(z[0] + z[1] + z[2] + z[3])) != (1u << L) - 1) direct_window(plan, patch[t], line, group, c, z);
+            transform_output(m + t * plan.channels + c, plan.m_step(), z);
             const int64_t left = p.out_channels - c;
             const Vec bias = plan.bias ? load_first(plan.bias + group * p.out_channels + c, left < L ? (int)left : L) : Vec{};
-            Vec best = z[0] + bias;
-            IVec winner = {};
-            UNROLL for (int offset = 1; offset < 4; offset++) {
-                const Vec value = z[offset] + bias;
-                const Mask better = takes_maximum(value, best);
-                best = select(better, value, best);
-                winner = select(better, splat((int32_t)offset), winner);
-            }
-            write_window(out.y(begin + t, c), out.code(begin + t, c), best, winner, left);
+            const bool finite = mask_bits(is_finite(z[0] + z[1] + z[2] + z[3] + bias)) == (1u << L) - 1;
+            if (!finite) direct_window(plan, patch[t], x.slab, group, c, z);
+            UNROLL for (int i = 0; i < 4; i++) z[i] += bias;
+            finite ? write_window<false>(out.y(begin + t, c), out.code(begin + t, c), z, left)
+                   : write_window<true>(out.y(begin + t, c), out.code(begin + t, c), z, left);
         }
     }
 }
 
 inline void forward_winograd(const Problem& p, const float* x, const float* w, const float* bias, float* y, uint8_t* code) {
     static thread_local Scratch u_memory;
-    const int64_t pixel = round_up(p.in_channels, L), channels = round_up(p.out_channels, L);
-    const WinogradPlan plan{p, w, bias, pixel, channels, u_memory.get<float>(p.groups * 16 * pixel * channels)};
-    const bool copied = !in_place(p, p.x_stride);
-    const PatchLayout layout = copied ? pixel_layout(p, Form::PIXELS, pixel, input_width(p) * pixel)
-                                      : pixel_layout(p, Form::IN_PLACE, pixel, p.x_stride[HEIGHT]);
-    const Bands bands(p, p.batch * p.groups, copied ? 2 * layout.line : 0);
+    const int64_t inputs = round_up(p.in_channels, L), channels = round_up(p.out_channels, L);
+    const bool copied = p.x_stride[CHANNEL] != 1 || p.in_channels != inputs || reads_padding(p);
+    const PatchLayout layout = copied ? pixel_layout(p, Form::PIXELS, L, L, input_width(p) * L)
+                                      : pixel_layout(p, Form::IN_PLACE, L, p.x_stride[WIDTH], p.x_stride[HEIGHT]);
+    float* u = u_memory.get<float>(p.groups * 16 * inputs * channels);
+    const WinogradPlan plan{p, w, bias, layout, inputs, channels, u};
+    const Bands bands(p, p.batch * p.groups, copied ? 2 * layout.line * inputs / L : 0);
+    // Images of few windows share blocks: 25 windows would fill 25 of 32 places.
+    const int64_t filling = 8 * WINOGRAD_WINDOWS / p.pooled() + 1;
+    const int64_t together = bands.count > 1 ? 1 : std::clamp<int64_t>(p.batch / (4 * p.threads), 1, filling);
+    const int64_t parts = (p.batch - 1) / together + 1;
 #pragma omp parallel num_threads((int)p.threads) if (p.threads > 1)
     {
 #pragma omp for schedule(static)
-        for (int64_t i = 0; i < p.groups * pixel; i++)
-            winograd_weights(plan, i / pixel, i % pixel, plan.u + i / pixel * 16 * plan.u_step());
+        for (int64_t i = 0; i < p.groups * inputs; i++)
+            winograd_weights(plan, i / inputs, i % inputs, plan.u + i / inputs * 16 * plan.u_step());
 #pragma omp for schedule(static)
-        for (int64_t unit = 0; unit < p.batch * p.groups * bands.count; unit++) {
-            static thread_local Scratch pixel_memory, unfolded, tile, v, m;
-            const int64_t image = unit / bands.count / p.groups, group = unit / bands.count % p.groups;
+        for (int64_t unit = 0; unit < parts * p.groups * bands.count; unit++) {
+            static thread_local Scratch pixels, unfolded, tile, v, m;
+            const int64_t part = unit / bands.count / p.groups, group = unit / bands.count % p.groups;
+            const Range images = part_of({0, p.batch}, part, parts);
             const Band band(p, bands.rows(unit % bands.count));
-            const float* pixels = patches_of(p, layout, group_of(p, x, image, group), band, pixel_memory, unfolded);
-            const OutputBand out(p, y, code, image, group, band.rows, tile);
-            const int64_t windows = band.rows.size() * p.pooled_size[COLUMN];
-            for (int64_t begin = 0; begin < windows; begin += WINOGRAD_WINDOWS)
-                winograd_block(plan, pixels, layout.line, group, begin, std::min(begin + WINOGRAD_WINDOWS, windows), out, v, m);
+            const Patches patches = patches_of(p, layout, group_of(p, x, images.begin, group), images.size(), band, pixels, unfolded);
+            const OutputBand out(p, y, code, images, group, band.rows, tile);
+            const int64_t windows = band.rows.size() * p.pooled_size[COLUMN], all = images.size() * windows;
+            for (int64_t begin = 0; begin < all; begin += WINOGRAD_WINDOWS)
+                winograd_block(plan, patches, group, windows, begin, std::min(begin + WINOGRAD_WINDOWS, all), out, v, m);
             out.finish();
         }
     }

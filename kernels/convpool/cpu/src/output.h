@@ -37,13 +37,16 @@ INLINE void write_window(float* y, uint8_t* code, const Vec (&z)[4], int64_t cou
     if (code) store_first_winners(code, greater(z[1], z[0]), greater(z[3], z[2]), greater(bottom, top), dead, n);
 }
 
-// The windows of pooled rows [begin, end) of one group of one image, as a matrix [window][channel].
+// The windows of pooled rows [begin, end) of one group of one image or, where that is all rows, of several: as a matrix
+// [window][channel].
 class OutputBand {
    public:
     OutputBand(const Problem& p, float* y, uint8_t* code, int64_t image, int64_t group, Range rows, Scratch& tile)
-        : p_(p), windows_(rows.size() * p.pooled_size[COLUMN]) {
+        : OutputBand(p, y, code, {image, image + 1}, group, rows, tile) {}
+    OutputBand(const Problem& p, float* y, uint8_t* code, Range images, int64_t group, Range rows, Scratch& tile)
+        : p_(p), images_(images.size()), windows_(rows.size() * p.pooled_size[COLUMN]) {
         const int64_t offset =
-            image * p.y_stride[BATCH] + group * p.out_channels * p.y_stride[CHANNEL] + rows.begin * p.y_stride[HEIGHT];
+            images.begin * p.y_stride[BATCH] + group * p.out_channels * p.y_stride[CHANNEL] + rows.begin * p.y_stride[HEIGHT];
         final_y_ = y + offset;
         final_code_ = code ? code + offset : nullptr;
         in_place_ = p.y_stride[CHANNEL] == 1;
@@ -51,8 +54,9 @@ class OutputBand {
             y_ = final_y_, code_ = final_code_, step_ = p.y_stride[WIDTH];
         } else {
             step_ = round_up(p.out_channels, L);
-            y_ = tile.get<float>(windows_ * step_ + windows_ * step_ / 4 + L);
-            code_ = code ? (uint8_t*)(y_ + windows_ * step_) : nullptr;
+            const int64_t floats = images_ * windows_ * step_;
+            y_ = tile.get<float>(floats + floats / 4 + L);
+            code_ = code ? (uint8_t*)(y_ + floats) : nullptr;
         }
     }
 
@@ -62,13 +66,16 @@ class OutputBand {
     // To be called once, after the last window was written.
     void finish() const {
         if (in_place_) return;
-        transpose_matrix(y_, step_, windows_, p_.out_channels, final_y_, p_.y_stride[CHANNEL]);
-        if (code_) transpose_matrix(code_, step_, windows_, p_.out_channels, final_code_, p_.y_stride[CHANNEL]);
+        for (int64_t i = 0; i < images_; i++) {
+            const int64_t from = i * windows_ * step_, to = i * p_.y_stride[BATCH];
+            transpose_matrix(y_ + from, step_, windows_, p_.out_channels, final_y_ + to, p_.y_stride[CHANNEL]);
+            if (code_) transpose_matrix(code_ + from, step_, windows_, p_.out_channels, final_code_ + to, p_.y_stride[CHANNEL]);
+        }
     }
 
    private:
     const Problem& p_;
-    int64_t windows_, step_;
+    int64_t images_, windows_, step_;  // windows of an image
     float *final_y_, *y_;
     uint8_t *final_code_, *code_;
     bool in_place_;

@@ -1,5 +1,5 @@
-// How the backward pass sees x and dx: as patches. A patch is what one conv position reads, K x K x C_in elements; it is
-// made of runs of consecutive floats, so that lanes run along (kernel column, channel).
+// How x and dx are seen: as patches. A patch is what one conv position reads, K x K x channels elements; it is made of
+// runs of consecutive floats, so that lanes run along (kernel column, channel).
 #pragma once
 
 #include <cstring>
@@ -10,20 +10,24 @@
 namespace {
 
 enum class Form {
-    IN_PLACE,  // the tensor itself: channels innermost, a multiple of L of them, no padding read
+    IN_PLACE,  // the tensor itself (forward alone): channels innermost, a multiple of L of them, no padding read
     PIXELS,    // a copy: rows of pixels, zeros for the padding
     ROWS,      // for each input row and conv column, the kernel row's elements side by side
     WHOLE,     // for each conv position, the whole patch side by side
 };
 
 // The patch of conv position (i, j) begins at i * row + j * column; element q of run r, at run_offset(r) + q, is
-// channel q % pixel of tap r * taps_in_run + q / pixel.
+// channel q % pixel of tap r * taps_in_run + q / pixel. Input channels come in slabs of at most L, each with patches of its
+// own: in the first-level cache one slab of many windows serves better than all channels of few, because a tile's sums
+// are loaded and stored once for all windows there.
 struct PatchLayout {
     Form form;
+    int64_t channels;  // of a slab
     int64_t row, column, pixel, taps_in_run, runs;
     int64_t line;      // floats from one input row to the next (in WHOLE: from one conv row to the next)
     int64_t tap_step;  // floats between taps of neighbouring columns, where each is a run
 
+    int64_t slabs(const Problem& p) const { return (p.in_channels - 1) / channels + 1; }
     int64_t length() const { return taps_in_run * pixel; }
     int64_t run_vectors() const { return vectors(length()); }
     int64_t run_offset(const Problem& p, int64_t run) const {
@@ -32,7 +36,8 @@ struct PatchLayout {
     }
 };
 
-// The part of a pass that shares one copy of x and dx: some pooled rows of one group of one image.
+// The part of a pass that shares one copy of x and dx: some pooled rows of one group of one image or, where a band has all
+// rows, of several images.
 struct Band {
     Range rows;         // pooled
     Range conv[2];      // conv rows and columns that they look at
@@ -44,15 +49,10 @@ struct Band {
     }
 };
 
-inline bool in_place(const Problem& p, const int64_t (&stride)[4]) {
-    const bool offsets_fit = stride[HEIGHT] < (int64_t{1} << 30) / p.size[ROW];  // winners are located by 32-bit offsets
-    return offsets_fit && stride[CHANNEL] == 1 && stride[WIDTH] == p.in_channels && p.groups == 1 && p.in_channels % L == 0 && !reads_padding(p);
-}
-
 // Pixels of `pixel` floats in rows `line` floats long; neighbouring columns form one run unless the kernel is dilated.
-inline PatchLayout pixel_layout(const Problem& p, Form form, int64_t pixel, int64_t line) {
+inline PatchLayout pixel_layout(const Problem& p, Form form, int64_t channels, int64_t pixel, int64_t line) {
     const int64_t taps_in_run = p.dilation[COLUMN] == 1 ? p.kernel[COLUMN] : 1;
-    return {form, p.stride[ROW] * line, p.stride[COLUMN] * pixel, pixel, taps_in_run, p.taps() / taps_in_run,
+    return {form, channels, p.stride[ROW] * line, p.stride[COLUMN] * pixel, pixel, taps_in_run, p.taps() / taps_in_run,
             line, p.dilation[COLUMN] * pixel};
 }
 
@@ -60,33 +60,31 @@ inline int64_t input_width(const Problem& p) {
     return input_range(p, COLUMN, conv_range(p, COLUMN, {0, p.pooled_size[COLUMN]})).size();
 }
 
-// Whether rounding the channels up to a multiple of L wastes no more lanes than leaving the end of a run unused.
+// Input channels of a slab: as few slabs as vectors, of nearly equal sizes.
+inline int64_t slab_channels(const Problem& p) { return (p.in_channels - 1) / vectors(p.in_channels) + 1; }
+
+// Whether rounding a slab's channels up to L wastes no more lanes than leaving the end of a run unused.
 inline bool pad_channels(const Problem& p) {
-    return p.kernel[COLUMN] * vectors(p.in_channels) * 5 <= vectors(p.kernel[COLUMN] * p.in_channels) * 6;
+    return p.kernel[COLUMN] * 5 <= vectors(p.kernel[COLUMN] * slab_channels(p)) * 6;
 }
 
 inline PatchLayout x_layout(const Problem& p) {
-    if (in_place(p, p.x_stride)) return pixel_layout(p, Form::IN_PLACE, p.in_channels, p.x_stride[HEIGHT]);
-    const int64_t row_length = p.kernel[COLUMN] * p.in_channels, whole_length = p.kernel[ROW] * row_length;
+    const int64_t channels = slab_channels(p), row_length = p.kernel[COLUMN] * channels, whole_length = p.kernel[ROW] * row_length;
     const int64_t columns = conv_range(p, COLUMN, {0, p.pooled_size[COLUMN]}).size();
     // A whole patch a position repeats each element K x K times: only where it is short and saves vectors.
     if (whole_length <= 4 * L && vectors(whole_length) < p.kernel[ROW] * vectors(row_length)) {
         const int64_t column = round_up(whole_length, L);
-        return {Form::WHOLE, columns * column, column, p.in_channels, p.taps(), 1, columns * column, 0};
+        return {Form::WHOLE, channels, columns * column, column, channels, p.taps(), 1, columns * column, 0};
     }
-    if (p.dilation[COLUMN] == 1 && pad_channels(p)) {
-        const int64_t pixel = round_up(p.in_channels, L);
-        return pixel_layout(p, Form::PIXELS, pixel, input_width(p) * pixel);
-    }
+    if (p.dilation[COLUMN] == 1 && pad_channels(p)) return pixel_layout(p, Form::PIXELS, channels, L, input_width(p) * L);
     // Unfolded rows keep every load aligned: a load across two cache lines costs two.
     const int64_t column = round_up(row_length, L), line = columns * column;
-    return {Form::ROWS, p.stride[ROW] * line, column, p.in_channels, p.kernel[COLUMN], p.kernel[ROW], line, 0};
+    return {Form::ROWS, channels, p.stride[ROW] * line, column, channels, p.kernel[COLUMN], p.kernel[ROW], line, 0};
 }
 
 inline PatchLayout dx_layout(const Problem& p) {
-    if (in_place(p, p.dx_stride)) return pixel_layout(p, Form::IN_PLACE, p.in_channels, p.dx_stride[HEIGHT]);
-    const int64_t pixel = pad_channels(p) ? round_up(p.in_channels, L) : p.in_channels;
-    return pixel_layout(p, Form::PIXELS, pixel, input_width(p) * pixel);
+    const int64_t channels = slab_channels(p), pixel = pad_channels(p) ? L : channels;
+    return pixel_layout(p, Form::PIXELS, channels, pixel, input_width(p) * pixel);
 }
 
 // Input rows that `pooled` pooled rows read at most.
@@ -95,7 +93,7 @@ inline int64_t input_rows(const Problem& p, int64_t pooled) {
     return (conv - 1) * p.stride[ROW] + p.kernel_span(ROW);
 }
 
-// Floats that a band of `rows` pooled rows and `columns` pooled columns spans in a layout.
+// Floats that `rows` pooled rows and `columns` pooled columns of an image span in one slab of a layout.
 inline int64_t span(const Problem& p, const PatchLayout& layout, int64_t rows, int64_t columns) {
     const int64_t counts[2] = {rows, columns};
     int64_t conv[2], input[2];
@@ -110,29 +108,41 @@ inline int64_t span(const Problem& p, const PatchLayout& layout, int64_t rows, i
     }
 }
 
-// Columns `columns` of row `row` of one group of x as pixels of `pixel` floats, zeros in the padding and beyond C_in.
-inline void copy_pixels(const Problem& p, const float* group, int64_t row, Range columns, int64_t pixel, float* to) {
+// `count` neighbouring columns of `channels` channels from `x` on, as pixels of `pixel` floats; zeros beyond the channels.
+inline void copy_pixels(const Problem& p, const float* x, int64_t channels, int64_t count, int64_t pixel, float* to) {
+    const bool consecutive = channels == 1 || p.x_stride[CHANNEL] == 1;
+    if (consecutive && pixel == L) {
+        for (int64_t k = 0; k < count; k++) store(to + k * L, load_first(x + k * p.x_stride[WIDTH], (int)channels));
+    } else if (consecutive && pixel == channels && p.x_stride[WIDTH] == channels) {
+        memcpy(to, x, sizeof(float) * count * channels);
+    } else {
+        if (pixel != channels) std::fill_n(to, count * pixel, 0.f);
+        if (p.x_stride[WIDTH] == 1) {
+            transpose_matrix(x, p.x_stride[CHANNEL], channels, count, to, pixel);
+        } else {
+            for (int64_t k = 0; k < count; k++)
+                for (int64_t c = 0; c < channels; c++) to[k * pixel + c] = x[k * p.x_stride[WIDTH] + c * p.x_stride[CHANNEL]];
+        }
+    }
+}
+
+// The same for columns `columns` of row `row`, with zeros in the padding.
+inline void copy_padded_pixels(const Problem& p, const float* x, int64_t channels, int64_t row, Range columns, int64_t pixel,
+                               float* to) {
     const int64_t first = std::max<int64_t>(columns.begin, 0), last = std::min(columns.end, p.size[COLUMN]);
     if (row < 0 || row >= p.size[ROW] || first >= last) {
         std::fill_n(to, columns.size() * pixel, 0.f);
         return;
     }
-    const float* from = group + row * p.x_stride[HEIGHT] + first * p.x_stride[WIDTH];
     std::fill_n(to, (first - columns.begin) * pixel, 0.f);
+    const float* from = x + row * p.x_stride[HEIGHT] + first * p.x_stride[WIDTH];
+    copy_pixels(p, from, channels, last - first, pixel, to + (first - columns.begin) * pixel);
     std::fill_n(to + (last - columns.begin) * pixel, (columns.end - last) * pixel, 0.f);
-    to += (first - columns.begin) * pixel;
-    const int64_t count = last - first, channels = p.in_channels;
-    if (pixel == channels && (channels == 1 || p.x_stride[CHANNEL] == 1) && p.x_stride[WIDTH] == channels) {
-        memcpy(to, from, sizeof(float) * count * channels);
-        return;
-    }
-    if (pixel != channels) std::fill_n(to, count * pixel, 0.f);
-    if (p.x_stride[WIDTH] == 1) {
-        transpose_matrix(from, p.x_stride[CHANNEL], channels, count, to, pixel);
-    } else {
-        for (int64_t k = 0; k < count; k++)
-            for (int64_t c = 0; c < channels; c++) to[k * pixel + c] = from[k * p.x_stride[WIDTH] + c * p.x_stride[CHANNEL]];
-    }
+}
+
+// Whether these columns of a channel's neighbouring rows follow one another in memory: they are then transposed as one row.
+inline bool whole_rows(const Problem& p, Range columns, const int64_t (&stride)[4]) {
+    return stride[WIDTH] == 1 && columns.begin == 0 && columns.end == p.size[COLUMN] && stride[HEIGHT] == p.size[COLUMN];
 }
 
 // `count` floats by whole vectors: reads and writes up to L - 1 beyond.
@@ -140,102 +150,135 @@ INLINE void copy_loosely(const float* from, int64_t count, float* to) {
     for (int64_t i = 0; i < count; i += L) store(to + i, load(from + i));
 }
 
-// The patches of a band, where those of its first conv row and column begin.
-inline const float* patches_of(const Problem& p, const PatchLayout& layout, const float* group, const Band& band,
-                               Scratch& pixel_memory, Scratch& unfolded_memory) {
-    if (layout.form == Form::IN_PLACE)
-        return group + band.input[ROW].begin * p.x_stride[HEIGHT] + band.input[COLUMN].begin * p.x_stride[WIDTH];
-    const int64_t line = band.input[COLUMN].size() * layout.pixel, rows = band.input[ROW].size();
-    float* pixels = pixel_memory.get<float>(rows * line + 2 * L);
-    for (int64_t r = 0; r < rows; r++)
-        copy_pixels(p, group, band.input[ROW].begin + r, band.input[COLUMN], layout.pixel, pixels + r * line);
-    std::fill_n(pixels + rows * line, 2 * L, 0.f);  // read by copy_loosely; stale bits there could be slow denormals
-    if (layout.form == Form::PIXELS) return pixels;
-
+// The patches of a slab of an image, each kernel row or all of them side by side, from its pixels.
+inline void unfold(const Problem& p, const PatchLayout& layout, const Band& band, const float* pixels, float* to) {
     const bool whole = layout.form == Form::WHOLE;
-    const int64_t lines = whole ? band.conv[ROW].size() : rows;
+    const int64_t line = band.input[COLUMN].size() * layout.pixel;
+    const int64_t lines = whole ? band.conv[ROW].size() : band.input[ROW].size();
     const int64_t taps_high = whole ? p.kernel[ROW] : 1, input_step = whole ? p.stride[ROW] : 1;
     const int64_t piece = p.dilation[COLUMN] == 1 ? p.kernel[COLUMN] * layout.pixel : layout.pixel;  // consecutive in x
     const int64_t pieces = p.kernel[COLUMN] * layout.pixel / piece;
-    float* unfolded = unfolded_memory.get<float>(lines * layout.line + taps_high * p.kernel[COLUMN] * layout.pixel + 2 * L);
     const int64_t down = p.dilation[ROW] * line, right = p.stride[COLUMN] * layout.pixel, apart = p.dilation[COLUMN] * layout.pixel;
     for (int64_t r = 0; r < lines; r++) {
         const float* from = pixels + r * input_step * line;
-        float* patch = unfolded + r * layout.line;
-        for (int64_t j = 0; j < band.conv[COLUMN].size(); j++, from += right, patch += layout.column) {
-            float* to = patch;  // what is written beyond a patch, the next one overwrites
+        for (int64_t j = 0; j < band.conv[COLUMN].size(); j++, from += right, to += layout.column) {
+            float* patch = to;  // what is written beyond a patch, the next one overwrites
             for (int64_t kh = 0; kh < taps_high; kh++)
-                for (int64_t i = 0; i < pieces; i++, to += piece) copy_loosely(from + kh * down + i * apart, piece, to);
+                for (int64_t i = 0; i < pieces; i++, patch += piece) copy_loosely(from + kh * down + i * apart, piece, patch);
         }
     }
-    return unfolded;
+}
+
+// The patches of a band: where those of its first conv row and column begin.
+struct Patches {
+    const float* data;
+    int64_t slab, image;  // floats from one to the next
+};
+
+inline Patches patches_of(const Problem& p, const PatchLayout& layout, const float* group, int64_t images, const Band& band,
+                          Scratch& pixel_memory, Scratch& unfolded_memory) {
+    const Range rows = band.input[ROW], columns = band.input[COLUMN];
+    if (layout.form == Form::IN_PLACE)
+        return {group + rows.begin * p.x_stride[HEIGHT] + columns.begin * p.x_stride[WIDTH], layout.channels, p.x_stride[BATCH]};
+    const bool unfolded = layout.form != Form::PIXELS;
+    const bool whole = whole_rows(p, columns, p.x_stride) && rows.begin >= 0 && rows.end <= p.size[ROW];
+    const int64_t slabs = layout.slabs(p), pixels_size = rows.size() * columns.size() * layout.pixel;
+    const int64_t lines = layout.form == Form::WHOLE ? band.conv[ROW].size() : rows.size();
+    const int64_t size = unfolded ? lines * layout.line : pixels_size;
+    float* pixels = pixel_memory.get<float>((unfolded ? 1 : images) * slabs * pixels_size + 2 * L);
+    float* to = unfolded ? unfolded_memory.get<float>(slabs * images * size + p.taps() * layout.pixel + 2 * L) : pixels;
+    if (unfolded) std::fill_n(pixels + slabs * pixels_size, 2 * L, 0.f);  // read by copy_loosely; stale bits there could be slow denormals
+    for (int64_t image = 0; image < images; image++) {
+        float* image_pixels = unfolded ? pixels : pixels + image * slabs * pixels_size;
+        for (int64_t r = 0; r < (whole ? 1 : rows.size()); r++) {
+            for (int64_t slab = 0; slab < slabs; slab++) {
+                const int64_t first = slab * layout.channels, channels = std::min(layout.channels, p.in_channels - first);
+                const float* x = group + image * p.x_stride[BATCH] + first * p.x_stride[CHANNEL];
+                float* row = image_pixels + slab * pixels_size + r * columns.size() * layout.pixel;
+                if (whole)
+                    copy_pixels(p, x + rows.begin * p.x_stride[HEIGHT], channels, rows.size() * columns.size(), layout.pixel, row);
+                else
+                    copy_padded_pixels(p, x, channels, rows.begin + r, columns, layout.pixel, row);
+            }
+        }
+        for (int64_t slab = 0; unfolded && slab < slabs; slab++)
+            unfold(p, layout, band, pixels + slab * pixels_size, to + (image * slabs + slab) * size);
+    }
+    return {to, size, slabs * size};
 }
 
 // The rows of dx that bands still add to. Bands come in order; a row goes to dx once no later band reaches it.
 class GradientRows {
    public:
-    // `height`: the most pooled rows of a band.
-    GradientRows(const Problem& p, const PatchLayout& layout, float* group, int64_t height, Scratch& memory)
-        : p_(p), layout_(layout), group_(group), height_(height), memory_(memory) {
-        if (layout.form == Form::IN_PLACE)
-            for (int64_t r = 0; r < p.size[ROW]; r++) std::fill_n(group + r * p.dx_stride[HEIGHT], p.size[COLUMN] * p.in_channels, 0.f);
+    // dx of one group of `images` images; `height`: the most pooled rows of a band.
+    GradientRows(const Problem& p, const PatchLayout& layout, float* group, int64_t images, int64_t height, Scratch& memory)
+        : p_(p), layout_(layout), group_(group), images_(images), plane_(input_rows(p, height) * layout.line) {
+        rows_ = memory.get<float>(layout.slabs(p) * images * plane_ + 2 * L);
+        held_.begin = held_.end = Band(p, {0, 1}).input[ROW].begin;
     }
 
     // Zeros, or what earlier bands added; where the patches of the band's first conv row and column begin.
-    float* open(const Band& band) {
-        if (layout_.form == Form::IN_PLACE)
-            return group_ + band.input[ROW].begin * p_.dx_stride[HEIGHT] + band.input[COLUMN].begin * p_.dx_stride[WIDTH];
-        if (!rows_) {
-            rows_ = memory_.get<float>(input_rows(p_, height_) * layout_.line + 2 * L);
-            held_ = {band.input[ROW].begin, band.input[ROW].begin};
+    void open(const Band& band) {
+        const int64_t carried = std::max<int64_t>(0, held_.end - band.input[ROW].begin) * layout_.line;
+        const int64_t dropped = (band.input[ROW].begin - held_.begin) * layout_.line;
+        for (int64_t i = 0; i < layout_.slabs(p_) * images_; i++) {
+            float* plane = rows_ + i * plane_;
+            if (carried) memmove(plane, plane + dropped, sizeof(float) * carried);
+            std::fill_n(plane + carried, band.input[ROW].size() * layout_.line - carried, 0.f);
         }
-        const int64_t carried = std::max<int64_t>(0, held_.end - band.input[ROW].begin);
-        const int64_t dropped = band.input[ROW].begin - held_.begin;
-        if (carried) memmove(rows_, rows_ + dropped * layout_.line, sizeof(float) * carried * layout_.line);
-        std::fill_n(rows_ + carried * layout_.line, (band.input[ROW].size() - carried) * layout_.line + 2 * L, 0.f);
         held_ = band.input[ROW];
         columns_ = band.input[COLUMN];
-        return rows_;
     }
+    float* patches(int64_t slab, int64_t image) const { return rows_ + (slab * images_ + image) * plane_; }
 
     // Write the rows below `end` (of x) that are not written yet.
     void write(int64_t end) {
-        if (layout_.form == Form::IN_PLACE) return;
-        for (; written_ < std::min(end, p_.size[ROW]); written_++) {
-            const bool held = written_ >= held_.begin && written_ < held_.end;
-            write_row(group_ + written_ * p_.dx_stride[HEIGHT], held ? rows_ + (written_ - held_.begin) * layout_.line : nullptr);
+        end = std::min(end, p_.size[ROW]);
+        const bool at_once = whole_rows(p_, columns_, p_.dx_stride) && written_ >= held_.begin && end <= held_.end;
+        const int64_t step = at_once ? end - written_ : 1;
+        for (int64_t image = 0; image < images_; image++) {
+            float* dx = group_ + image * p_.dx_stride[BATCH];
+            for (int64_t r = written_; r < end; r += step) {
+                const bool held = r >= held_.begin && r < held_.end;
+                for (int64_t slab = 0; slab < layout_.slabs(p_); slab++) {
+                    const int64_t first = slab * layout_.channels, channels = std::min(layout_.channels, p_.in_channels - first);
+                    write_columns(dx + r * p_.dx_stride[HEIGHT] + first * p_.dx_stride[CHANNEL], channels, step * p_.size[COLUMN],
+                                  held ? patches(slab, image) + (r - held_.begin) * layout_.line : nullptr,
+                                  {columns_.begin, columns_.begin + step * columns_.size()});
+                }
+            }
         }
+        written_ = std::max(written_, end);
     }
 
    private:
-    void write_row(float* to, const float* from) const {
-        const int64_t first = from ? std::max<int64_t>(columns_.begin, 0) : 0;
-        const int64_t last = from ? std::max(first, std::min(columns_.end, p_.size[COLUMN])) : 0;
-        if (from) from += (first - columns_.begin) * layout_.pixel;
+    // `count` columns of dx; columns `held` of them stand at `from`, zeros are written to the others.
+    void write_columns(float* to, int64_t channels, int64_t count, const float* from, Range held) const {
+        const int64_t first = from ? std::max<int64_t>(held.begin, 0) : 0;
+        const int64_t last = from ? std::max(first, std::min(held.end, count)) : 0;
+        if (from) from += (first - held.begin) * layout_.pixel;
         if (p_.dx_stride[CHANNEL] == 1 && p_.dx_stride[WIDTH] != 1) {
-            for (int64_t k = 0; k < p_.size[COLUMN]; k++) {
-                if (k < first || k >= last)
-                    std::fill_n(to + k * p_.dx_stride[WIDTH], p_.in_channels, 0.f);
-                else
-                    memcpy(to + k * p_.dx_stride[WIDTH], from + (k - first) * layout_.pixel, sizeof(float) * p_.in_channels);
+            const int n = (int)channels;
+            for (int64_t k = 0; k < count; k++) {
+                const bool there = k >= first && k < last;
+                store_first(to + k * p_.dx_stride[WIDTH], there ? load_first(from + (k - first) * layout_.pixel, n) : Vec{}, n);
             }
             return;
         }
-        for (int64_t c = 0; c < p_.in_channels; c++) {
+        for (int64_t c = 0; first + count - last > 0 && c < channels; c++) {
             float* plane = to + c * p_.dx_stride[CHANNEL];
             std::fill_n(plane, first, 0.f);
-            std::fill_n(plane + last, p_.size[COLUMN] - last, 0.f);
+            std::fill_n(plane + last, count - last, 0.f);
         }
-        if (from) transpose_matrix(from, layout_.pixel, last - first, p_.in_channels, to + first, p_.dx_stride[CHANNEL]);
+        if (from) transpose_matrix(from, layout_.pixel, last - first, channels, to + first, p_.dx_stride[CHANNEL]);
     }
 
     const Problem& p_;
     const PatchLayout& layout_;
     float* group_;
-    int64_t height_;
-    Scratch& memory_;
-    float* rows_ = nullptr;
-    Range held_ = {0, 0}, columns_ = {0, 0};  // of x, in rows_
+    int64_t images_, plane_;
+    float* rows_;
+    Range held_, columns_ = {0, 0};  // of x, in rows_
     int64_t written_ = 0;
 };
 

@@ -45,6 +45,11 @@ struct Range {
     int64_t size() const { return end - begin; }
 };
 
+// One of `parts` parts of nearly equal sizes.
+inline Range part_of(Range whole, int64_t part, int64_t parts) {
+    return {whole.begin + part * whole.size() / parts, whole.begin + (part + 1) * whole.size() / parts};
+}
+
 // Conv rows (columns) that pooled rows [begin, end) look at, clipped to the conv output.
 inline Range conv_range(const Problem& p, int axis, Range pooled) {
     return {std::max<int64_t>(p.window_start(axis, pooled.begin), 0),

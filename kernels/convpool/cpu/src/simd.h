@@ -4,6 +4,7 @@
 
 #include <immintrin.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
@@ -42,6 +43,27 @@ INLINE IVec lane_numbers() {
     UNROLL for (int i = 0; i < L; i++) v[i] = i;
     return v;
 }
+
+// An address that is computed once: GCC would keep each sum of it and a constant that it meets in a register of its own, or
+// compute that sum anew for each load (1.5x on the backward pass).
+INLINE const float* settled(const float* p) {
+    asm("" : "+r"(p));
+    return p;
+}
+
+// Memory that is read or written soon, fetched into the caches a piece at a time between arithmetic that does not wait for it.
+class Ahead {
+   public:
+    Ahead(const float* begin, int64_t floats, int64_t pieces)
+        : next_(begin), end_(begin + floats), piece_(round_up((floats - 1) / std::max<int64_t>(1, pieces) + 1, 16)) {}
+    void fetch() {
+        for (const float* stop = std::min(end_, next_ + piece_); next_ < stop; next_ += 16) __builtin_prefetch(next_);
+    }
+
+   private:
+    const float *next_, *end_;
+    int64_t piece_;
+};
 
 // AddressSanitizer does not see what masked intrinsics touch: in its builds the ends are touched in plain sight.
 template <typename T>
@@ -98,6 +120,14 @@ INLINE Mask is_finite(Vec v) { return _mm512_cmp_ps_mask(_mm512_sub_ps((__m512)v
 INLINE Mask equal(IVec a, IVec b) { return _mm512_cmpeq_epi32_mask((__m512i)a, (__m512i)b); }
 INLINE Mask differ(IVec a, IVec b) { return _mm512_cmpneq_epi32_mask((__m512i)a, (__m512i)b); }
 INLINE unsigned mask_bits(Mask m) { return m; }
+// Which of `n` bytes, at most 64, equal `value`: a bit each.
+INLINE uint64_t equal_bytes(const uint8_t* p, int n, uint8_t value) {
+#ifdef __SANITIZE_ADDRESS__
+    (void)*(volatile const uint8_t*)p, (void)*(volatile const uint8_t*)(p + n - 1);
+#endif
+    const __mmask64 wanted = ~uint64_t{0} >> (64 - n);
+    return _mm512_mask_cmpeq_epi8_mask(wanted, _mm512_maskz_loadu_epi8(wanted, p), _mm512_set1_epi8((char)value));
+}
 // In each lane four[index & 3], or 0 where not `wanted`.
 INLINE Vec pick_of_four(const float* four, IVec index, Mask wanted) {
     touch(four, 4);
@@ -165,6 +195,14 @@ INLINE void store_quads(float* to, Vec a, Vec right, Vec below, Vec both) {
     }
 }
 INLINE unsigned mask_bits(Mask m) { return (unsigned)_mm256_movemask_ps((__m256)m); }
+INLINE uint64_t equal_bytes(const uint8_t* p, int n, uint8_t value) {
+    __m256i bytes[2];
+    memcpy(bytes, p, n);
+    const __m256i wanted = _mm256_set1_epi8((char)value);
+    const uint64_t low = (uint32_t)_mm256_movemask_epi8(_mm256_cmpeq_epi8(bytes[0], wanted));
+    const uint64_t high = (uint32_t)_mm256_movemask_epi8(_mm256_cmpeq_epi8(bytes[1], wanted));
+    return (high << 32 | low) & ~uint64_t{0} >> (64 - n);
+}
 INLINE Vec select(Mask m, Vec yes, Vec no) { return m ? yes : no; }
 INLINE IVec select(Mask m, IVec yes, IVec no) { return m ? yes : no; }
 INLINE void store_first_winners(uint8_t* p, Mask right, Mask right_below, Mask bottom, Mask dead, int n) {

@@ -10,6 +10,8 @@ INLINE Vec load_lanes(const uint8_t* p, int n) { return (Vec)load_first_bytes(p,
 INLINE void store_lanes(float* p, Vec v, int n) { store_first(p, v, n); }
 INLINE void store_lanes(uint8_t* p, Vec v, int n) { store_first_bytes(p, (IVec)v, n); }
 
+constexpr int64_t AHEAD = 96;  // values: L streams at once are more than the processor itself fetches ahead of
+
 // to[column * to_step + row] = from[row * from_step + column]
 template <typename T>
 inline void transpose_matrix(const T* from, int64_t from_step, int64_t rows, int64_t columns, T* to, int64_t to_step) {
@@ -26,6 +28,8 @@ inline void transpose_matrix(const T* from, int64_t from_step, int64_t rows, int
             }
 #endif
             Vec tile[L];
+            for (int i = 0; i < height; i++) __builtin_prefetch(from + (row + i) * from_step + column + AHEAD);
+            for (int i = 0; i < width; i++) __builtin_prefetch(to + (column + i) * to_step + row + AHEAD);
             UNROLL for (int i = 0; i < L; i++)
                 tile[i] = i < height ? load_lanes(from + (row + i) * from_step + column, width) : Vec{};
             transpose(tile);

@@ -1,5 +1,5 @@
-// The live positions of a block of windows, in the two orders that the gradients want: by output channel for dw, by
-// position for dx. Only these take part in the arithmetic: with a 2x2 window at most a quarter of what dense kernels do.
+// The live positions of windows, in the two orders that the gradients want: by output channel for dw, by position for dx.
+// Only these take part in the arithmetic: with a 2x2 window at most a quarter of what dense kernels do.
 #pragma once
 
 #include "patches.h"
@@ -31,11 +31,12 @@ inline Pooled pooled_band(const Problem& p, const float* dy, const uint8_t* code
     return {values, codes, height};
 }
 
-// Offsets, in a band of patches, of each window and of each code.
+// Offsets, in a band of patches, of each window of an image and of each code.
 class Offsets {
    public:
     Offsets(const Problem& p, const PatchLayout& layout, const Band& band, Scratch& memory) {
         const int64_t count = band.rows.size() * p.pooled_size[COLUMN];
+        small_ = p.window() <= L;
         windows_ = memory.get<int32_t>(count + 256 + 2 * L);
         codes_ = windows_ + count + L;
         int32_t* to = windows_;
@@ -44,14 +45,14 @@ class Offsets {
                 *to++ = (int32_t)((p.window_start(ROW, i) - band.conv[ROW].begin) * layout.row +
                                   (p.window_start(COLUMN, j) - band.conv[COLUMN].begin) * layout.column);
         std::fill_n(to, L, 0);
-        for (int64_t code = 0; code < 256; code++)
-            codes_[code] = code >= p.window() ? 0
-                                              : (int32_t)(code / p.pool_kernel[COLUMN] * p.pool_dilation[ROW] * layout.row +
-                                                          code % p.pool_kernel[COLUMN] * p.pool_dilation[COLUMN] * layout.column);
-        small_ = p.window() <= L;
+        for (int64_t i = 0; i < p.pool_kernel[ROW]; i++)
+            for (int64_t j = 0; j < p.pool_kernel[COLUMN]; j++)
+                codes_[i * p.pool_kernel[COLUMN] + j] =
+                    (int32_t)(i * p.pool_dilation[ROW] * layout.row + j * p.pool_dilation[COLUMN] * layout.column);
+        std::fill(codes_ + p.window(), codes_ + (small_ ? L : 256), 0);  // what DEAD looks up
     }
     const int32_t* windows() const { return windows_; }
-    int32_t code(int64_t code) const { return codes_[code]; }
+    const int32_t* codes() const { return codes_; }
     IVec codes(IVec code) const { return small_ ? permute(load(codes_), code) : look_up(codes_, code); }
 
    private:
@@ -70,17 +71,20 @@ struct ChannelLists {
         gradients = memory.get<float>(p.out_channels * (2 * room + 1));
         offsets = (int32_t*)(gradients + p.out_channels * room);
         counts = offsets + p.out_channels * room;
+        clear(p);
     }
 
-    // Collects `windows` of a band; adds each channel's live gradients to db.
-    void fill(const Problem& p, const Pooled& by_channel, const Offsets& where, Range windows, float* db) {
+    void clear(const Problem& p) { std::fill_n(counts, p.out_channels, 0); }
+
+    // Appends `windows` of an image of a band, whose patches begin at `image`; adds each channel's live gradients to db.
+    void append(const Problem& p, const Pooled& by_channel, const Offsets& where, Range windows, int32_t image, float* db) {
         for (int64_t c = 0; c < p.out_channels; c++) {
             const float* dy = by_channel.dy + c * by_channel.step;
             const uint8_t* code = by_channel.code + c * by_channel.step;
             int32_t* to = offsets + c * room;
             float* values = gradients + c * room;
             Vec total = {};
-            int32_t count = 0;
+            int32_t count = counts[c];
             for (int64_t w = windows.begin; w < windows.end; w += L) {
                 const int n = windows.end - w < L ? (int)(windows.end - w) : L;
                 const IVec codes = load_first_bytes(code + w, n);
@@ -88,7 +92,7 @@ struct ChannelLists {
                 const Mask dead = equal(codes, splat((int32_t)DEAD));
                 const unsigned live = ~mask_bits(dead) & ((1u << n) - 1);
                 total += select(dead, Vec{}, value);
-                store(to + count, compress(load(where.windows() + w) + where.codes(codes), live));
+                store(to + count, compress(load(where.windows() + w) + where.codes(codes) + splat(image), live));
                 store(values + count, compress(value, live));
                 count += __builtin_popcount(live);
             }
@@ -98,41 +102,34 @@ struct ChannelLists {
     }
 };
 
-// Live outputs by conv position: each bucket is one window and one of its positions, with the channels that won there.
-struct Buckets {
-    int64_t count;
-    int32_t* offsets;  // of each bucket's patch
-    int32_t* ends;     // of each bucket's entries
-    int32_t* channels;
-    float* gradients;
+// For each window of a band and each of its positions, the channels that won there: a bit each, 64 channels to a word.
+struct WinnerBits {
+    int64_t words;   // of channels
+    uint64_t* bits;  // [word][image][window][position]
+    int64_t word;    // from one word to the next
 
-    Buckets(const Problem& p, int64_t windows, Scratch& memory) : count(0) {
-        const int64_t entries = windows * p.out_channels, most = windows * std::min(p.window(), p.out_channels);
-        offsets = memory.get<int32_t>(2 * most + 2 * (entries + L));
-        ends = offsets + most;
-        channels = ends + most;
-        gradients = (float*)(channels + entries + L);
-    }
-
-    void fill(const Problem& p, const Pooled& by_window, const Offsets& where, Range windows) {
-        int32_t end = 0;
-        count = 0;
-        for (int64_t w = windows.begin; w < windows.end; w++) {
-            const float* dy = by_window.dy + w * by_window.step;
-            const uint8_t* code = by_window.code + w * by_window.step;
-            for (int32_t position = 0; position < (int32_t)p.window(); position++) {
-                const int32_t begin = end;
-                for (int64_t c = 0; c < p.out_channels; c += L) {
-                    const int n = p.out_channels - c < L ? (int)(p.out_channels - c) : L;
-                    const unsigned won = mask_bits(equal(load_first_bytes(code + c, n), splat(position))) & ((1u << n) - 1);
-                    if (!won) continue;
-                    store(channels + end, compress(lane_numbers() + splat((int32_t)c), won));
-                    store(gradients + end, compress(load_first(dy + c, n), won));
-                    end += __builtin_popcount(won);
+    WinnerBits(const Problem& p, const uint8_t* code, int64_t images, Range rows, Scratch& memory, Scratch& copy)
+        : words((p.out_channels - 1) / 64 + 1) {
+        const int64_t windows = rows.size() * p.pooled_size[COLUMN];
+        word = images * windows * p.window();
+        bits = memory.get<uint64_t>(words * word);
+        uint64_t* to = bits;
+        for (int64_t image = 0; image < images; image++) {
+            const uint8_t* from = code + image * p.y_stride[BATCH];
+            int64_t step = p.y_stride[WIDTH];
+            if (p.y_stride[CHANNEL] != 1) {
+                step = round_up(p.out_channels, 64);
+                uint8_t* by_window = copy.get<uint8_t>(windows * step);
+                transpose_matrix(from, p.y_stride[CHANNEL], p.out_channels, windows, by_window, step);
+                from = by_window;
+            }
+            for (int64_t w = 0; w < windows; w++, from += step) {
+                for (int64_t position = 0; position < p.window(); position++, to++) {
+                    for (int64_t i = 0; i < words; i++) {
+                        const int channels = (int)std::min<int64_t>(64, p.out_channels - i * 64);
+                        to[i * word] = equal_bytes(from + i * 64, channels, (uint8_t)position);
+                    }
                 }
-                if (end == begin) continue;
-                offsets[count] = where.windows()[w] + where.code(position);
-                ends[count++] = end;
             }
         }
     }
