@@ -237,16 +237,18 @@ struct Backward {
     float* db_sums(int64_t chunk, int64_t group) const { return sums(chunk, group) + partial_size() - round_up(p.out_channels, L); }
 };
 
-inline void weight_gradient(const Backward& b, const Patches& patches, const ChannelLists& lists, float* sums) {
+inline void weight_gradient(const Backward& b, const Patches& patches, const ChannelLists& lists, float* sums, Ahead& ahead) {
     const Side& side = *b.x_side;
     for (int64_t slab = 0; slab < side.slabs; slab++) {
         for (int64_t t = 0; t < side.tiling.count(); t++) {
             const Tile tile = side.tiling[t];
             const AddPatches add = patch_kernel(tile, TileSizes());
             const float* x = patches.data + slab * patches.slab + tile.vector * L;
-            for (int64_t c = 0; c < b.p.out_channels; c++, sums += tile.size())
+            for (int64_t c = 0; c < b.p.out_channels; c++, sums += tile.size()) {
+                ahead.fetch();
                 add(x, side.run_offset + tile.run, lists.offsets + c * lists.room, lists.gradients + c * lists.room,
                     lists.counts[c], sums);
+            }
         }
     }
 }
@@ -262,6 +264,12 @@ inline void add_weight_gradient(const Backward& b, int64_t chunk, Range images, 
     if (b.dw) patches = patches_of(p, layout, group_of(p, b.x, images.begin, group), images.size(), band, pixels, unfolded);
     const Offsets where(p, layout, band, offsets);
     ChannelLists lists(p, std::max(b.block, windows), lists_memory);
+    std::optional<Ahead> ahead;
+    if (b.dw) {
+        const int64_t calls = b.x_side->slabs * b.x_side->tiling.count() * p.out_channels;
+        const int64_t blocks = images.size() * windows / b.block + 1;
+        ahead = next_images(p, b.x, images, band, calls * blocks);
+    }
     int64_t listed = 0;
     for (int64_t image = images.begin; image < images.end; image++) {
         const Pooled pooled = pooled_band(p, b.dy, b.code, image, group, band.rows, false, planes);
@@ -271,7 +279,7 @@ inline void add_weight_gradient(const Backward& b, int64_t chunk, Range images, 
             listed += block.size();
             const bool last = image + 1 == images.end && block.end == windows;
             if (!last && listed + std::min(b.block, windows) <= b.block) continue;
-            if (b.dw) weight_gradient(b, patches, lists, b.sums(chunk, group));
+            if (b.dw) weight_gradient(b, patches, lists, b.sums(chunk, group), *ahead);
             lists.clear(p);
             listed = 0;
         }

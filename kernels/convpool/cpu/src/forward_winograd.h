@@ -129,7 +129,7 @@ inline void direct_window(const WinogradPlan& plan, const float* x, int64_t slab
 
 // Windows [begin, end) of those that `out` collects: all of a band's, image by image.
 inline void winograd_block(const WinogradPlan& plan, const Patches& x, int64_t group, int64_t band_windows, int64_t begin, int64_t end,
-                           const OutputBand& out, Scratch& v_memory, Scratch& m_memory) {
+                           const OutputBand& out, Ahead& ahead, Scratch& v_memory, Scratch& m_memory) {
     const Problem& p = plan.p;
     const PatchLayout& layout = plan.layout;
     const int64_t count = end - begin, rounded = round_up(count, PRODUCT_WINDOWS), width = p.pooled_size[COLUMN];
@@ -144,6 +144,7 @@ inline void winograd_block(const WinogradPlan& plan, const Patches& x, int64_t g
             transform_input(patch[t] + c / L * x.slab, layout.line, layout.pixel, v + t * plan.inputs + c, plan.v_step());
     }
     for (int k = 0; k < 16; k++) {
+        ahead.fetch();
         for (int64_t c = 0; c < plan.channels; c += CHANNEL_VECTORS * L) {
             const float* u = plan.u + (group * 16 + k) * plan.u_step() + c * plan.inputs;
             const float* from = v + k * plan.v_step();
@@ -193,8 +194,9 @@ inline void forward_winograd(const Problem& p, const float* x, const float* w, c
             const Patches patches = patches_of(p, layout, group_of(p, x, images.begin, group), images.size(), band, pixels, unfolded);
             const OutputBand out(p, y, code, images, group, band.rows, tile);
             const int64_t windows = band.rows.size() * p.pooled_size[COLUMN], all = images.size() * windows;
+            Ahead ahead = next_images(p, x, images, band, 16 * ((all - 1) / WINOGRAD_WINDOWS + 1));
             for (int64_t begin = 0; begin < all; begin += WINOGRAD_WINDOWS)
-                winograd_block(plan, patches, group, windows, begin, std::min(begin + WINOGRAD_WINDOWS, all), out, v, m);
+                winograd_block(plan, patches, group, windows, begin, std::min(begin + WINOGRAD_WINDOWS, all), out, ahead, v, m);
             out.finish();
         }
     }

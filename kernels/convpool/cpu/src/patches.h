@@ -207,6 +207,13 @@ inline Patches patches_of(const Problem& p, const PatchLayout& layout, const flo
     return {to, size, slabs * size};
 }
 
+// As many images of x as follow those of a band, where bands are whole images.
+inline Ahead next_images(const Problem& p, const float* x, Range images, const Band& band, int64_t pieces) {
+    const bool whole_images = band.rows.size() == p.pooled_size[ROW] && p.groups == 1;
+    const int64_t count = whole_images ? std::min(images.size(), p.batch - images.end) : 0;
+    return Ahead(x + images.end * p.x_stride[BATCH], count * p.x_stride[BATCH], pieces);
+}
+
 // The rows of dx that bands still add to. Bands come in order; a row goes to dx once no later band reaches it.
 class GradientRows {
    public:

@@ -51,13 +51,14 @@ INLINE const float* settled(const float* p) {
     return p;
 }
 
-// Memory that is read or written soon, fetched into the caches a piece at a time between arithmetic that does not wait for it.
+// Memory that is read or written soon, fetched to the second-level cache a piece at a time, between arithmetic that does not
+// wait for it.
 class Ahead {
    public:
     Ahead(const float* begin, int64_t floats, int64_t pieces)
         : next_(begin), end_(begin + floats), piece_(round_up((floats - 1) / std::max<int64_t>(1, pieces) + 1, 16)) {}
     void fetch() {
-        for (const float* stop = std::min(end_, next_ + piece_); next_ < stop; next_ += 16) __builtin_prefetch(next_);
+        for (const float* stop = std::min(end_, next_ + piece_); next_ < stop; next_ += 16) __builtin_prefetch(next_, 0, 2);
     }
 
    private:
