@@ -11,6 +11,7 @@ from mnistfast.errors import UsageError, nearest
 
 COMMANDS = {
     "train": "train a model, save it and say how good it is",
+    "finetune": "make a trained model good at a new task",
     "evaluate": "score a run or a checkpoint on a test set",
     "predict": "read photographs and drawings",
     "export": "write a model as ONNX, .pt2 and safetensors, and check that they agree",

@@ -54,30 +54,34 @@ PRESETS = {
 }
 
 
-def _option(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
+HEAD_HELP = "of a fine-tuned model: 0 is its present task's head, 1 that of the task before, and so on"
+
+
+def _option(default: Any, text: str, *, flag: str = "", preset: bool = False) -> Any:
+    """Returns a field; `flag` is its option where that is not its name, `preset` says that a preset may set it."""
+    return field(default=default, metadata={"help": text, "flag": flag, "preset": preset})
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """What is trained, on what, and how. `None` stands for what only the run can know; the run fills it in.
+class LearnConfig:
+    """How something is learnt, and from which images. `None` stands for what only the run can know; it fills it in.
 
     Raises:
         UsageError: a value that cannot work.
     """
 
-    model: str = _option("cnn2", f"network: {', '.join(PRESETS)}")
     data: str | None = _option(None, "name or path of the data; default: mnist where it can be had, else the sample")
     epochs: int | None = _option(None, "times over the training images; default: the preset's, more for a small set")
-    batch_size: int = _option(128, "images a step")
-    optimizer: str = _option("adam", f"one of {', '.join(OPTIMIZERS)} (Nesterov)")
-    lr: float = _option(4e-3, "peak learning rate")
-    schedule: str = _option("onecycle", f"learning rate over the steps: {', '.join(SCHEDULES)}")
-    betas: tuple[float, float] = _option((0.9, 0.999), "Adam's and AdamW's averaging factors, as [0.9, 0.999]")
+    batch_size: int = _option(128, "images a step", preset=True)
+    optimizer: str = _option("adam", f"one of {', '.join(OPTIMIZERS)} (Nesterov)", preset=True)
+    lr: float = _option(4e-3, "peak learning rate", preset=True)
+    schedule: str = _option("onecycle", f"learning rate over the steps: {', '.join(SCHEDULES)}", preset=True)
+    betas: tuple[float, float] = _option(
+        (0.9, 0.999), "Adam's and AdamW's averaging factors, as [0.9, 0.999]", preset=True
+    )
     momentum: float = _option(0.9, "SGD's momentum")
     weight_decay: float = _option(0.0, "weight decay (decoupled for adamw)")
-    dropout: float = _option(0.0, "share of hidden units dropped before the last layer")
-    label_smoothing: float = _option(0.1, "share of the target spread over all classes")
+    label_smoothing: float = _option(0.1, "share of the target spread over all classes", preset=True)
     augment: str = _option("none", f"how images are moved as they are learnt from: {', '.join(AUGMENTATIONS)}")
     ema: float = _option(0.0, "keep the average of the weights over the steps with this decay, as 0.999; 0: no average")
     clip: float = _option(0.0, "largest norm of a step's gradient; 0: any")
@@ -85,6 +89,7 @@ class TrainConfig:
     val: float = _option(0.1, "held out of the training images: a share below 1 or a count; 0: nothing")
     limit: int | None = _option(None, "learn from this many training images only, the same share of each class")
     max_steps: int | None = _option(None, "stop after this many steps, which the schedule is stretched over")
+    classes: str | None = _option(None, "only the images of these classes, named with commas between: 0,1,2,3,4")
     resize: int | None = _option(None, "make every image this many pixels wide and high")
     gray: bool = _option(False, "make colour images grey")
     seed: int = _option(0, "seed of the weights, the shuffles, the dropout and the held-out images")
@@ -95,7 +100,6 @@ class TrainConfig:
     deterministic: bool = _option(False, "only algorithms that give the same bits every time, on a GPU too")
 
     def __post_init__(self) -> None:
-        _one_of("model", self.model, PRESETS)
         _one_of("optimizer", self.optimizer, OPTIMIZERS)
         _one_of("schedule", self.schedule, SCHEDULES)
         _one_of("precision", self.precision, PRECISIONS)
@@ -105,7 +109,7 @@ class TrainConfig:
         _require("resize", self.resize, lambda value: value is None or 1 <= value <= 1024, "from 1 to 1024")
         for name in ("seed", "patience", "weight_decay", "clip"):
             _require(name, getattr(self, name), lambda value: 0 <= value < math.inf, "0 or more")
-        for name in ("dropout", "label_smoothing", "momentum", "ema"):
+        for name in ("label_smoothing", "momentum", "ema"):
             _require(name, getattr(self, name), lambda value: 0 <= value < 1, "at least 0 and below 1")
         _require("betas", self.betas, lambda pair: all(0 <= beta < 1 for beta in pair), "two numbers in [0, 1)")
         _require("lr", self.lr, lambda value: 0 < value < math.inf, "above 0 and finite")
@@ -115,13 +119,10 @@ class TrainConfig:
             )
         _require("val", self.val, lambda v: 0 <= v < 1 or (v < math.inf and v == int(v)), "a share below 1 or a count")
 
-    @classmethod
-    def from_options(cls, given: Mapping[str, Any]) -> TrainConfig:
-        """Returns the configuration of the options in `given`; the model's preset and the defaults fill the rest."""
-        model = given.get("model", cls.model)
-        preset = asdict(PRESETS[model]) if model in PRESETS else {}
-        preset.pop("epochs", None)  # depends on the size of the set: see planned_epochs
-        return cls(**{**preset, **given})
+    @property
+    def usual_epochs(self) -> int:
+        """How often to go over a set of MNIST's size unless told."""
+        return 1
 
     def planned_epochs(self, images: int) -> int:
         """Returns how often to go over `images` training images: as told, or by preset and `LEAST_IMAGES`."""
@@ -129,7 +130,7 @@ class TrainConfig:
             return self.epochs
         if self.max_steps is not None:
             return math.ceil(self.max_steps / math.ceil(images / self.batch_size))
-        return max(PRESETS[self.model].epochs, min(MOST_EPOCHS, math.ceil(LEAST_IMAGES / images)))
+        return max(self.usual_epochs, min(MOST_EPOCHS, math.ceil(LEAST_IMAGES / images)))
 
     def val_count(self, images: int) -> int:
         """Returns how many of `images` to hold out. Raises UsageError when a share above 0 comes to none."""
@@ -142,6 +143,138 @@ class TrainConfig:
         """Returns the configuration as the text of a file for `--config`."""
         plain = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
         return yaml.safe_dump(plain, sort_keys=False)
+
+
+@dataclass(frozen=True)
+class TrainConfig(LearnConfig):
+    """What is trained from random weights, on what, and how."""
+
+    model: str = _option("cnn2", f"network: {', '.join(PRESETS)}")
+    dropout: float = _option(0.0, "share of hidden units dropped before the last layer")
+
+    def __post_init__(self) -> None:
+        _one_of("model", self.model, PRESETS)
+        _require("dropout", self.dropout, lambda value: 0 <= value < 1, "at least 0 and below 1")
+        super().__post_init__()
+
+    @classmethod
+    def from_options(cls, given: Mapping[str, Any]) -> TrainConfig:
+        """Returns the configuration of the options in `given`; the model's preset and the defaults fill the rest."""
+        model = given.get("model", cls.model)
+        preset = asdict(PRESETS[model]) if model in PRESETS else {}
+        preset.pop("epochs", None)  # depends on the size of the set: see planned_epochs
+        return cls(**{**preset, **given})
+
+    @property
+    def usual_epochs(self) -> int:
+        """The preset's."""
+        return PRESETS[self.model].epochs
+
+
+METHODS = {"full": "", "head": "", "last": ":K", "bias": "", "lora": ":R", "scratch": ""}
+BACKBONES = ("vgg16", "resnet50")
+
+
+@dataclass(frozen=True)
+class FinetuneConfig(LearnConfig):
+    """What is made good at a new task, how, and what it must not forget."""
+
+    # Chosen on validation images of MNIST's digits 5-9 and of Fashion-MNIST, from models of digits 0-4 and of MNIST.
+    epochs: int | None = _option(None, "times over the training images; default: 5, more for a small set")
+    batch_size: int = _option(64, "images a step")
+    optimizer: str = _option("adam", f"one of {', '.join(OPTIMIZERS)} (Nesterov)")
+    lr: float = _option(2e-3, "peak learning rate")
+    schedule: str = _option("onecycle", f"learning rate over the steps: {', '.join(SCHEDULES)}")
+    betas: tuple[float, float] = _option((0.9, 0.999), "Adam's and AdamW's averaging factors, as [0.9, 0.999]")
+    label_smoothing: float = _option(0.1, "share of the target spread over all classes")
+    val: float = _option(0.1, "held out of the training images: a share below 1 or a count; default: 0.1; --shots: 0")
+
+    source: str = _option("", f"a run's folder, a checkpoint, or one of {', '.join(BACKBONES)}", flag="--from")
+    method: str = _option(
+        "full",
+        "what learns: full; head; last:K, the last K layers; bias; lora:R, updates of rank R; scratch, the same "
+        "network from random weights, to compare with",
+    )
+    lr_mult: float = _option(1.0, "the body's learning rate is this many times the head's")
+    unfreeze_at: str | None = _option(
+        None,
+        "epochs, as 2,3,4, at each of which one more layer below the head begins to learn, at the last one the rest",
+    )
+    drop_old_head: bool = _option(False, "do not keep the old head beside the new one where the classes differ")
+    replay: str | None = _option(
+        None, "OLD[:fraction]: learn from that share (0.1) of these old training images too, so as not to forget them"
+    )
+    old_data: str | None = _option(None, "what the source was trained on; default: what its run says, or --replay's")
+    shots: int | None = _option(None, "learn from so many images of each class only")
+    repeats: int = _option(1, "draw so many times (images, head, order), and give mean and interval")
+    weights: str | None = _option(
+        None, "of a backbone: a file of torchvision's, or random; default: torchvision's, else random, which is said"
+    )
+    side: int = _option(64, "of a backbone: pixels that it sees the images with")
+    hidden: int | None = _option(None, "of a backbone: units of a layer before the last one; default: none")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.source:
+            names = ", ".join(BACKBONES)
+            raise UsageError("--from is missing", f"It takes a run's folder, a checkpoint, or one of {names}")
+        if self.data is None:
+            raise UsageError("--data is missing", "It says what to learn")
+        kind, count = self.how
+        _one_of("method", kind, METHODS)
+        if bool(METHODS[kind]) != (count > 0):
+            raise UsageError(f"--method is {self.method}", f"It takes {', '.join(map(''.join, METHODS.items()))}")
+        at = self.unfrozen_at
+        if any(low >= high for low, high in zip((0, *at), at, strict=False)):
+            raise UsageError(f"--unfreeze-at is {self.unfreeze_at}", "It takes rising epochs from 1, as 2,3,4")
+        _require("lr_mult", self.lr_mult, lambda value: 0 < value < math.inf, "above 0 and finite")
+        for name in ("shots", "repeats", "hidden"):
+            _require(name, getattr(self, name), lambda value: value is None or value >= 1, "at least 1")
+        _require("side", self.side, lambda value: 32 <= value <= 1024, "from 32 to 1024")
+        _require(
+            "replay", self.replay, lambda value: value is None or 0 < self.replayed[1] <= 1, "OLD:fraction, up to 1"
+        )
+        if self.replay and (kind in ("head", "scratch") or self.drop_old_head):
+            why = "drops the head that old samples are for" if self.drop_old_head else "has nothing to forget"
+            raise UsageError(
+                f"--replay with {'--drop-old-head' if self.drop_old_head else f'--method {kind}'}", f"It {why}"
+            )
+        if self.shots and self.limit:
+            raise UsageError("--shots and --limit exclude each other")
+        for name in ("weights", "hidden"):
+            if getattr(self, name) is not None and self.source not in BACKBONES:
+                raise UsageError(f"--{name} is for a backbone", f"--from is {self.source}", f"--from {BACKBONES[0]}")
+
+    @classmethod
+    def from_options(cls, given: Mapping[str, Any]) -> FinetuneConfig:
+        """Returns the configuration of the options in `given`: a few shots are all learnt from, none held out."""
+        return cls(**{**({"val": 0.0} if given.get("shots") else {}), **given})
+
+    @property
+    def usual_epochs(self) -> int:
+        """For a set of MNIST's size."""
+        return 5
+
+    @property
+    def how(self) -> tuple[str, int]:
+        """The method and its number, 0 where it has none."""
+        kind, _, count = self.method.partition(":")
+        return kind, int(count) if count.isdecimal() else 0
+
+    @property
+    def unfrozen_at(self) -> tuple[int, ...]:
+        """The epochs of `unfreeze_at`; a part that is no number is 0."""
+        parts = self.unfreeze_at.split(",") if self.unfreeze_at else []
+        return tuple(int(part) if part.strip().isdecimal() else 0 for part in parts)
+
+    @property
+    def replayed(self) -> tuple[str, float]:
+        """The old data and the share of it that is replayed."""
+        name, _, share = (self.replay or "").rpartition(":")
+        try:
+            return (name, float(share)) if name else (share, 0.1)
+        except ValueError:  # the colon belongs to a path
+            return self.replay or "", 0.1
 
 
 @dataclass(frozen=True)
@@ -180,9 +313,11 @@ class EvaluateOptions(ScreenOptions):
     data: str | None = _option(None, "name or path of the data; default: what the run was trained on")
     out: str | None = _option(None, "folder to write to; default: evaluate-<data> beside the checkpoint")
     min_accuracy: float | None = _option(None, "exit with 8 when the accuracy, a fraction, is below this")
+    classes: str | None = _option(None, "only the images of these classes; default: as in the run, on its own data")
     resize: int | None = _option(None, "make every image this many pixels wide and high; default: as in the run")
     gray: bool = _option(False, "make colour images grey; default: as in the run")
-    batch_size: int = _option(1000, "images a step")
+    batch_size: int | None = _option(None, "images a step; default: the model's")
+    head: int = _option(0, HEAD_HELP)
     device: str = _option("auto", "auto, cpu, cuda, cuda:1, mps")
     threads: int | None = _option(None, "CPU threads; default: torch's choice")
     offline: bool = _option(False, "never open a connection")
@@ -190,6 +325,7 @@ class EvaluateOptions(ScreenOptions):
     def __post_init__(self) -> None:
         for name in ("batch_size", "threads"):
             _require(name, getattr(self, name), lambda value: value is None or value >= 1, "at least 1")
+        _require("head", self.head, lambda value: value >= 0, "0 or more")
         if self.min_accuracy is not None:
             _require("min_accuracy", self.min_accuracy, lambda value: 0 <= value <= 1, "a fraction between 0 and 1")
 
@@ -203,6 +339,7 @@ class PredictOptions(ScreenOptions):
     """
 
     checkpoint: str | None = _option(None, "a run's folder or a checkpoint; default: the newest run in runs")
+    head: int = _option(0, HEAD_HELP)
     top_k: int = _option(3, "how many classes to name for each picture")
     reject_below: float = _option(0.0, "give no label when the best class is less probable than this")
     save_view: str | None = _option(None, "folder for the small pictures that the model saw; default: not written")
@@ -213,6 +350,7 @@ class PredictOptions(ScreenOptions):
     def __post_init__(self) -> None:
         for name in ("top_k", "threads"):
             _require(name, getattr(self, name), lambda value: value is None or value >= 1, "at least 1")
+        _require("head", self.head, lambda value: value >= 0, "0 or more")
         _require("reject_below", self.reject_below, lambda value: 0 <= value <= 1, "a probability between 0 and 1")
         if self.csv and self.json:
             raise UsageError("--csv and --json exclude each other")
@@ -227,6 +365,7 @@ class ExportOptions(ScreenOptions):
     """
 
     format: str = _option(",".join(FORMATS), f"one or more of {', '.join(FORMATS)}, with commas between")
+    head: int = _option(0, HEAD_HELP)
     out: str | None = _option(None, "folder to write to; default: export beside the checkpoint")
     overwrite: bool = _option(False, "replace files that are there")
     threads: int | None = _option(None, "CPU threads; default: torch's choice")
@@ -234,6 +373,7 @@ class ExportOptions(ScreenOptions):
     def __post_init__(self) -> None:
         for name in self.formats:
             _one_of("format", name, FORMATS)
+        _require("head", self.head, lambda value: value >= 0, "0 or more")
         _require("threads", self.threads, lambda value: value is None or value >= 1, "at least 1")
 
     @property
@@ -287,6 +427,7 @@ class Parser(jsonargparse.ArgumentParser):
         )
         self.add_argument("--version", action="version", version=f"mnistfast {__version__}")
         self._types: dict[str, Any] = {}
+        self._flags: dict[str, str] = {}
         for group in groups:
             types = get_type_hints(group)
             for option in fields(group):
@@ -295,15 +436,16 @@ class Parser(jsonargparse.ArgumentParser):
 
     def _add(self, option: Field[Any], kind: Any) -> None:
         self._types[option.name] = kind
-        flag, text = f"--{option.name.replace('_', '-')}", option.metadata["help"]
+        self._flags[option.name] = flag = option.metadata["flag"] or f"--{option.name.replace('_', '-')}"
+        text = option.metadata["help"]
         if kind is bool:
             self.add_argument(flag, action="store_true", help=text)
             return
-        if option.name in Preset.__dataclass_fields__ and option.name != "epochs":
+        if option.metadata["preset"]:
             text += "; default: the model's preset"
         elif option.default is not None and "default" not in text:
             text += f"; default: {option.default}"
-        self.add_argument(flag, type=kind, help=text, metavar=option.name.upper())
+        self.add_argument(flag, dest=option.name, type=kind, help=text, metavar=option.name.upper())
 
     def given(self, argv: Sequence[str]) -> dict[str, Any]:
         """Returns the options that `argv` names, with their values. Raises UsageError."""
@@ -317,16 +459,15 @@ class Parser(jsonargparse.ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Turns jsonargparse's explanations, some of them ten lines long, into one line that names the option."""
-        options = [f"--{name.replace('_', '-')}" for name in self._types]
         if match := re.search(r"unrecognized arguments: (\S+)", message):
             if not match[1].startswith("-"):
                 raise UsageError(f"unexpected argument {match[1]!r}")
-            raise UsageError(f"unknown option {match[1]}{nearest(match[1].split('=')[0], options)}")
+            raise UsageError(f"unknown option {match[1]}{nearest(match[1].split('=')[0], self._flags.values())}")
         if match := re.search(r"Option '(.+?)' is not accepted", message):
             raise UsageError(f"unknown option {match[1]!r} in the configuration file{nearest(match[1], self._types)}")
         if match := re.search(r'Parser key "(\w+)".*?(?:Given|Got) value: (.*?)(?:\n|$)', message, re.DOTALL):
             name = match[1]
-            raise UsageError(f"--{name.replace('_', '-')} is {match[2]}", f"It must be {_kind(self._types[name])}")
+            raise UsageError(f"{self._flags[name]} is {match[2]}", f"It must be {_kind(self._types[name])}")
         raise UsageError(" ".join(message.split()))
 
 

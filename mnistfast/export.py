@@ -30,7 +30,7 @@ def _export(argv: Sequence[str]) -> int:
     from mnistfast.engine.exporter import export
 
     use_threads(options.threads)
-    written = export(given["checkpoint"], options.formats, options.out, overwrite=options.overwrite)
+    written = export(given["checkpoint"], options.formats, options.out, overwrite=options.overwrite, head=options.head)
     if options.json:
         print(json.dumps([asdict(file) | {"path": str(file.path)} for file in written]))
     elif not options.quiet:

@@ -43,7 +43,7 @@ def _predict(argv: Sequence[str]) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # the name of a file may hold bytes that are no text
     use_threads(options.threads)
-    predictor = Predictor(options.checkpoint, options.device)
+    predictor = Predictor(options.checkpoint, options.device, options.head)
     failures: dict[str, DataError] = {}
     answers = predictor.answer(files, failures, top_k=options.top_k, reject_below=options.reject_below)
     if options.save_view:

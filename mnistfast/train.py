@@ -6,13 +6,12 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mnistfast import cli
-from mnistfast.config import Parser, RunOptions, TrainConfig, pick
+from mnistfast import options as options_of
+from mnistfast.config import RunOptions, TrainConfig
 from mnistfast.errors import DataError
 from mnistfast.report.page import accuracy_line, percent
 
@@ -28,14 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(argv: Sequence[str]) -> int:
-    parser = Parser(PROG, "Train a model, save it, and say how good it is on the test images.", TrainConfig, RunOptions)
-    parser.add_argument("--config", metavar="FILE", help="YAML file with options, such as a run's config.yaml")
-    parser.add_argument("--print-config", "--print_config", action="store_true", help="print the options as YAML")
-    flags = parser.given(argv)
-    options = pick(RunOptions, flags)
-    given = _in_file(flags["config"]) if "config" in flags else {}
-    given |= {option.name: flags[option.name] for option in fields(TrainConfig) if option.name in flags}
-    config = _resumed_config(options.resume, given) if options.resume is not None else TrainConfig.from_options(given)
+    description = "Train a model, save it, and say how good it is on the test images."
+    flags = options_of.parser(PROG, description, TrainConfig).given(argv)
+    config, options = options_of.read(PROG, TrainConfig, flags)
     if flags.get("print_config"):
         print(config.to_yaml(), end="")
         return 0
@@ -71,18 +65,6 @@ def _check_data(config: TrainConfig, options: RunOptions) -> int:
     if findings.wrong:
         raise DataError(findings.wrong[0], "; ".join(findings.wrong[1:]), "mend the files, or leave --data-check out")
     return 0
-
-
-def _in_file(path: str | Path) -> dict[str, Any]:
-    return Parser(PROG, "", TrainConfig).given_in_file(path)  # what to train, not where to write
-
-
-def _resumed_config(run: str, given: Mapping[str, Any]) -> TrainConfig:
-    from mnistfast.engine import run_folder
-    from mnistfast.engine.run import resumed_config
-
-    run_folder.check(Path(run))
-    return resumed_config(_in_file(Path(run) / run_folder.CONFIG), given, run)
 
 
 def _summary(outcome: Outcome) -> list[str]:

@@ -119,9 +119,14 @@ def look_through(dataset: Dataset) -> Findings:
 def _by_content(split: Split) -> dict[bytes, list[int]]:
     """Returns the labels of each different image, by the hash of its pixels."""
     found: dict[bytes, list[int]] = {}
-    for image, label in zip(split.images, split.labels.tolist(), strict=True):
-        found.setdefault(hashlib.md5(image.tobytes(), usedforsecurity=False).digest(), []).append(label)
+    for key, label in zip(content_keys(split), split.labels.tolist(), strict=True):
+        found.setdefault(key, []).append(label)
     return found
+
+
+def content_keys(split: Split) -> list[bytes]:
+    """Returns the hash of each image's pixels: equal for equal images."""
+    return [hashlib.md5(image.tobytes(), usedforsecurity=False).digest() for image in split.images]
 
 
 def _polarity(split: Split) -> str:

@@ -66,7 +66,14 @@ class Dataset:
     hashes: dict[str, str]
 
 
-def load(spec: str | None, *, offline: bool = False, resize: int | None = None, gray: bool = False) -> Dataset:
+def load(
+    spec: str | None,
+    *,
+    offline: bool = False,
+    resize: int | None = None,
+    gray: bool = False,
+    classes: str | None = None,
+) -> Dataset:
     """Loads a data set.
 
     A published set is looked for in `$MNISTFAST_DATA` (in the folder of its name in it; MNIST also in the folder
@@ -80,14 +87,42 @@ def load(spec: str | None, *, offline: bool = False, resize: int | None = None, 
         offline: never open a connection.
         resize: make every image this many pixels wide and high.
         gray: make colour images grey.
+        classes: keep the images of these classes only, named with commas between; their labels count from 0.
 
     Raises:
         DataError: files are missing, damaged or contradict each other; a damaged file is never passed over in silence.
         StorageError: a set was asked for by name and no mirror delivers it, or a file cannot be read or written.
-        UsageError: `spec` is neither a name nor an existing path.
+        UsageError: `spec` is neither a name nor an existing path, or has none of a class of `classes`.
     """
     dataset = _load(spec, offline, partial(formats.read_class_folders, resize=resize, gray=gray))
-    return _fitted(dataset, resize, gray)
+    dataset = _fitted(dataset, resize, gray)
+    return dataset if classes is None else only(dataset, [name.strip() for name in classes.split(",")])
+
+
+def only(dataset: Dataset, names: Sequence[str]) -> Dataset:
+    """Returns `dataset` with the images of the classes `names` alone, in its own order of classes.
+
+    Raises:
+        DataError: a split has no image of them.
+        UsageError: there is no such class.
+    """
+    for name in names:
+        if name not in dataset.classes:
+            known = nearest(name, dataset.classes)
+            raise UsageError(f"{dataset.name} has no class {name!r}{known}", f"It has {', '.join(dataset.classes)}")
+    kept = tuple(name for name in dataset.classes if name in names)
+    numbers = np.full(len(dataset.classes), -1)
+    numbers[[dataset.classes.index(name) for name in kept]] = np.arange(len(kept))
+    splits = []
+    for part, split in (("train", dataset.train), ("test", dataset.test)):
+        labels = numbers[split.labels]
+        splits.append(Split(split.images[labels >= 0], labels[labels >= 0]))
+        if not len(splits[-1].labels):
+            raise DataError(f"{dataset.source} ({part}): no image of the classes {', '.join(kept)}")
+    train, test = splits
+    notice = f"{dataset.notice} Only the classes {', '.join(kept)}: {len(train.labels):,} training images.".strip()
+    hashes = _hashes("train", train) | _hashes("test", test)
+    return replace(dataset, classes=kept, notice=notice, hashes=hashes, train=train, test=test)
 
 
 def _load(spec: str | None, offline: bool, read_folders: Callable[..., formats.Arrays]) -> Dataset:
@@ -105,6 +140,11 @@ def _load(spec: str | None, offline: bool, read_folders: Callable[..., formats.A
         raise DataError(f"no folder or file {spec}", fix="check the path given with --data")
     hint = nearest(spec, _NAMED)
     raise UsageError(f"unknown data set '{spec}'{hint}", f"Names: {', '.join(_NAMED)}; no folder has this name either")
+
+
+def anywhere(spec: str) -> str:
+    """Returns what `load` finds the same data by from any working folder."""
+    return spec if spec in NAMES else str(Path(spec).expanduser().resolve())
 
 
 def holdout(labels: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -133,8 +173,33 @@ def holdout(labels: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.n
     for _ in range(count - shares.sum()):
         shortfall = np.where(shares < sizes - 1, sizes * count - shares * total, np.iinfo(np.int64).min)
         shares[np.argmax(shortfall)] += 1
+    return _drawn(labels, classes, shares, seed)
+
+
+def draw_shots(labels: np.ndarray, shots: int, seed: int) -> np.ndarray:
+    """Draws `shots` samples of each class.
+
+    Args:
+        labels: int64 (N,).
+        shots: at least 1.
+        seed: at least 0; the same arguments give the same draw.
+
+    Returns:
+        Their indices, int64, sorted.
+
+    Raises:
+        UsageError: a class has fewer.
+    """
+    classes, sizes = np.unique(labels, return_counts=True)
+    if shots > sizes.min():
+        raise UsageError(f"--shots is {shots}", f"A class has {sizes.min():,} training images")
+    return _drawn(labels, classes, np.full(len(classes), shots), seed)[1]
+
+
+def _drawn(labels: np.ndarray, classes: np.ndarray, shares: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draws as many samples of each class as its share; returns the indices of the others and of those drawn."""
     generator = np.random.default_rng(seed)
-    held_out = np.zeros(total, bool)
+    held_out = np.zeros(len(labels), bool)
     for label, share in zip(classes, shares, strict=True):
         held_out[generator.permutation(np.flatnonzero(labels == label))[:share]] = True
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
@@ -197,7 +262,7 @@ def _published(name: str, offline: bool) -> Dataset:
 
 def _cifar10(offline: bool) -> Dataset:
     archive, md5 = published.CIFAR10_ARCHIVE
-    cache = _cache_folder("cifar10")
+    cache = cache_folder("cifar10")
     folders = [*_environment_folders("cifar10", unique=True), cache]
     candidates = [folder / name for folder in folders for name in ("cifar-10-batches-bin", archive, ".")]
     for path in candidates:
@@ -394,12 +459,12 @@ def _at_hand(name: str, found: IdxSet) -> dict[str, Path] | None:
     for folder in _environment_folders(name, unique=unique):
         if _find(folder, found.files):
             return _complete(folder, found.files)
-    for folder in (_cache_folder(name), *map(Path, found.folders)):
+    for folder in (cache_folder(name), *map(Path, found.folders)):
         files = _find(folder, found.files)
         if len(files) == len(found.files):
             return files
     if found.archive:
-        for folder in [*_environment_folders(name, unique=True), _cache_folder("emnist")]:
+        for folder in [*_environment_folders(name, unique=True), cache_folder("emnist")]:
             if os.path.isfile(folder / found.archive[0]):
                 return _unpacked(folder / found.archive[0], name, found)
     return None
@@ -431,7 +496,7 @@ def _complete(folder: Path, names: Mapping[str, str]) -> dict[str, Path]:
     return found
 
 
-def _cache_folder(name: str) -> Path:
+def cache_folder(name: str) -> Path:
     """Returns the folder that holds, or will hold, the downloaded set."""
     root = os.environ.get("MNISTFAST_CACHE")
     if not root:
@@ -443,13 +508,13 @@ def _cache_folder(name: str) -> Path:
 
 def _download(name: str, found: IdxSet, offline: bool) -> dict[str, Path]:
     """Fetches into the cache folder what is missing there and returns its four files by role."""
-    folder = _cache_folder(name)
+    folder = cache_folder(name)
     if offline:
         raise _forbidden(name, folder, _place_them(found))
     try:
         if found.archive:
             archive, md5 = found.archive
-            folder, limit = _cache_folder("emnist"), published.EMNIST_BYTES
+            folder, limit = cache_folder("emnist"), published.EMNIST_BYTES
             fetch.fetch([archive], folder, found.mirrors, partial(_verify_whole, md5), max_bytes=limit)
             return _unpacked(folder / archive, name, found)
         present = _find(folder, found.files)
@@ -488,7 +553,7 @@ def _verify_whole(expected: str, file: str, content: bytes, url: str) -> None:
 
 def _unpacked(archive: Path, name: str, found: IdxSet) -> dict[str, Path]:
     """Takes the set's four files out of the archive of all of EMNIST, into the cache."""
-    folder = _cache_folder(name)
+    folder = cache_folder(name)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with zipfile.ZipFile(archive) as opened:

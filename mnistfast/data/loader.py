@@ -76,6 +76,19 @@ class DeviceData:
             yield self.gather(order[first : first + batch_size])
 
 
+class EmbeddedData(DeviceData):
+    """What a frozen body makes of one split: embeddings in the place of images, computed once."""
+
+    def __init__(self, embeddings: Tensor, labels: Tensor) -> None:
+        """Takes embeddings float32 (N, width) and labels int64 (N,), both on one device."""
+        self._images, self._labels = embeddings, labels
+
+    def gather(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the embeddings float32 (B, width) and labels int64 (B,) at `index` (int64 (B,), any device)."""
+        index = index.to(self._labels.device)
+        return self._images.index_select(0, index), self._labels.index_select(0, index)
+
+
 def epoch_order(n: int, seed: int, epoch: int) -> Tensor:
     """Returns the order of `n` samples in `epoch`: int64 (n,), a permutation of 0..n-1, on the CPU.
 

@@ -23,6 +23,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+import convpool
 from convpool import ConvReLUMaxPool2d
 from mnistfast.data.datasets import Split, load
 from mnistfast.data.loader import DeviceData
@@ -64,6 +65,7 @@ class Exported(nn.Module):
 def plain_twin(model: Classifier, info: CheckpointInfo) -> Classifier:
     """Returns a copy of `model` in eval mode whose fused layers are torch's own."""
     twin = build(info.model, **info.arguments)
+    convpool.unfuse(twin, inplace=True)  # a backbone's
     twin.load_state_dict(model.state_dict())
     for layer in twin.modules():
         if isinstance(layer, ConvReLUMaxPool2d):
@@ -88,7 +90,9 @@ class Written:
     milliseconds: dict[int, float]
 
 
-def export(checkpoint: str, formats: list[str], out: str | None, *, overwrite: bool = False) -> list[Written]:
+def export(
+    checkpoint: str, formats: list[str], out: str | None, *, overwrite: bool = False, head: int = 0
+) -> list[Written]:
     """Writes `checkpoint` in each of `formats`, having checked what is to be written against the model itself.
 
     Args:
@@ -96,6 +100,7 @@ def export(checkpoint: str, formats: list[str], out: str | None, *, overwrite: b
         formats: of `FORMATS`.
         out: folder to write to; None is `export` beside the checkpoint.
         overwrite: replace files that are there.
+        head: which head of a fine-tuned model, as in `load_checkpoint`.
 
     Raises:
         CheckpointError: missing, damaged or foreign checkpoint.
@@ -106,7 +111,7 @@ def export(checkpoint: str, formats: list[str], out: str | None, *, overwrite: b
     """
     path = find_checkpoint(checkpoint)
     _check_packages(formats)
-    model, info = load_checkpoint(path)
+    model, info = load_checkpoint(path, head=head)
     folder = Path(out) if out else path.parent / "export"
     files = {name: folder / f"{info.model}.{name}" for name in formats}
     taken = [str(file) for file in files.values() if file.exists()]

@@ -67,8 +67,10 @@ class Predictor:
         info: its header.
     """
 
-    def __init__(self, checkpoint: str | os.PathLike[str] | None = None, device: str = "auto") -> None:
+    def __init__(self, checkpoint: str | os.PathLike[str] | None = None, device: str = "auto", head: int = 0) -> None:
         """Loads `checkpoint`, a file or a run's folder; None is the newest run under `runs`.
+
+        `head` is that of `load_checkpoint`.
 
         Raises:
             CheckpointError: missing, damaged or foreign checkpoint.
@@ -76,7 +78,7 @@ class Predictor:
         """
         self._device = choose_device(device)
         self.path = newest_checkpoint() if checkpoint is None else find_checkpoint(checkpoint)
-        self._model, self.info = load_checkpoint(self.path, self._device)
+        self._model, self.info = load_checkpoint(self.path, self._device, head)
 
     def view(self, content: bytes) -> View:
         """Returns what the model sees of the image file `content`. Raises DataError."""

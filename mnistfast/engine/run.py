@@ -8,31 +8,34 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
 
-from mnistfast.config import RunOptions, TrainConfig
+from mnistfast.config import LearnConfig, RunOptions, TrainConfig
 from mnistfast.data.augment import AUGMENTATIONS
-from mnistfast.data.datasets import NAMES, Dataset, Split, channel_stats, holdout, load
+from mnistfast.data.datasets import Dataset, Split, anywhere, channel_stats, holdout, load
 from mnistfast.data.loader import DeviceData
 from mnistfast.engine import run_folder
 from mnistfast.engine.checkpoint import BEST, LAST, STATE, CheckpointInfo, load_state, save_checkpoint, save_state
 from mnistfast.engine.devices import choose_device, environment, use_deterministic, use_threads
+from mnistfast.engine.evaluation import score
 from mnistfast.engine.files import write_atomic, write_json
 from mnistfast.engine.ranks import Ranks
 from mnistfast.engine.run_folder import RunFolder
 from mnistfast.engine.stop import Interrupted, StopRequest
 from mnistfast.engine.trainer import Record, Trainer, predict
 from mnistfast.errors import CheckpointError, UsageError
-from mnistfast.models.zoo import build, check_images
+from mnistfast.models.adapters import merge, merged
+from mnistfast.models.zoo import Classifier, build, check_images
 from mnistfast.report import metrics, page, plots
 from mnistfast.report.screen import Screen
 from mnistfast.report.tensorboard import ScalarWriter, check_installed
 
 # A resumed run may change these; anything else would make it another run.
 FREE_ON_RESUME = frozenset({"data", "device", "threads"})
+Config = TypeVar("Config", bound=LearnConfig)
 CHANCE = 1.5  # times 1 / classes: a model below that after an epoch has learnt nothing
 
 
@@ -46,6 +49,7 @@ class Outcome:
         best: the record of the best epoch.
         test: which images were scored, in words.
         seconds: time spent training.
+        comparison: of a fine-tuned model, what `FinetuneRun` says of before and after.
     """
 
     folder: Path
@@ -53,10 +57,11 @@ class Outcome:
     best: Record
     test: str
     seconds: float
+    comparison: dict[str, Any]
 
 
-def resumed_config(saved: Mapping[str, Any], given: Mapping[str, Any], folder: str) -> TrainConfig:
-    """Returns the configuration of a run to resume.
+def resumed_config(saved: Mapping[str, Any], given: Mapping[str, Any], folder: str) -> dict[str, Any]:
+    """Returns the options of a run to resume.
 
     Args:
         saved: the options of the run's config.yaml.
@@ -73,15 +78,24 @@ def resumed_config(saved: Mapping[str, Any], given: Mapping[str, Any], folder: s
                 "A resumed run continues as it began",
                 "leave the option out, or start a new run",
             )
-    return TrainConfig(**{**saved, **{name: given[name] for name in FREE_ON_RESUME & given.keys()}})
+    return {**saved, **{name: given[name] for name in FREE_ON_RESUME & given.keys()}}
 
 
-class Run:
-    """What one call of `train` works with, between its checks and its last line."""
+class Run(Generic[Config]):
+    """What one call of a command that trains works with, between its checks and its last line.
+
+    Another command overrides what it does otherwise than `train`: `_usable`, `_start`, `_learnt_from`, `_make_trainer`,
+    `_compare`, `_facts`.
+
+    Attributes:
+        command: what resumes such a run.
+    """
+
+    command = "train"
 
     def __init__(
         self,
-        config: TrainConfig,
+        config: Config,
         dataset: Dataset,
         device: torch.device,
         screen: Screen,
@@ -92,9 +106,7 @@ class Run:
         threads, self.device = use_threads(config.threads), device
         check_augmentation(config.augment, dataset)
         labels = dataset.train.labels
-        chosen = np.arange(len(labels))
-        if config.limit is not None and config.limit < len(labels):
-            chosen = holdout(labels, config.limit, config.seed)[1]
+        chosen = self._usable(config)
         parts = holdout(labels[chosen], config.val_count(len(chosen)), config.seed)
         kept, held = (chosen[part] for part in parts)
         epochs = config.planned_epochs(len(kept))
@@ -102,25 +114,46 @@ class Run:
             config, data=_data_option(config, dataset), epochs=epochs, threads=threads, device=str(self.device)
         )
         images = dataset.train.images[kept]
-        mean, std = channel_stats(images)
         torch.manual_seed(config.seed)
-        self.model = build(config.model, classes=len(dataset.classes), dropout=config.dropout)
+        self.model, self.info = self._start(images)
         check_images(self.model, images.shape[1:], dataset.name)
         self.model.to(self.device)
-        self.info = CheckpointInfo(
-            config.model, self.model.arguments, dataset.classes, mean, std, self.model.input_size
-        )
-        self.val = self._on_device(Split(dataset.train.images[held], labels[held])) if len(held) else None
-        train = self._on_device(Split(images, labels[kept]))
-        self.trainer = Trainer(self.model, train, self.val, self.config, epochs, ranks)
+        self.val = self._learnt_from(Split(dataset.train.images[held], labels[held])) if len(held) else None
+        self.trainer = self._make_trainer(self._learnt_from(Split(images, labels[kept])), epochs)
         # The best epoch that best.safetensors holds. None also after a resume: a crash may have left that file older or
         # newer than the state, and the next save makes it fit.
         self._exported: Record | None = None
 
+    def _usable(self, config: Config) -> np.ndarray:
+        """Returns the indices of the training images that may be learnt from and held out."""
+        labels = self.dataset.train.labels
+        if config.limit is not None and config.limit < len(labels):
+            return holdout(labels, config.limit, config.seed)[1]
+        return np.arange(len(labels))
+
+    def _start(self, images: np.ndarray) -> tuple[Classifier, CheckpointInfo]:
+        """Returns the model to begin with and its header; `images` are those that it will learn from."""
+        config, classes = self.config, self.dataset.classes
+        assert isinstance(config, TrainConfig)
+        model = build(config.model, classes=len(classes), dropout=config.dropout)
+        return model, CheckpointInfo(config.model, model.arguments, classes, *channel_stats(images), model.input_size)
+
+    def _learnt_from(self, split: Split) -> DeviceData:
+        """Returns training or validation images as the trainer gets them."""
+        return self._on_device(split)
+
+    def _make_trainer(self, train: DeviceData, epochs: int) -> Trainer:
+        return Trainer(self.model, train, self.val, self.config, epochs, self.ranks)
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """MD5 of everything that the run begins with; a resumed run must find the same."""
+        return self.dataset.hashes
+
     def _on_device(self, split: Split) -> DeviceData:
         return DeviceData(split, self.device, self.info.mean, self.info.std)
 
-    def _announce(self, folder: RunFolder) -> None:
+    def announce(self, folder: RunFolder) -> None:
         """Takes the folder into use and says what is about to be done, in one line."""
         folder.start()
         self.screen.log = folder.log
@@ -128,15 +161,15 @@ class Run:
         processes = f", {self.ranks.world} processes" if self.ranks.world > 1 else ""
         held = f"{len(self.val):,} held out" if self.val else "none held out (the last epoch counts as the best)"
         self.screen.say(
-            f"{self.config.model} on {self.dataset.name}: {len(self.trainer.train):,} training images, {held}; "
+            f"{self.info.model} on {self.dataset.name}: {len(self.trainer.train):,} training images, {held}; "
             f"{epochs} epoch{'s' * (epochs > 1)} on {self.device} ({self.config.threads} CPU threads{processes}); "
             f"writing to {folder.path}"
         )
 
     def begin(self, folder: RunFolder, command: str) -> None:
         """Writes down what is about to happen; from here on the run can be resumed."""
-        self._announce(folder)
-        data = {"name": self.dataset.name, "source": self.dataset.source, "hashes": self.dataset.hashes}
+        self.announce(folder)
+        data = {"name": self.dataset.name, "source": self.dataset.source, "hashes": self.hashes}
         machine = environment(self.device, self.config.threads or 0, self.ranks.world)
         write_json(folder / run_folder.ENV, machine | {"data": data, "command": command})
         self._save(folder)
@@ -149,7 +182,7 @@ class Run:
             CheckpointError: the state is missing or damaged, or belongs to other images.
         """
         env = _environment_of(folder)
-        if env["data"]["hashes"] != self.dataset.hashes:
+        if env["data"]["hashes"] != self.hashes:
             raise CheckpointError(
                 f"{folder.path} was trained on other images than those in {self.dataset.source}",
                 f"It was trained on {env['data']['source']}, whose files have other hashes",
@@ -157,7 +190,7 @@ class Run:
             )
         state = load_state(folder / STATE)
         self.trainer.load_state_dict(self.ranks.of_first(lambda: state))
-        self._announce(folder)
+        self.announce(folder)
         now = environment(self.device, self.config.threads or 0, self.ranks.world)
         changed = [f"{key} {env[key]} is now {now[key]}" for key in now if env.get(key, now[key]) != now[key]]
         if changed:
@@ -194,7 +227,9 @@ class Run:
                         self._warn_of_chance(record)
                 if self.ranks.any(stop.signum is not None):
                     self._save(folder)
-                    saved = folder and (f"; saved {folder / LAST}. Continue: mnistfast train --resume {folder.path}")
+                    saved = folder and (
+                        f"; saved {folder / LAST}. Continue: mnistfast {self.command} --resume {folder.path}"
+                    )
                     raise Interrupted(stop.signum or signal.SIGTERM, f"stopped at step {trainer.step}{saved or ''}")
         if trainer.step < trainer.plan.steps:
             self.screen.say(f"stopped early: no better epoch for {trainer.stale_epochs}")
@@ -217,11 +252,10 @@ class Run:
 
     def _export(self, folder: RunFolder) -> None:
         best = self.trainer.best
-        save_checkpoint(
-            folder / LAST, self.trainer.judged.state_dict(), replace(self.info, metrics=self._last_record())
-        )
+        last = replace(self.info, metrics=self._last_record())
+        save_checkpoint(folder / LAST, merged(self.trainer.judged.state_dict()), last)
         if best and best is not self._exported:
-            save_checkpoint(folder / BEST, self.trainer.best_weights, replace(self.info, metrics=best))
+            save_checkpoint(folder / BEST, merged(self.trainer.best_weights), replace(self.info, metrics=best))
             self._exported = best
 
     def _last_record(self) -> Record:
@@ -238,13 +272,15 @@ class Run:
         """Calibrates the two checkpoints, scores the best one on the test images and writes the report."""
         best = self.trainer.best
         assert best is not None  # an epoch has ended
+        merge(self.model)
         self._calibrate(folder / LAST, self.trainer.judged.state_dict(), self._last_record())
         info = self._calibrate(folder / BEST, self.trainer.best_weights, best)
         test = self.dataset.test
-        scores = metrics.score(*predict(self.model, self._on_device(test)), info.classes, info.temperature)
+        scores = score(self.model, info, test, self.dataset.name, self.device)
         write_json(folder / run_folder.TEST, scores)
         words = f"the {len(test.labels):,} test images of {self.dataset.name} ({self.dataset.source})"
-        outcome = Outcome(folder.path, scores, best, words, self.trainer.seconds)
+        comparison = self._compare(folder, info, scores)
+        outcome = Outcome(folder.path, scores, best, words, self.trainer.seconds, comparison)
         write_atomic(folder / run_folder.CURVES, plots.curves(folder.metrics()))
         write_atomic(folder / run_folder.CONFUSION, plots.confusion(scores["confusion"], info.classes))
         write_atomic(folder / run_folder.ERRORS, plots.errors(scores["worst_errors"], test.images))
@@ -252,6 +288,7 @@ class Run:
         return outcome
 
     def _calibrate(self, path: Path, weights: Mapping[str, torch.Tensor], record: Record) -> CheckpointInfo:
+        weights = merged(weights)
         self.model.load_state_dict(weights)
         info = replace(self.info, metrics=record)
         if self.val is not None:
@@ -259,15 +296,23 @@ class Run:
         save_checkpoint(path, weights, info)
         return info
 
-    def _report(self, outcome: Outcome, command: str) -> str:
+    def _compare(self, folder: RunFolder, info: CheckpointInfo, scores: dict[str, Any]) -> dict[str, Any]:
+        """Returns what else is to be said of the finished model, whose header is `info`, as plain data."""
+        return {}
+
+    def _facts(self, outcome: Outcome) -> dict[str, object]:
+        """Returns the rows of the report's first table."""
         parameters = sum(weight.numel() for weight in self.model.parameters())
-        facts = {
-            "model": f"{self.config.model}, {parameters:,} parameters",
+        return {
+            "model": f"{self.info.model}, {parameters:,} parameters",
             "training images": f"{len(self.trainer.train):,} of {self.dataset.name}",
             "validation images": f"{len(self.val) if self.val else 0:,}",
             "best epoch": f"{outcome.best['epoch']} of {self.trainer.plan.epochs}",
             "training time": f"{outcome.seconds:.1f} s on {self.device}, {self.config.threads} CPU threads",
         }
+
+    def _report(self, outcome: Outcome, command: str) -> str:
+        facts = self._facts(outcome)
         test = f"{outcome.test}. {self.dataset.notice}".removesuffix(". ")
         return page.report(outcome.folder.name, outcome.scores, test, facts, asdict(self.config), command)
 
@@ -298,7 +343,14 @@ def train(config: TrainConfig, options: RunOptions, command: str, screen: Screen
         run_folder.check_free(options.out, overwrite=options.overwrite)
     with ranks.joined(device):
         dataset = ranks.after_first(
-            partial(load, config.data, offline=options.offline, resize=config.resize, gray=config.gray)
+            partial(
+                load,
+                config.data,
+                offline=options.offline,
+                resize=config.resize,
+                gray=config.gray,
+                classes=config.classes,
+            )
         )
         if dataset.notice:
             screen.say(dataset.notice)
@@ -306,17 +358,22 @@ def train(config: TrainConfig, options: RunOptions, command: str, screen: Screen
         if not ranks.first:
             run.follow(options.resume is not None)
             return None
+        return carry_out(run, options, command)
+
+
+def carry_out(run: Run[Any], options: RunOptions, command: str) -> Outcome:
+    """Takes `run` to its end in a folder new or old. Raises as `Run`'s methods do."""
+    if options.resume is None:
+        folder = RunFolder.create(options.out, run.info.model, run.config.seed, overwrite=options.overwrite)
+    else:
+        folder = RunFolder.reopen(options.resume)
+    with folder:
         if options.resume is None:
-            folder = RunFolder.create(options.out, config.model, config.seed, overwrite=options.overwrite)
+            run.begin(folder, command)
         else:
-            folder = RunFolder.reopen(options.resume)
-        with folder:
-            if options.resume is None:
-                run.begin(folder, command)
-            else:
-                run.resume(folder)
-            run.learn(folder, tensorboard=options.tensorboard)
-            return run.finish(folder)
+            run.resume(folder)
+        run.learn(folder, tensorboard=options.tensorboard)
+        return run.finish(folder)
 
 
 def check_augmentation(name: str, dataset: Dataset) -> None:
@@ -336,8 +393,6 @@ def _environment_of(folder: RunFolder) -> dict[str, Any]:
     return environment
 
 
-def _data_option(config: TrainConfig, dataset: Dataset) -> str:
+def _data_option(config: LearnConfig, dataset: Dataset) -> str:
     """Returns what `--data` must be to find the same images from any folder."""
-    if config.data is None:
-        return dataset.name
-    return config.data if config.data in NAMES else str(Path(config.data).expanduser().resolve())
+    return dataset.name if config.data is None else anywhere(config.data)

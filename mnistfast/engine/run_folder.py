@@ -23,7 +23,25 @@ from mnistfast.errors import CheckpointError, MnistfastError, StorageError, Usag
 RUNS = Path("runs")
 CONFIG, ENV, METRICS, LOG, STATUS = "config.yaml", "env.json", "metrics.jsonl", "log.txt", "STATUS"
 TEST, CURVES, CONFUSION, ERRORS, REPORT = "test.json", "curves.png", "confusion.png", "errors.png", "REPORT.md"
-FILES = (CONFIG, ENV, METRICS, LOG, STATUS, BEST, LAST, STATE, TEST, CURVES, CONFUSION, ERRORS, REPORT)
+ADAPTER, FINETUNE, DRAWS = "adapter.safetensors", "finetune.json", "draws.json"  # of fine-tuning alone
+FILES = (
+    ADAPTER,
+    FINETUNE,
+    DRAWS,
+    CONFIG,
+    ENV,
+    METRICS,
+    LOG,
+    STATUS,
+    BEST,
+    LAST,
+    STATE,
+    TEST,
+    CURVES,
+    CONFUSION,
+    ERRORS,
+    REPORT,
+)
 LOCK = ".lock"
 
 
@@ -166,11 +184,11 @@ def check(path: Path) -> None:
 
 
 def data_of_run(path: Path) -> dict[str, Any]:
-    """Returns `data`, `resize` and `gray` of the run in the folder `path`, nothing when it is no run."""
+    """Returns `data`, `classes`, `resize` and `gray` of the run in the folder `path`, nothing when it is no run."""
     if not (path / CONFIG).is_file():
         return {}
     saved = yaml.safe_load((path / CONFIG).read_text())
-    return {name: saved[name] for name in ("data", "resize", "gray") if saved.get(name) is not None}
+    return {name: saved[name] for name in ("data", "classes", "resize", "gray") if saved.get(name) is not None}
 
 
 def _fresh(wanted: Path) -> Path:

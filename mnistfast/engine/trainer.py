@@ -8,22 +8,24 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from mnistfast.config import TrainConfig
+from mnistfast.config import LearnConfig
 from mnistfast.data.augment import AUGMENTATIONS, augment
-from mnistfast.data.loader import DeviceData, epoch_order
+from mnistfast.data.loader import DeviceData, EmbeddedData, epoch_order
 from mnistfast.engine.ranks import Ranks
 from mnistfast.engine.schedules import learning_rate
 from mnistfast.errors import DivergedError
+from mnistfast.models.adapters import Tuning
 from mnistfast.models.dropout import share_batch
+from mnistfast.models.zoo import Classifier
 
 # Every so many steps the losses are looked at, which waits for the device; in between nothing does.
 CHECK_EVERY = 32
-SCORING_BATCH = 1000  # images a step when nothing is learnt: larger gains nothing on CPUs, and it fits any GPU
 
 Record = dict[str, Any]  # one line of metrics.jsonl
 
@@ -47,7 +49,24 @@ class Plan:
         return min(self.steps_per_epoch, self.steps - epoch * self.steps_per_epoch)
 
 
-def make_optimizer(config: TrainConfig, parameters: Any) -> torch.optim.Optimizer:
+@dataclass(frozen=True)
+class Replay:
+    """Old samples that are learnt from beside the new ones, as many in every step, so that their task is not forgotten.
+
+    Attributes:
+        data: the old samples.
+        head: which of the model's heads answers them.
+    """
+
+    data: DeviceData
+    head: int
+
+    def draw(self, count: int, key: tuple[int, int]) -> Tensor:
+        """Returns the indices of `count` samples, each drawn from all; the same `key` gives the same ones."""
+        return torch.from_numpy(np.random.default_rng([*key, 1]).integers(len(self.data), size=count))
+
+
+def make_optimizer(config: LearnConfig, parameters: Any) -> torch.optim.Optimizer:
     """Returns the optimiser of `config`, in torch's fused form: one kernel a step instead of several a tensor."""
     if config.optimizer == "sgd":
         momentum = config.momentum
@@ -59,15 +78,30 @@ def make_optimizer(config: TrainConfig, parameters: Any) -> torch.optim.Optimize
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, data: DeviceData, batch_size: int = SCORING_BATCH) -> tuple[Tensor, Tensor]:
+def predict(model: Classifier, data: DeviceData, batch_size: int | None = None, head: int = 0) -> tuple[Tensor, Tensor]:
     """Returns logits float32 (N, classes) and labels int64 (N,) of all of `data`, in its order, on the CPU.
 
     Leaves `model` in eval mode.
+
+    Args:
+        model: what answers.
+        data: images, or embeddings of this model's body.
+        batch_size: images a step; None: the model's `scoring_batch`.
+        head: which of the model's heads answers.
     """
     model.eval()
-    results = [(model(images), labels) for images, labels in data.batches(batch_size)]
+    batches = data.batches(batch_size or model.scoring_batch)
+    results = [(model(images, head), labels) for images, labels in batches]
     logits, labels = (torch.cat(parts).cpu() for parts in zip(*results, strict=True))
     return logits, labels
+
+
+@torch.no_grad()
+def embed(model: Classifier, data: DeviceData) -> EmbeddedData:
+    """Returns what the body of `model`, in eval mode, makes of `data`: with it the model gives the same logits."""
+    model.eval()
+    embedded = [(model.embed(images), labels) for images, labels in data.batches(model.scoring_batch)]
+    return EmbeddedData(*(torch.cat(parts) for parts in zip(*embedded, strict=True)))
 
 
 class Trainer:
@@ -91,12 +125,14 @@ class Trainer:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Classifier,
         train: DeviceData,
         val: DeviceData | None,
-        config: TrainConfig,
+        config: LearnConfig,
         epochs: int,
         ranks: Ranks = Ranks(),  # noqa: B008  # frozen: a team of one
+        tuning: Tuning = Tuning(),  # noqa: B008  # has no state
+        replay: Replay | None = None,
     ) -> None:
         """Prepares a training of `model`, which is on the device of the data.
 
@@ -107,14 +143,17 @@ class Trainer:
             config: optimiser, schedule, batch size, seed and the like.
             epochs: how often to go over `train`.
             ranks: which of the processes that train together this one is.
+            tuning: which of the model's parameters learn.
+            replay: samples of an earlier task to learn from as well; their loss is added to that of `train`.
         """
         self.model, self.train, self.val, self.config, self.ranks = model, train, val, config, ranks
+        self.tuning, self.replay = tuning, replay
         self.plan = Plan(epochs, math.ceil(len(train) / config.batch_size), config.max_steps)
         self.augmentation = AUGMENTATIONS[config.augment]
         self.average = _average(model, config.ema) if config.ema else None
         together = ranks.team(model)
         self.learner = torch.compile(together) if config.compile else together
-        self.optimizer = make_optimizer(config, model.parameters())
+        self.optimizer = make_optimizer(config, tuning.groups(model))
         self.device = next(model.parameters()).device
         self.losses = torch.zeros(self.plan.steps_per_epoch, device=self.device)  # a slot for each step of this epoch
         self.hits = torch.zeros(self.plan.steps_per_epoch, dtype=torch.int64, device=self.device)
@@ -145,7 +184,7 @@ class Trainer:
             steps = self.plan.steps_in(epoch)
             order = epoch_order(len(self.train), self.config.seed, epoch).to(self.device)  # once, not once a batch
             started = time.perf_counter()
-            self.model.train()
+            self.tuning.begin_epoch(self.model, epoch)
             for slot, index in enumerate(order.split(self.config.batch_size)[done:steps], done):
                 self._learn(index, slot)
                 if slot + 1 < steps:
@@ -164,18 +203,16 @@ class Trainer:
     def _learn(self, index: Tensor, slot: int) -> None:
         """Takes one step with the images at `index`: the whole batch's, of which this process uses its slice."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.rate(self.step)
+            group["lr"] = self.rate(self.step) * group["lr_scale"]
         count, rows = len(index), self.ranks.share(len(index))
-        images, labels = self.train.gather(index[rows])
-        if self.config.augment != "none":
-            draws = self.augmentation.draw(count, (self.config.seed, self.step))
-            images = augment(images, self.augmentation, draws[rows])
+        images, labels = self._samples(self.train, index, rows)
         if self.ranks.world > 1:
             share_batch(self.model, count, rows)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             logits = self.learner(images)
-        loss = F.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=self.config.label_smoothing)
-        loss = loss / count
+        loss = self._loss(logits, labels) / count
+        if self.replay:
+            loss = loss + self._replayed(self.replay, count, rows)
         self.optimizer.zero_grad(set_to_none=True)
         (loss * self.ranks.world).backward()  # times the processes, over which the gradients are averaged
         if self.config.clip:
@@ -190,10 +227,28 @@ class Trainer:
             self._check_losses(slot + 1)
             self.recent = self._epoch_means(slot + 1)
 
+    def _samples(self, data: DeviceData, index: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        """Returns this process' slice of the images of `data` at `index`, augmented, and their labels."""
+        images, labels = data.gather(index[rows])
+        if self.config.augment != "none":
+            draws = self.augmentation.draw(len(index), (self.config.seed, self.step))
+            images = augment(images, self.augmentation, draws[rows])
+        return images, labels
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=self.config.label_smoothing)
+
+    def _replayed(self, replay: Replay, count: int, rows: slice) -> Tensor:
+        """Returns the mean loss of `count` old samples."""
+        images, labels = self._samples(replay.data, replay.draw(count, (self.config.seed, self.step)), rows)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            logits = self.learner(images, replay.head)
+        return self._loss(logits, labels) / count
+
     @property
-    def judged(self) -> nn.Module:
+    def judged(self) -> Classifier:
         """The model whose weights are judged and kept: the average of the steps where there is one."""
-        return self.average.module if self.average else self.model
+        return self.average.module if self.average else self.model  # type: ignore[return-value]
 
     @property
     def images_seen(self) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from convpool import ConvReLUMaxPool2d
 from mnistfast.errors import CheckpointError, DataError, nearest
+from mnistfast.models import backbones
 from mnistfast.models.dropout import BatchDropout
 
 GREY = (1, 28, 28)
@@ -20,12 +22,19 @@ COLOUR = (3, 32, 32)
 class Classifier(nn.Module):
     """Convolutions (`features`), then fully connected layers (`head`); logits come out.
 
+    All but the last layer is the body, whose output is an embedding of the image. A model that was fine-tuned for
+    other classes keeps the last layers of its earlier tasks beside the present one.
+
     Attributes:
-        name: the model's name in `MODELS`.
+        name: the model's name in `MODELS` or `BACKBONES`.
         arguments: what `build` was called with besides the name; both together build the model again.
         input_size: (C, H, W) of one image.
         classes: number of logits.
+        old_heads: the last layers of earlier tasks, the latest one first.
+        scoring_batch: images a step when nothing is learnt: more gains nothing on CPUs, and fits any GPU.
     """
+
+    scoring_batch = 1000
 
     def __init__(
         self,
@@ -36,13 +45,17 @@ class Classifier(nn.Module):
         *,
         classes: int,
         dropout: float,
+        old_classes: Sequence[int] = (),
+        **others: Any,
     ) -> None:
+        """Builds the layers; `old_classes`: the logits of each old head; `others`: what else `arguments` must hold."""
         super().__init__()
-        self.name, self.input_size, self.classes = name, input_size, classes
-        self.arguments: dict[str, Any] = {"classes": classes, "dropout": dropout}
+        self.name, self.input_size = name, input_size
+        self.arguments: dict[str, Any] = {"classes": classes, "dropout": dropout, **others}
         self.features = nn.Sequential(*features)
-        with torch.no_grad():
-            width = prod(self.features(torch.zeros(1, *input_size)).shape)
+        with torch.no_grad():  # in eval mode: a norm could not take one image, and must not learn from it
+            width = prod(self.features.eval()(torch.zeros(1, *input_size)).shape)
+        self.features.train()
         layers: list[nn.Module] = []
         for units in hidden:
             layers += [nn.Linear(width, units), nn.ReLU()]
@@ -50,10 +63,59 @@ class Classifier(nn.Module):
         if dropout:  # before the last layer only: the usual place, and it adds no parameter
             layers.append(BatchDropout(dropout))
         self.head = nn.Sequential(*layers, nn.Linear(width, classes))
+        self.old_heads = nn.ModuleList(nn.Linear(width, count) for count in old_classes)
+        self._note_heads()
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Returns logits (N, classes) of `images` float32 (N, C, H, W), normalised."""
-        return self.head(self.features(images).flatten(1))
+    def _note_heads(self) -> None:
+        self.classes = self.arguments["classes"] = self.last.out_features
+        self.arguments.pop("old_classes", None)
+        if self.old_heads:  # only then: the headers of other models need not say that there are none
+            self.arguments["old_classes"] = [head.out_features for head in self.old_heads]  # type: ignore[union-attr]
+
+    @property
+    def last(self) -> nn.Linear:
+        """The layer that the logits come from."""
+        return self.head[-1]
+
+    def forward(self, x: Tensor, head: int = 0) -> Tensor:
+        """Returns logits (N, classes).
+
+        Args:
+            x: images float32 (N, C, H, W), normalised, or their embeddings float32 (N, width).
+            head: 0 is the present task's, k the k-th of `old_heads`.
+        """
+        embeddings = self.embed(x) if x.dim() == 4 else x
+        if head:
+            return self.old_heads[head - 1](embeddings)
+        if self.arguments["dropout"]:
+            embeddings = self.head[-2](embeddings)
+        return self.head[-1](embeddings)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Returns the embeddings (N, width) of `images` float32 (N, C, H, W): what the last layer gets, not dropped."""
+        x = self.features(images).flatten(1)
+        for layer in self.head:
+            if layer is self.head[-1] or isinstance(layer, BatchDropout):
+                break
+            x = layer(x)
+        return x
+
+    def add_head(self, classes: int) -> None:
+        """Gives the model a new last layer with freshly drawn weights; the present one becomes the first old head."""
+        old = self.last
+        self.old_heads = nn.ModuleList([old, *self.old_heads])
+        self.head[-1] = nn.Linear(old.in_features, classes, device=old.weight.device)
+        self._note_heads()
+
+    def drop_old_heads(self) -> None:
+        """Leaves one head."""
+        self.old_heads = nn.ModuleList()
+        self._note_heads()
+
+    def use_head(self, head: int) -> None:
+        """Makes the `head`-th of `old_heads`, counted from 1, the only head."""
+        self.head[-1] = self.old_heads[head - 1]
+        self.drop_old_heads()
 
 
 def _cnn1(**kwargs: Any) -> Classifier:
@@ -89,15 +151,52 @@ MODELS: dict[str, Callable[..., Classifier]] = {
 }
 
 
-def build(name: str, *, classes: int = 10, dropout: float = 0.0) -> Classifier:
+def _backbone(
+    name: str, *, size: Sequence[int] = GREY, side: int = 64, hidden: Sequence[int] = (), **kwargs: Any
+) -> Classifier:
+    """A large network, its global average pool, and a head: [hidden ->] classes.
+
+    Args:
+        name: of `backbones.NAMES`.
+        size: (C, H, W) of the images, C 1 or 3, pixels in 0..1.
+        side: pixels that they are made wide and high for the network.
+        hidden: units of fully connected layers before the last one.
+        kwargs: of `Classifier`.
+
+    Raises:
+        DeviceError: torchvision is not installed.
+        ValueError: a size or side that the network cannot take.
+    """
+    if len(size) != 3 or max(size) > backbones.SIDES[1]:
+        raise ValueError(f"size is {size}: three numbers up to {backbones.SIDES[1]} are needed")
+    arguments = {"size": list(size), "side": side, "hidden": list(hidden)}
+    features = backbones.features(name, channels=size[0], side=side)
+    model = Classifier(name, tuple(size), features, list(hidden), **kwargs, **arguments)  # type: ignore[arg-type]
+    model.scoring_batch = 100  # VGG16's first layers keep 2 MiB of an image of 64 pixels, 26 of one of 224
+    return model
+
+
+BACKBONES: dict[str, Callable[..., Classifier]] = {name: partial(_backbone, name) for name in backbones.NAMES}
+
+
+def build(name: str, *, classes: int = 10, dropout: float = 0.0, **arguments: Any) -> Classifier:
     """Returns the model called `name` with freshly drawn weights (torch's global generator, torch's initialisation).
+
+    Args:
+        name: of `MODELS` or `BACKBONES`.
+        classes: number of logits.
+        dropout: share of the embedding that is dropped in training.
+        arguments: `old_classes`, the logits of each old head; for a backbone those of its own function.
 
     Raises:
         CheckpointError: there is no model of that name (a checkpoint of a later version may ask for one).
+        DeviceError: the package that has the backbones is not installed.
+        TypeError, ValueError: `arguments` that the model does not take.
     """
-    if name not in MODELS:
-        raise CheckpointError(f"unknown model {name!r}{nearest(name, MODELS)}", f"The models are {', '.join(MODELS)}")
-    return MODELS[name](classes=classes, dropout=dropout)
+    known = MODELS | BACKBONES
+    if name not in known:
+        raise CheckpointError(f"unknown model {name!r}{nearest(name, known)}", f"The models are {', '.join(known)}")
+    return known[name](classes=classes, dropout=dropout, **arguments)
 
 
 def check_images(model: Classifier, size: tuple[int, ...], source: str) -> None:
