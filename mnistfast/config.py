@@ -171,6 +171,9 @@ class TrainConfig(LearnConfig):
         return PRESETS[self.model].epochs
 
 
+# Ten images of each digit, held-out images to choose by, means of 8 draws: batches of 64 at 2e-3 come to the same
+# accuracy, but to 63 % at the old digits instead of 99 %. Nothing is held out of a few images.
+FEW_SHOTS = {"batch_size": 16, "lr": 1e-3, "val": 0.0}
 METHODS = {"full": "", "head": "", "last": ":K", "bias": "", "lora": ":R", "scratch": ""}
 BACKBONES = ("vgg16", "resnet50")
 
@@ -179,15 +182,14 @@ BACKBONES = ("vgg16", "resnet50")
 class FinetuneConfig(LearnConfig):
     """What is made good at a new task, how, and what it must not forget."""
 
-    # Chosen on validation images of MNIST's digits 5-9 and of Fashion-MNIST, from models of digits 0-4 and of MNIST.
     epochs: int | None = _option(None, "times over the training images; default: 5, more for a small set")
-    batch_size: int = _option(64, "images a step")
+    batch_size: int = _option(64, "images a step; default: 64, 16 for --shots")
     optimizer: str = _option("adam", f"one of {', '.join(OPTIMIZERS)} (Nesterov)")
-    lr: float = _option(2e-3, "peak learning rate")
+    lr: float = _option(2e-3, "peak learning rate; default: 0.002, 0.001 for --shots")
     schedule: str = _option("onecycle", f"learning rate over the steps: {', '.join(SCHEDULES)}")
     betas: tuple[float, float] = _option((0.9, 0.999), "Adam's and AdamW's averaging factors, as [0.9, 0.999]")
     label_smoothing: float = _option(0.1, "share of the target spread over all classes")
-    val: float = _option(0.1, "held out of the training images: a share below 1 or a count; default: 0.1; --shots: 0")
+    val: float = _option(0.1, "held out of the training images: a share below 1 or a count; default: 0.1, 0 for --shots")
 
     source: str = _option("", f"a run's folder, a checkpoint, or one of {', '.join(BACKBONES)}", flag="--from")
     method: str = _option(
@@ -247,8 +249,8 @@ class FinetuneConfig(LearnConfig):
 
     @classmethod
     def from_options(cls, given: Mapping[str, Any]) -> FinetuneConfig:
-        """Returns the configuration of the options in `given`: a few shots are all learnt from, none held out."""
-        return cls(**{**({"val": 0.0} if given.get("shots") else {}), **given})
+        """Returns the configuration of the options in `given`; `FEW_SHOTS` or the defaults fill the rest."""
+        return cls(**{**(FEW_SHOTS if given.get("shots") else {}), **given})
 
     @property
     def usual_epochs(self) -> int:

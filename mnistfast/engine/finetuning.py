@@ -290,8 +290,9 @@ def _backbone(config: FinetuneConfig, dataset: Dataset, *, offline: bool) -> tup
             load_weights(model, Path(weights))
         return model, CheckpointInfo(name, model.arguments, (), *plain, model.input_size)
 
+    info = make()[1]  # which refuses unfit weights
     md5 = "" if weights == RANDOM else _md5(Path(weights))
-    return replace(config, weights=weights), Source(make, make()[1], words, md5, None, "")
+    return replace(config, weights=weights), Source(make, info, words, md5, None, "")
 
 
 def _old_data(config: FinetuneConfig, path: Path, info: CheckpointInfo, *, offline: bool) -> tuple[Dataset | None, str]:

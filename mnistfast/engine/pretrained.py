@@ -92,8 +92,8 @@ def _read(path: Path) -> dict[str, Tensor]:
             return safetensors.torch.load_file(path)
         read = torch.load(path, map_location="cpu", weights_only=True)  # no pickled object is ever made
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, SafetensorError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path} is damaged", reason) from error
+        why = "It is no safetensors file, nor one of tensors that torch.save wrote"
+        raise CheckpointError(f"{path} cannot be read", why) from error
     if not isinstance(read, dict) or not all(isinstance(tensor, Tensor) for tensor in read.values()):
         raise CheckpointError(f"{path} holds no state dict", "A dict of tensors is needed")
     return read

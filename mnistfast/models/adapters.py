@@ -60,7 +60,7 @@ class FineTuning(Tuning):
     """A choice of parameters of a `Classifier`.
 
     Attributes:
-        head: those that learn at the full rate from the start: the new last layer's.
+        head: those that learn at the full rate from the start: all above the body.
         body: those of the body, by layer, from the last layer to the first; and of an old head that is to learn.
         lr_mult: the body's learning rate is this many times the head's.
         unfreeze_at: epochs, counted from 1, at each of which one more layer of the body begins to learn; at the last of
@@ -136,13 +136,13 @@ def choose(
         raise UsageError(what, f"--method {method} trains {len(body)} layers below the head")
     if old_head:
         body.append(list(model.old_heads[old_head - 1].parameters()))
-    return FineTuning(list(model.last.parameters()), body, lr_mult, unfreeze_at)
+    return FineTuning(list(model.head[model.cut :].parameters()), body, lr_mult, unfreeze_at)
 
 
 def _layers(model: Classifier) -> Iterator[list[nn.Module]]:
     """Yields the layers of the body, the last one first: each a module with weights, and the norms that follow it."""
     body = [module for module in model.features.modules() if _parameters(module)]
-    body += [module for module in list(model.head)[:-1] if _parameters(module)]
+    body += [module for module in model.head[: model.cut] if _parameters(module)]
     layers: list[list[nn.Module]] = []
     for module in body:
         if isinstance(module, _BatchNorm):

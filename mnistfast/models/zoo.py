@@ -22,8 +22,9 @@ COLOUR = (3, 32, 32)
 class Classifier(nn.Module):
     """Convolutions (`features`), then fully connected layers (`head`); logits come out.
 
-    All but the last layer is the body, whose output is an embedding of the image. A model that was fine-tuned for
-    other classes keeps the last layers of its earlier tasks beside the present one.
+    All but the last layer (of a backbone: what torchvision has made) is the body, whose output is an embedding of the
+    image. A model that was fine-tuned for other classes keeps the last layers of its earlier tasks beside the present
+    one.
 
     Attributes:
         name: the model's name in `MODELS` or `BACKBONES`.
@@ -31,6 +32,7 @@ class Classifier(nn.Module):
         input_size: (C, H, W) of one image.
         classes: number of logits.
         old_heads: the last layers of earlier tasks, the latest one first.
+        cut: how many layers of `head` belong to the body.
         scoring_batch: images a step when nothing is learnt: more gains nothing on CPUs, and fits any GPU.
     """
 
@@ -46,12 +48,11 @@ class Classifier(nn.Module):
         classes: int,
         dropout: float,
         old_classes: Sequence[int] = (),
-        **others: Any,
     ) -> None:
-        """Builds the layers; `old_classes`: the logits of each old head; `others`: what else `arguments` must hold."""
+        """Builds the layers; `old_classes` are the logits of each old head."""
         super().__init__()
         self.name, self.input_size = name, input_size
-        self.arguments: dict[str, Any] = {"classes": classes, "dropout": dropout, **others}
+        self.arguments: dict[str, Any] = {"classes": classes, "dropout": dropout}
         self.features = nn.Sequential(*features)
         with torch.no_grad():  # in eval mode: a norm could not take one image, and must not learn from it
             width = prod(self.features.eval()(torch.zeros(1, *input_size)).shape)
@@ -60,6 +61,7 @@ class Classifier(nn.Module):
         for units in hidden:
             layers += [nn.Linear(width, units), nn.ReLU()]
             width = units
+        self.cut = len(layers)
         if dropout:  # before the last layer only: the usual place, and it adds no parameter
             layers.append(BatchDropout(dropout))
         self.head = nn.Sequential(*layers, nn.Linear(width, classes))
@@ -84,19 +86,15 @@ class Classifier(nn.Module):
             x: images float32 (N, C, H, W), normalised, or their embeddings float32 (N, width).
             head: 0 is the present task's, k the k-th of `old_heads`.
         """
-        embeddings = self.embed(x) if x.dim() == 4 else x
-        if head:
-            return self.old_heads[head - 1](embeddings)
-        if self.arguments["dropout"]:
-            embeddings = self.head[-2](embeddings)
-        return self.head[-1](embeddings)
+        x = self.embed(x) if x.dim() == 4 else x
+        for layer in list(self.head)[self.cut : -1]:
+            x = layer(x)
+        return self.old_heads[head - 1](x) if head else self.last(x)
 
     def embed(self, images: Tensor) -> Tensor:
-        """Returns the embeddings (N, width) of `images` float32 (N, C, H, W): what the last layer gets, not dropped."""
+        """Returns the embeddings (N, width) of `images` float32 (N, C, H, W): what the body makes of them."""
         x = self.features(images).flatten(1)
-        for layer in self.head:
-            if layer is self.head[-1] or isinstance(layer, BatchDropout):
-                break
+        for layer in list(self.head)[: self.cut]:
             x = layer(x)
         return x
 
@@ -169,9 +167,10 @@ def _backbone(
     """
     if len(size) != 3 or max(size) > backbones.SIDES[1]:
         raise ValueError(f"size is {size}: three numbers up to {backbones.SIDES[1]} are needed")
-    arguments = {"size": list(size), "side": side, "hidden": list(hidden)}
     features = backbones.features(name, channels=size[0], side=side)
-    model = Classifier(name, tuple(size), features, list(hidden), **kwargs, **arguments)  # type: ignore[arg-type]
+    model = Classifier(name, tuple(size), features, list(hidden), **kwargs)  # type: ignore[arg-type]
+    model.arguments |= {"size": list(size), "side": side, "hidden": list(hidden)}
+    model.cut = 0
     model.scoring_batch = 100  # VGG16's first layers keep 2 MiB of an image of 64 pixels, 26 of one of 224
     return model
 
