@@ -1,4 +1,4 @@
-"""`python -m mnistfast.evaluate RUN`: score a run or a checkpoint on a test set."""
+"""`python -m mnistfast.evaluate RUN ...`: score a run or a checkpoint, or several as one, on a test set."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _evaluate(argv: Sequence[str]) -> int:
-    description = "Score a run or a checkpoint on a test set."
+    description = "Score a run or a checkpoint on a test set; of several, the mean of their probabilities."
     parser = Parser("mnistfast evaluate", description, EvaluateOptions)
-    parser.add_argument("checkpoint", metavar="RUN|CKPT", help="a run's folder (its best weights) or a checkpoint")
+    help_text = "a run's folder (its best weights) or a checkpoint; several answer together"
+    parser.add_argument("checkpoints", metavar="RUN|CKPT", nargs="+", help=help_text)
     given = parser.given(argv)
     options = pick(EvaluateOptions, given)
 
     from mnistfast.engine.evaluation import evaluate  # torch comes with it: not before the options are known to be good
 
-    scores, written = evaluate(given["checkpoint"], options)
+    scores, written = evaluate(given["checkpoints"], options)
     if options.json:
         print(json.dumps(scores))
     elif not options.quiet:
@@ -48,6 +49,11 @@ def _summary(scores: dict[str, Any], written: list[Path]) -> list[str]:
     )
     return [
         *([scores["notice"]] if scores["notice"] else []),
+        *(
+            f"alone         {percent(accuracy)}  {path}"
+            for path, accuracy in zip(scores["checkpoints"], scores["alone"], strict=True)
+            if len(scores["alone"]) > 1
+        ),
         f"accuracy      {accuracy_line(scores)} on the test images of {scores['data']} ({scores['source']})",
         f"calibrated    {calibrated} (temperature {scores['temperature']:.3f})",
         f"uncalibrated  {raw}",

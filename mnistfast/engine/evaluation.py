@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mnistfast.config import EvaluateOptions
 from mnistfast.data.datasets import Dataset, Split, load
@@ -16,31 +19,39 @@ from mnistfast.engine.devices import choose_device, use_threads
 from mnistfast.engine.files import make_folder, write_atomic, write_json
 from mnistfast.engine.run_folder import data_of_run
 from mnistfast.engine.trainer import predict
-from mnistfast.errors import DataError, UsageError
+from mnistfast.errors import CheckpointError, DataError, UsageError
 from mnistfast.models.zoo import Classifier, check_images
 from mnistfast.report import metrics, plots
 
 
-def evaluate(checkpoint: str, options: EvaluateOptions) -> tuple[dict[str, Any], list[Path]]:
-    """Scores `checkpoint` on the test images of the data and writes figures and pictures.
+def evaluate(checkpoints: Sequence[str], options: EvaluateOptions) -> tuple[dict[str, Any], list[Path]]:
+    """Scores checkpoints on the test images of the data and writes figures and pictures.
+
+    Several answer as an ensemble: the mean of their calibrated probabilities.
 
     Args:
-        checkpoint: a run's folder or a checkpoint.
+        checkpoints: runs' folders or checkpoints, at least one; the first one's run says what the data are.
         options: data, device, where to write.
 
     Returns:
-        The scores (`report.metrics.score`, and which checkpoint and images they belong to) and the files written.
+        The scores (`report.metrics.score`; which checkpoints and images they belong to; `alone`, the accuracy of each
+        checkpoint) and the files written.
 
     Raises:
-        CheckpointError: missing, damaged or foreign checkpoint.
-        DataError: missing or damaged data, or images or labels that the model cannot take.
+        CheckpointError: missing, damaged or foreign checkpoint, or checkpoints of different classes.
+        DataError: missing or damaged data, or images or labels that a model cannot take.
         MnistfastError: device or storage errors.
     """
     use_threads(options.threads)
     device = choose_device(options.device)
-    path = find_checkpoint(checkpoint)
-    model, info = load_checkpoint(path, device, options.head)
-    of_run = data_of_run(path.parent)
+    paths = [find_checkpoint(checkpoint) for checkpoint in checkpoints]
+    loaded = [load_checkpoint(path, device, options.head) for path in paths]
+    classes = loaded[0][1].classes
+    for path, (_, info) in zip(paths, loaded, strict=True):
+        if info.classes != classes:
+            why = f"It answers {', '.join(info.classes)}; {paths[0]} answers {', '.join(classes)}"
+            raise CheckpointError(f"{path} cannot be averaged with {paths[0]}", why)
+    of_run = data_of_run(paths[0].parent)
     if options.head and options.data is None:
         raise UsageError(f"--head {options.head} answers an earlier task", "Its data are not known", "--data NAME|PATH")
     dataset = load(
@@ -50,19 +61,37 @@ def evaluate(checkpoint: str, options: EvaluateOptions) -> tuple[dict[str, Any],
         resize=options.resize or of_run.get("resize"),
         gray=options.gray or of_run.get("gray", False),
     )
-    test = in_classes(dataset, info.classes)
-    scores = score(model, info, test, dataset.name, device, options.batch_size)
-    origin = {"checkpoint": str(path), "data": dataset.name, "source": dataset.source, "notice": dataset.notice}
-    scores = origin | scores
-    folder = make_folder(Path(options.out) if options.out else path.parent / f"evaluate-{dataset.name}")
+    test = in_classes(dataset, classes)
+    answers = [answer(model, info, test, dataset.name, device, options.batch_size) for model, info in loaded]
+    labels = answers[0][1]
+    if len(answers) == 1:
+        logits, temperature = answers[0][0], loaded[0][1].temperature
+    else:
+        calibrated = [
+            logits.double() / info.temperature for (logits, _), (_, info) in zip(answers, loaded, strict=True)
+        ]
+        logits, temperature = mean_of(calibrated), 1.0
+    scores = {
+        "checkpoints": [str(path) for path in paths],
+        "data": dataset.name,
+        "source": dataset.source,
+        "notice": dataset.notice,
+        "alone": [(logits.argmax(1) == labels).double().mean().item() for logits, _ in answers],
+    } | metrics.score(logits, labels, classes, temperature)
+    folder = make_folder(Path(options.out) if options.out else paths[0].parent / f"evaluate-{dataset.name}")
     files = {name: folder / name for name in ("evaluate.json", "confusion.png", "errors.png")}
     write_json(files["evaluate.json"], scores)
-    write_atomic(files["confusion.png"], plots.confusion(scores["confusion"], info.classes))
+    write_atomic(files["confusion.png"], plots.confusion(scores["confusion"], classes))
     write_atomic(files["errors.png"], plots.errors(scores["worst_errors"], test.images))
     return scores, list(files.values())
 
 
-def score(
+def mean_of(logits: Sequence[Tensor]) -> Tensor:
+    """Returns logits (N, classes) of the mean of the probabilities that the `logits` of several models stand for."""
+    return torch.stack([each.log_softmax(1) for each in logits]).logsumexp(0) - math.log(len(logits))
+
+
+def answer(
     model: Classifier,
     info: CheckpointInfo,
     test: Split,
@@ -70,12 +99,12 @@ def score(
     device: torch.device,
     batch_size: int | None = None,
     head: int = 0,
-) -> dict[str, Any]:
-    """Returns `report.metrics.score` of a model on `test`.
+) -> tuple[Tensor, Tensor]:
+    """Returns `predict` of a model on `test`.
 
     Args:
         model: what answers.
-        info: normalisation, and the classes and the temperature of the head that answers.
+        info: normalisation, and the classes of the head that answers.
         test: images and labels.
         source: the name of their data set, for messages.
         device: where the model is.
@@ -90,8 +119,14 @@ def score(
         index = int(unknown.argmax())
         what = f"{source}: label {test.labels[index]} at index {index}"
         raise DataError(what, f"The model has {len(info.classes)} classes", "--data with the classes of the model")
-    data = DeviceData(test, device, info.mean, info.std)
-    return metrics.score(*predict(model, data, batch_size, head), info.classes, info.temperature)
+    return predict(model, DeviceData(test, device, info.mean, info.std), batch_size, head)
+
+
+def score(
+    model: Classifier, info: CheckpointInfo, test: Split, source: str, device: torch.device, head: int = 0
+) -> dict[str, Any]:
+    """Returns `report.metrics.score` of a model on `test`, with the temperature of `info`. See `answer`."""
+    return metrics.score(*answer(model, info, test, source, device, head=head), info.classes, info.temperature)
 
 
 def in_classes(dataset: Dataset, classes: tuple[str, ...]) -> Split:

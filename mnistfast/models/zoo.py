@@ -140,12 +140,20 @@ def _fast(**kwargs: Any) -> Classifier:
     return Classifier("fast", GREY, [ConvReLUMaxPool2d(1, 24, 5), ConvReLUMaxPool2d(24, 32, 3)], [256], **kwargs)
 
 
+def _accurate(**kwargs: Any) -> Classifier:
+    """Three fused layers, each of which keeps the size before its pool: 28, 14, 7, 3 pixels."""
+    features: list[nn.Module] = [ConvReLUMaxPool2d(1, 32, 5, padding=2)]
+    features += [ConvReLUMaxPool2d(32, 64, 3, padding=1), ConvReLUMaxPool2d(64, 128, 3, padding=1)]
+    return Classifier("accurate", GREY, features, [], **kwargs)
+
+
 MODELS: dict[str, Callable[..., Classifier]] = {
     "cnn1": _cnn1,
     "cnn2": _cnn2,
     "lenet5": _lenet5,
     "cifar-cnn": _cifar_cnn,
     "fast": _fast,
+    "accurate": _accurate,
 }
 
 
