@@ -11,6 +11,7 @@ from mnistfast.errors import UsageError, nearest
 
 COMMANDS = {
     "train": "train a model, save it and say how good it is",
+    "search": "look for a better learning rate, batch size and the like",
     "finetune": "make a trained model good at a new task",
     "evaluate": "score a run or a checkpoint on a test set",
     "predict": "read photographs and drawings",

@@ -318,6 +318,23 @@ class RunOptions(ScreenOptions):
 
 
 @dataclass(frozen=True)
+class SearchOptions(ScreenOptions):
+    """How long is searched, and where what is found goes.
+
+    Raises:
+        UsageError: a value that cannot work.
+    """
+
+    trials: int = _option(20, "how many trainings to try")
+    out: str | None = _option(None, "the search's folder; default: runs/<date-time>-search-<model>-s<seed>")
+    overwrite: bool = _option(False, "replace the search that is in --out")
+    offline: bool = _option(False, "never open a connection")
+
+    def __post_init__(self) -> None:
+        _require("trials", self.trials, lambda value: value >= 1, "at least 1")
+
+
+@dataclass(frozen=True)
 class EvaluateOptions(ScreenOptions):
     """What is scored on what.
 

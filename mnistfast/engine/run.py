@@ -111,7 +111,7 @@ class Run(Generic[Config]):
         kept, held = (chosen[part] for part in parts)
         epochs = config.planned_epochs(len(kept))
         self.config = replace(
-            config, data=_data_option(config, dataset), epochs=epochs, threads=threads, device=str(self.device)
+            config, data=data_option(config, dataset), epochs=epochs, threads=threads, device=str(self.device)
         )
         images = dataset.train.images[kept]
         torch.manual_seed(config.seed)
@@ -393,6 +393,6 @@ def _environment_of(folder: RunFolder) -> dict[str, Any]:
     return environment
 
 
-def _data_option(config: LearnConfig, dataset: Dataset) -> str:
+def data_option(config: LearnConfig, dataset: Dataset) -> str:
     """Returns what `--data` must be to find the same images from any folder."""
     return dataset.name if config.data is None else anywhere(config.data)

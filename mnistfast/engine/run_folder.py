@@ -24,10 +24,13 @@ RUNS = Path("runs")
 CONFIG, ENV, METRICS, LOG, STATUS = "config.yaml", "env.json", "metrics.jsonl", "log.txt", "STATUS"
 TEST, CURVES, CONFUSION, ERRORS, REPORT = "test.json", "curves.png", "confusion.png", "errors.png", "REPORT.md"
 ADAPTER, FINETUNE, DRAWS = "adapter.safetensors", "finetune.json", "draws.json"  # of fine-tuning alone
+SEARCH, SEARCHED = "search.json", "best.yaml"  # of a search
 FILES = (
     ADAPTER,
     FINETUNE,
     DRAWS,
+    SEARCH,
+    SEARCHED,
     CONFIG,
     ENV,
     METRICS,

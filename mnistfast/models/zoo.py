@@ -72,12 +72,14 @@ class Classifier(nn.Module):
         self.classes = self.arguments["classes"] = self.last.out_features
         self.arguments.pop("old_classes", None)
         if self.old_heads:  # only then: the headers of other models need not say that there are none
-            self.arguments["old_classes"] = [head.out_features for head in self.old_heads]  # type: ignore[union-attr]
+            self.arguments["old_classes"] = [head.out_features for head in self.old_heads]
 
     @property
     def last(self) -> nn.Linear:
         """The layer that the logits come from."""
-        return self.head[-1]
+        last = self.head[-1]
+        assert isinstance(last, nn.Linear)
+        return last
 
     def forward(self, x: Tensor, head: int = 0) -> Tensor:
         """Returns logits (N, classes).

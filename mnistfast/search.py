@@ -1,0 +1,47 @@
+"""`python -m mnistfast.search`: look for better settings of a training, on validation images alone."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+
+from mnistfast import cli
+from mnistfast.config import Parser, SearchOptions, TrainConfig, pick
+from mnistfast.report.page import percent
+
+PROG = "mnistfast search"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code."""
+    return cli.run(_search, argv)
+
+
+def _search(argv: Sequence[str]) -> int:
+    description = "Look for better settings of a training; options that are given stay as they are."
+    flags = Parser(PROG, description, TrainConfig, SearchOptions).given(argv)
+    options = pick(SearchOptions, flags)
+    given = {option.name: flags[option.name] for option in fields(TrainConfig) if option.name in flags}
+    TrainConfig.from_options(given)  # which refuses values that cannot work
+
+    from mnistfast.engine.run_folder import SEARCHED  # torch comes with it
+    from mnistfast.engine.search import search
+    from mnistfast.report.screen import Screen
+
+    screen = Screen(quiet=options.quiet or options.json)
+    best = search(given, options, shlex.join([*PROG.split(), *argv]), screen)
+    if options.json:
+        print(json.dumps(asdict(best) | {"folder": str(best.folder)}))
+        return 0
+    file = best.folder / SEARCHED
+    screen.say(f"best of {best.trials}: validation accuracy {percent(best.accuracy)}; the preset's settings had")
+    screen.say(f"{percent(best.preset_accuracy)}. The best of many is lucky too: expect less on new images.")
+    screen.say(f"next          mnistfast train --config {shlex.quote(str(file))}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
