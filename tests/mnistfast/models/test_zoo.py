@@ -8,7 +8,7 @@ from convpool import ConvReLUMaxPool2d
 from mnistfast.errors import CheckpointError, DataError
 from mnistfast.models.zoo import COLOUR, GREY, MODELS, build, check_images
 
-COUNTS = {"cnn1": 693_962, "cnn2": 225_034, "lenet5": 61_706, "cifar-cnn": 122_570, "fast": 215_194}
+COUNTS = {"cnn1": 693_962, "cnn2": 225_034, "lenet5": 61_706, "cifar-cnn": 122_570, "fast": 215_194, "accurate": 104_714}
 
 
 def test_every_model_has_a_count():
@@ -48,6 +48,33 @@ def test_arguments_build_the_model_again():
     again.load_state_dict(model.state_dict())
     assert again.classes == 26
     assert sum(isinstance(layer, nn.Dropout) for layer in again.modules()) == 1
+
+
+def test_heads_of_earlier_tasks():
+    model = build("cnn1", classes=5)
+    images = torch.rand(2, 1, 28, 28)
+    first = model(images)
+    model.add_head(3)
+    second = model(images)
+    model.add_head(7)
+    assert [model(images, head).shape[1] for head in range(3)] == [7, 3, 5]
+    assert torch.equal(model(images, 1), second)
+    assert torch.equal(model(images, 2), first)
+    again = build(model.name, **model.arguments)
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again(images, 2), first)
+    again.use_head(2)
+    assert (again.classes, again.arguments) == (5, {"classes": 5, "dropout": 0.0})
+    assert torch.equal(again(images), first)
+    assert not again.old_heads
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_embeddings_stand_for_images(dropout):
+    model = build("lenet5", dropout=dropout).eval()
+    images = torch.rand(3, 1, 28, 28)
+    assert model.embed(images).shape == (3, 84)
+    assert torch.equal(model(model.embed(images)), model(images))
 
 
 def test_dropout_is_for_training():

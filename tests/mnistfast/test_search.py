@@ -1,0 +1,78 @@
+"""`mnistfast search`: it judges by validation images, keeps what it finds, and never has the test images."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+
+from mnistfast import search, train
+from mnistfast.engine import search as engine
+from mnistfast.engine.run import Run
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
+
+def test_finds_settings_that_train_takes(tiny, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("optuna")
+    seen = []
+    prepare = Run.__init__
+
+    def watching(self, config, dataset, *args):
+        seen.append((config, len(dataset.test.labels)))
+        prepare(self, config, dataset, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "__init__", watching)
+        out = tmp_path / "search"
+        words = f"--model lenet5 --data {tiny} --epochs 1 --val 40 --augment none --trials 3 --threads 1 --out {out}"
+        assert search.main([*words.split(), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert set(found["settings"]) == {"lr", "batch_size", "weight_decay", "dropout"}
+    trials = json.loads((out / "search.json").read_text())["trials"]
+    assert [left for _, left in seen] == [0, 0, 0]  # the test images were taken away
+    assert (trials[0]["lr"], seen[0][0].lr) == (5e-3, 5e-3)  # the preset's
+    assert len({trial["lr"] for trial in trials}) == 3
+    best = max(trials, key=lambda trial: trial["val_accuracy"])
+    assert found["accuracy"] == best["val_accuracy"]
+    assert found["preset_accuracy"] == trials[0]["val_accuracy"]
+    config = yaml.safe_load((out / "best.yaml").read_text())
+    assert (config["lr"], config["optimizer"], config["augment"]) == (best["lr"], "adamw", "none")
+    assert train.main(["--config", str(out / "best.yaml"), "--out", str(tmp_path / "run"), "--quiet"]) == 0
+    record = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
+    assert record["val_accuracy"] == best["val_accuracy"]
+
+
+def test_no_augmentation_that_mirrors():
+    assert "objects" not in engine._upright()
+    assert "mild" in engine._upright()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--trials 0", "--trials is 0"),
+        ("--val 0", "--val is 0. A search needs validation images"),
+        ("--lr 1 --batch-size 1 --weight-decay 0 --dropout 0 --augment none", "nothing is left to look for"),
+        ("--lr -1", "--lr is -1.0"),
+    ],
+)
+def test_refused(words, message, tiny, capsys):
+    pytest.importorskip("optuna")
+    assert search.main([*words.split(), "--data", str(tiny)]) == 2
+    assert capsys.readouterr().err.startswith(f"mnistfast: error: {message}")
+
+
+def test_without_optuna(tiny, monkeypatch, capsys):
+    monkeypatch.setitem(__import__("sys").modules, "optuna", None)
+    assert search.main(["--data", str(tiny)]) == 6
+    assert "pip install 'mnistfast[search]'" in capsys.readouterr().err
+
+
+def test_a_diverged_trial_is_the_worst(tiny):
+    from mnistfast.config import TrainConfig
+    from mnistfast.data.datasets import load
+
+    config = TrainConfig(model="lenet5", data=str(tiny), optimizer="sgd", lr=1e30, schedule="constant", epochs=1)
+    assert engine._validated(config, load(str(tiny)), __import__("torch").device("cpu")) == 0.0
+    assert np.isfinite(engine._validated(TrainConfig(model="lenet5", epochs=1), load(str(tiny)), "cpu"))
