@@ -4,9 +4,14 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from mnistfast import evaluate
 from mnistfast.data.datasets import load
+from mnistfast.data.loader import DeviceData
+from mnistfast.engine.checkpoint import CheckpointInfo, load_checkpoint, save_checkpoint
+from mnistfast.engine.trainer import predict
+from mnistfast.models.zoo import build
 
 
 def test_agrees_with_train(trained, capsys):
@@ -27,8 +32,37 @@ def test_checkpoint_out_and_json(trained, tmp_path, capsys):
     assert evaluate.main(words) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["n"], found["data"]) == (1000, "sample")
-    assert found["checkpoint"].endswith("last.safetensors")
+    assert [path.endswith("last.safetensors") for path in found["checkpoints"]] == [True]
+    assert found["alone"] == [found["accuracy"]]
     assert json.loads((tmp_path / "here" / "evaluate.json").read_text()) == found
+
+
+def test_several_answer_with_the_mean_of_their_probabilities(trained, reader, no_pictures, tmp_path, capsys):
+    paths = [trained, reader, trained / "last.safetensors"]
+    words = [*map(str, paths), "--data", "sample", "--out", str(tmp_path)]
+    assert evaluate.main([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    test = load("sample").test
+    shares, alone = [], []
+    for path in paths:
+        model, info = load_checkpoint(path)
+        logits, labels = predict(model, DeviceData(test, torch.device("cpu"), info.mean, info.std))
+        shares.append((logits.double() / info.temperature).softmax(1))
+        alone.append((logits.argmax(1) == labels).double().mean().item())
+    mean = sum(shares) / 3
+    assert found["alone"] == alone
+    assert found["accuracy"] == (mean.argmax(1) == labels).double().mean().item()
+    assert found["nll"] == pytest.approx(-mean[range(len(labels)), labels].log().mean().item())
+    assert evaluate.main(words) == 0
+    assert capsys.readouterr().out.count("alone  ") == 3
+
+
+def test_only_models_of_the_same_classes_answer_together(trained, tmp_path, capsys):
+    model = build("lenet5", classes=3)
+    info = CheckpointInfo("lenet5", model.arguments, ("a", "b", "c"), (0.1,), (0.3,), model.input_size)
+    save_checkpoint(tmp_path / "other.safetensors", model.state_dict(), info)
+    assert evaluate.main([str(trained), str(tmp_path / "other.safetensors")]) == 4
+    assert "It answers a, b, c; " in capsys.readouterr().err
 
 
 def test_threshold(trained, no_pictures, capsys):

@@ -54,7 +54,7 @@ def test_summary_and_json(finished, tiny, tmp_path, no_pictures, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("new accuracy    ") and " before, " in line for line in lines)
     assert any(line.startswith("old accuracy    ") for line in lines)
-    assert any("of 61,206 parameters in" in line for line in lines)
+    assert any("of 61,876 parameters in" in line for line in lines)
     assert "left out 0 training images that are in the source's test set" in lines
     assert lines[-1] == f"next            mnistfast evaluate {tmp_path / 'a'}"
     assert finetune.main([*words.split(), "--out", str(tmp_path / "b"), "--json"]) == 0

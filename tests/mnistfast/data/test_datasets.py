@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mnistfast.data import datasets
-from mnistfast.data.datasets import channel_stats, holdout, load
+from mnistfast.data.datasets import channel_stats, draw_shots, holdout, load
 from mnistfast.errors import DataError, StorageError, UsageError
 
 IMAGES = np.zeros((30, 4, 5), np.uint8)
@@ -274,3 +274,29 @@ def test_importing_is_cheap():
     heavy = "{'torch', 'pooch', 'requests', 'platformdirs'} & set(sys.modules)"
     code = f"import sys, mnistfast.errors, mnistfast.data.datasets; print({heavy})"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+def test_only_some_classes():
+    whole, some = load("sample"), load("sample", classes="7, 2,9")
+    assert some.classes == ("2", "7", "9")
+    for part in ("train", "test"):
+        before, after = getattr(whole, part), getattr(some, part)
+        names = np.array(whole.classes)[before.labels]
+        kept = np.isin(names, some.classes)
+        assert np.array_equal(after.images, before.images[kept])
+        assert np.array_equal(np.array(some.classes)[after.labels], names[kept])
+    assert "Only the classes 2, 7, 9: " in some.notice
+    assert some.hashes != whole.hashes
+    with pytest.raises(UsageError, match="sample has no class 'x'"):
+        load("sample", classes="1,x")
+
+
+def test_shots():
+    labels = np.repeat([0, 1, 2], [9, 4, 20])
+    drawn = draw_shots(labels, 4, seed=3)
+    assert np.bincount(labels[drawn]).tolist() == [4, 4, 4]
+    assert np.array_equal(drawn, np.unique(drawn))
+    assert np.array_equal(drawn, draw_shots(labels, 4, seed=3))
+    assert not np.array_equal(drawn, draw_shots(labels, 4, seed=4))
+    with pytest.raises(UsageError, match="--shots is 5. A class has 4 training images"):
+        draw_shots(labels, 5, seed=0)

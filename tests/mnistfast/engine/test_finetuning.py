@@ -100,7 +100,9 @@ def test_images_of_the_sources_test_set_are_left_out(tune, finished, tiny, write
     (first, comparison), (second, _) = tune(data=leaky, name="a"), tune(data=pure, name="b")
     five_to_nine = int((known.labels >= 5).sum())
     assert comparison["left_out"] == five_to_nine == 25
-    assert f"left out {five_to_nine} training images that are in the source's test set" in (first / "log.txt").read_text()
+    assert (
+        f"left out {five_to_nine} training images that are in the source's test set" in (first / "log.txt").read_text()
+    )
     one, two = (load_file(folder / "best.safetensors") for folder in (first, second))
     assert all(torch.equal(one[name], two[name]) for name in one)
 
@@ -131,13 +133,13 @@ def test_replay_keeps_the_old_task(reader):
     """A gentle task ruins the old one in a few steps; with old samples beside it, it does not."""
     after = {}
     for replay in (None, "sample"):
-        words = {"classes": "4,9", "epochs": 3, "batch_size": 32, "limit": 400, "lr": 5e-3, "replay": replay}
+        words = {"classes": "4,9", "epochs": 4, "batch_size": 32, "limit": 400, "lr": 3e-3, "replay": replay}
         run = prepared(reader, "sample", words)
         list(run.trainer.run())
         _, after[replay] = run.conclude()
     before = json.loads((reader / "test.json").read_text())["accuracy"]
-    assert after["sample"] > before - 0.03
-    assert after[None] < after["sample"] - 0.03
+    assert after["sample"] > before - 0.04  # found: 0.02 below
+    assert after[None] < after["sample"] - 0.05  # found: 0.11 below
 
 
 def test_lora_is_saved_small_and_merges(tune, finished, tmp_path, capsys):

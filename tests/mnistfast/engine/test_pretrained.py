@@ -27,7 +27,10 @@ def model():
 
 
 def test_random_is_said(monkeypatch):
-    assert pretrained.find_weights("vgg16", "random", offline=True) == ("random", "vgg16 with random weights, as asked for")
+    assert pretrained.find_weights("vgg16", "random", offline=True) == (
+        "random",
+        "vgg16 with random weights, as asked for",
+    )
     found, words = pretrained.find_weights("vgg16", None, offline=True)
     assert found == "random"
     assert words.startswith("vgg16 with RANDOM weights: no vgg16-397923af.pth in ")
@@ -64,7 +67,9 @@ def test_fetched_once(tmp_path, monkeypatch):
 def test_loads_what_torchvision_saves(model, tmp_path, suffix):
     file = tmp_path / f"w{suffix}"
     state = {name: torch.full_like(tensor, 0.5) for name, tensor in model.features[1].state_dict().items()}
-    state = {name: tensor for name, tensor in state.items() if "num_batches" not in name} | {"fc.bias": torch.zeros(1000)}
+    state = {name: tensor for name, tensor in state.items() if "num_batches" not in name} | {
+        "fc.bias": torch.zeros(1000)
+    }
     (torch.save if suffix == ".pth" else safetensors.torch.save_file)(state, file)
     pretrained.load_weights(model, file)
     found = model.features[1].state_dict()

@@ -25,9 +25,7 @@ def test_a_small_image_becomes_a_photograph(channels):
     assert seen.shape == (2, 3, 32, 32)
     published = torchvision.models.VGG16_Weights.DEFAULT.transforms()
     large = F.interpolate(images, (32, 32), mode="bilinear").repeat(1, 3 // channels, 1, 1)
-    torch.testing.assert_close(
-        seen, torchvision.transforms.functional.normalize(large, published.mean, published.std)
-    )
+    torch.testing.assert_close(seen, torchvision.transforms.functional.normalize(large, published.mean, published.std))
 
 
 def test_vgg16():
