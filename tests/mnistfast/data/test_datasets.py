@@ -298,5 +298,5 @@ def test_shots():
     assert np.array_equal(drawn, np.unique(drawn))
     assert np.array_equal(drawn, draw_shots(labels, 4, seed=3))
     assert not np.array_equal(drawn, draw_shots(labels, 4, seed=4))
-    with pytest.raises(UsageError, match="--shots is 5. A class has 4 training images"):
+    with pytest.raises(UsageError, match=r"--shots is 5. A class has 4 training images"):
         draw_shots(labels, 5, seed=0)

@@ -11,13 +11,14 @@ from mnistfast.models.adapters import Tuning, adapter, choose, merge, merged, wi
 from mnistfast.models.zoo import Classifier, build
 
 # Names of the parameters below the head that each method trains; LeNet-5's body is two convs and two linear layers.
+LAYERS = ("features.0", "features.1", "head.0", "head.2")
 BODY = {
-    "full": {f"{layer}.{kind}" for layer in ("features.0", "features.1", "head.0", "head.2") for kind in ("weight", "bias")},
+    "full": {f"{layer}.{kind}" for layer in LAYERS for kind in ("weight", "bias")},
     "head": set(),
     "last:1": set(),
     "last:2": {"head.2.weight", "head.2.bias"},
     "last:4": {"head.2.weight", "head.2.bias", "head.0.weight", "head.0.bias", "features.1.weight", "features.1.bias"},
-    "bias": {f"{layer}.bias" for layer in ("features.0", "features.1", "head.0", "head.2")},
+    "bias": {f"{layer}.bias" for layer in LAYERS},
 }  # fmt: skip
 HEAD = {"head.4.weight", "head.4.bias"}
 

@@ -57,5 +57,5 @@ def test_resnet50_and_its_head():
     "arguments", [{"side": 16}, {"side": 4096}, {"size": (2, 28, 28)}, {"size": (1, 9999, 9999)}, {"size": (28, 28)}]
 )
 def test_refused(arguments):
-    with pytest.raises(ValueError, match="side is|channels is|size is"):
+    with pytest.raises(ValueError, match=r"side is|channels is|size is"):
         build("vgg16", **arguments)
