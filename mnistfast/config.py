@@ -19,8 +19,9 @@ import yaml
 from mnistfast import __version__
 from mnistfast.errors import UsageError, nearest
 
-OPTIMIZERS = ("adam", "adamw", "sgd")
-SCHEDULES = ("constant", "step", "cosine", "onecycle")
+OPTIMIZERS = ("adam", "adamw", "sgd", "muon")
+STARTS = ("random", "patches")
+SCHEDULES = ("constant", "step", "cosine", "linear", "onecycle")
 PRECISIONS = ("fp32", "bf16")
 AUGMENTATIONS = ("none", "mild", "sources", "objects")  # of data.augment, which would bring torch with it
 FORMATS = ("onnx", "pt2", "safetensors")
@@ -35,13 +36,15 @@ MOST_EPOCHS = 50  # ... and not forever: a set of a few hundred images is learnt
 class Preset:
     """What a model trains with unless told otherwise. Chosen on validation splits, never on a test set."""
 
-    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    optimizer: Literal["adam", "adamw", "sgd", "muon"] = "adam"
     lr: float = 4e-3
-    schedule: Literal["constant", "step", "cosine", "onecycle"] = "onecycle"
+    schedule: Literal["constant", "step", "cosine", "linear", "onecycle"] = "onecycle"
     batch_size: int = 128
     epochs: int = 1
     betas: tuple[float, float] = (0.9, 0.999)
     label_smoothing: float = 0.0
+    start: Literal["random", "patches"] = "random"
+    max_steps: int | None = None
 
 
 # cnn2, on validation splits of the sample: 98.6 % with the smoothing, 97.9 % without (means of 5 seeds).
@@ -51,6 +54,17 @@ PRESETS = {
     "lenet5": Preset(lr=5e-3, epochs=5),
     "cifar-cnn": Preset(lr=3e-3, epochs=10),
     "fast": Preset(lr=1e-2, batch_size=256, betas=(0.7, 0.9)),
+    # docs/speedrun.md has the reason for each, and what leaving it out costs.
+    "speedrun": Preset(
+        optimizer="muon",
+        lr=2e-2,
+        schedule="linear",
+        batch_size=256,
+        betas=(0.7, 0.9),
+        label_smoothing=0.05,
+        start="patches",
+        max_steps=140,
+    ),
 }
 
 
@@ -70,14 +84,15 @@ class TrainConfig:
     data: str | None = _option(None, "name or path of the data; default: mnist where it can be had, else the sample")
     epochs: int | None = _option(None, "times over the training images; default: the preset's, more for a small set")
     batch_size: int = _option(128, "images a step")
-    optimizer: str = _option("adam", f"one of {', '.join(OPTIMIZERS)} (Nesterov)")
+    optimizer: str = _option("adam", f"one of {', '.join(OPTIMIZERS)}; sgd and muon with Nesterov's momentum")
     lr: float = _option(4e-3, "peak learning rate")
     schedule: str = _option("onecycle", f"learning rate over the steps: {', '.join(SCHEDULES)}")
     betas: tuple[float, float] = _option((0.9, 0.999), "Adam's and AdamW's averaging factors, as [0.9, 0.999]")
-    momentum: float = _option(0.9, "SGD's momentum")
+    momentum: float = _option(0.9, "SGD's and Muon's momentum")
     weight_decay: float = _option(0.0, "weight decay (decoupled for adamw)")
     dropout: float = _option(0.0, "share of hidden units dropped before the last layer")
     label_smoothing: float = _option(0.1, "share of the target spread over all classes")
+    start: str = _option("random", "the first weights: random; or patches: the first layer from the images, and fixed")
     augment: str = _option("none", f"how images are moved as they are learnt from: {', '.join(AUGMENTATIONS)}")
     ema: float = _option(0.0, "keep the average of the weights over the steps with this decay, as 0.999; 0: no average")
     clip: float = _option(0.0, "largest norm of a step's gradient; 0: any")
@@ -98,6 +113,7 @@ class TrainConfig:
         _one_of("model", self.model, PRESETS)
         _one_of("optimizer", self.optimizer, OPTIMIZERS)
         _one_of("schedule", self.schedule, SCHEDULES)
+        _one_of("start", self.start, STARTS)
         _one_of("precision", self.precision, PRECISIONS)
         _one_of("augment", self.augment, AUGMENTATIONS)
         for name in ("batch_size", "epochs", "threads", "limit", "max_steps"):
@@ -121,6 +137,8 @@ class TrainConfig:
         model = given.get("model", cls.model)
         preset = asdict(PRESETS[model]) if model in PRESETS else {}
         preset.pop("epochs", None)  # depends on the size of the set: see planned_epochs
+        if given.get("epochs") is not None:
+            preset.pop("max_steps", None)  # who asks for epochs gets them whole
         return cls(**{**preset, **given})
 
     def planned_epochs(self, images: int) -> int:

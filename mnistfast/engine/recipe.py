@@ -13,6 +13,10 @@ from mnistfast.data.loader import DeviceData
 from mnistfast.engine.trainer import Trainer
 from mnistfast.models.zoo import Classifier, build
 
+# Evenly spaced images that mean and deviation are taken from, which they suit to half a percent: all of MNIST's would
+# take 0.07 s of a training of half a second.
+STATISTICS_IMAGES = 6_000
+
 
 @dataclass(frozen=True)
 class Learnt:
@@ -44,7 +48,7 @@ def learn(model: nn.Module, train: Split, config: TrainConfig) -> Learnt:
     Raises:
         DivergedError: the loss is no longer a finite number.
     """
-    mean, std = channel_stats(train.images)
+    mean, std = channel_stats(train.images[:: max(1, len(train.images) // STATISTICS_IMAGES)])
     data = DeviceData(train, next(model.parameters()).device, mean, std)
     trainer = Trainer(model, data, None, config, config.planned_epochs(len(data)))
     for _ in trainer.run():

@@ -16,8 +16,10 @@ from torch.optim.swa_utils import AveragedModel
 from mnistfast.config import TrainConfig
 from mnistfast.data.augment import AUGMENTATIONS, augment
 from mnistfast.data.loader import DeviceData, epoch_order
+from mnistfast.engine.muon import Muon
 from mnistfast.engine.ranks import Ranks
 from mnistfast.engine.schedules import learning_rate
+from mnistfast.engine.start import IMAGES, start_from_patches
 from mnistfast.errors import DivergedError
 from mnistfast.models.dropout import share_batch
 
@@ -54,6 +56,8 @@ def make_optimizer(config: TrainConfig, parameters: Any) -> torch.optim.Optimize
         return torch.optim.SGD(
             parameters, config.lr, momentum, weight_decay=config.weight_decay, nesterov=momentum > 0, fused=True
         )
+    if config.optimizer == "muon":
+        return Muon(parameters, config.lr, config.betas, config.momentum, config.weight_decay)
     adam = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
     return adam(parameters, config.lr, config.betas, weight_decay=config.weight_decay, fused=True)
 
@@ -111,6 +115,8 @@ class Trainer:
         self.model, self.train, self.val, self.config, self.ranks = model, train, val, config, ranks
         self.plan = Plan(epochs, math.ceil(len(train) / config.batch_size), config.max_steps)
         self.augmentation = AUGMENTATIONS[config.augment]
+        if config.start == "patches":
+            start_from_patches(model, train.gather(epoch_order(len(train), config.seed, 0)[:IMAGES])[0])
         self.average = _average(model, config.ema) if config.ema else None
         together = ranks.team(model)
         self.learner = torch.compile(together) if config.compile else together

@@ -79,10 +79,12 @@ def test_predict_keeps_order_and_mode(splits):
     assert not together.requires_grad
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize(
+    ("optimizer", "start"), [("adam", "random"), ("adamw", "random"), ("sgd", "random"), ("muon", "patches")]
+)
 @pytest.mark.parametrize("stop_after", [1, 4, 6])
-def test_continues_bit_for_bit(splits, optimizer, stop_after):
-    config = replace(CONFIG, optimizer=optimizer, weight_decay=0.01)
+def test_continues_bit_for_bit(splits, optimizer, start, stop_after):
+    config = replace(CONFIG, optimizer=optimizer, start=start, weight_decay=0.01)
     whole = new_trainer(splits, config)
     expected = [record for record in whole.run() if record]
     first = new_trainer(splits, config)
@@ -100,6 +102,15 @@ def test_continues_bit_for_bit(splits, optimizer, stop_after):
     timeless = [{k: v for k, v in record.items() if k not in ("seconds", "images_per_s")} for record in found]
     assert timeless == [{k: v for k, v in record.items() if k in timeless[0]} for record in expected]
     assert second.best == whole.best
+
+
+def test_a_first_layer_from_patches_is_not_learnt(splits):
+    trainer = new_trainer(splits, replace(CONFIG, start="patches"))
+    first, second = trainer.model.features
+    before = first.weight.clone(), second.weight.clone()
+    next(trainer.run())
+    assert torch.equal(first.weight, before[0])
+    assert not torch.equal(second.weight, before[1])
 
 
 def test_fresh_shuffle_each_epoch(splits, monkeypatch):
@@ -192,3 +203,5 @@ def test_optimizers():
     sgd = make_optimizer(replace(CONFIG, optimizer="sgd"), weights)
     assert (sgd.defaults["nesterov"], sgd.defaults["momentum"]) == (True, 0.9)
     assert not make_optimizer(replace(CONFIG, optimizer="sgd", momentum=0.0), weights).defaults["nesterov"]
+    muon = make_optimizer(replace(CONFIG, optimizer="muon", momentum=0.8, betas=(0.7, 0.9)), weights)
+    assert (muon.defaults["momentum"], muon.defaults["betas"]) == (0.8, (0.7, 0.9))

@@ -8,7 +8,7 @@ from convpool import ConvReLUMaxPool2d
 from mnistfast.errors import CheckpointError, DataError
 from mnistfast.models.zoo import COLOUR, GREY, MODELS, build, check_images
 
-COUNTS = {"cnn1": 693_962, "cnn2": 225_034, "lenet5": 61_706, "cifar-cnn": 122_570, "fast": 215_194}
+COUNTS = {"cnn1": 693_962, "cnn2": 225_034, "lenet5": 61_706, "cifar-cnn": 122_570, "fast": 215_194, "speedrun": 19_946}
 
 
 def test_every_model_has_a_count():
