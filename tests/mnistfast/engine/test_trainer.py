@@ -108,7 +108,9 @@ def test_a_first_layer_from_patches_is_not_learnt(splits):
     trainer = new_trainer(splits, replace(CONFIG, start="patches"))
     first, second = trainer.model.features
     before = first.weight.clone(), second.weight.clone()
-    next(trainer.run())
+    steps = trainer.run()
+    for _ in range(2):  # the last layer begins at zero, so the first step reaches nothing before it
+        next(steps)
     assert torch.equal(first.weight, before[0])
     assert not torch.equal(second.weight, before[1])
 
