@@ -43,6 +43,7 @@ class Preset:
     epochs: int = 1
     betas: tuple[float, float] = (0.9, 0.999)
     label_smoothing: float = 0.0
+    first_batch: int | None = None
     start: Literal["random", "patches"] = "random"
     max_steps: int | None = None
 
@@ -59,11 +60,12 @@ PRESETS = {
         optimizer="muon",
         lr=2e-2,
         schedule="linear",
-        batch_size=256,
+        batch_size=384,
+        first_batch=96,
         betas=(0.7, 0.9),
         label_smoothing=0.05,
         start="patches",
-        max_steps=140,
+        max_steps=134,
     ),
 }
 
@@ -84,6 +86,7 @@ class TrainConfig:
     data: str | None = _option(None, "name or path of the data; default: mnist where it can be had, else the sample")
     epochs: int | None = _option(None, "times over the training images; default: the preset's, more for a small set")
     batch_size: int = _option(128, "images a step")
+    first_batch: int | None = _option(None, "images of an epoch's first step, growing to --batch-size")
     optimizer: str = _option("adam", f"one of {', '.join(OPTIMIZERS)}; sgd and muon with Nesterov's momentum")
     lr: float = _option(4e-3, "peak learning rate")
     schedule: str = _option("onecycle", f"learning rate over the steps: {', '.join(SCHEDULES)}")
@@ -116,7 +119,7 @@ class TrainConfig:
         _one_of("start", self.start, STARTS)
         _one_of("precision", self.precision, PRECISIONS)
         _one_of("augment", self.augment, AUGMENTATIONS)
-        for name in ("batch_size", "epochs", "threads", "limit", "max_steps"):
+        for name in ("batch_size", "first_batch", "epochs", "threads", "limit", "max_steps"):
             _require(name, getattr(self, name), lambda value: value is None or value >= 1, "at least 1")
         _require("resize", self.resize, lambda value: value is None or 1 <= value <= 1024, "from 1 to 1024")
         for name in ("seed", "patience", "weight_decay", "clip"):

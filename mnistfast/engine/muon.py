@@ -54,7 +54,10 @@ class Muon(torch.optim.Optimizer):
             self._step_rest([p for p in learnt if not _is_kernel(p)], group)
 
     def _step_kernel(self, kernel: Tensor, group: dict[str, Any]) -> None:
-        average = self.state[kernel].setdefault("average", torch.zeros_like(kernel))
+        state = self.state[kernel]
+        if not state:
+            state["average"] = torch.zeros_like(kernel)
+        average = state["average"]
         average.lerp_(kernel.grad, 1 - group["momentum"])
         ahead = kernel.grad.lerp(average, group["momentum"])
         update = orthogonalised(ahead.flatten(1))

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from mnistfast.models.dropout import share_batch
 
 # Every so many steps the losses are looked at, which waits for the device; in between nothing does.
 CHECK_EVERY = 32
+GROWTH = 0.6  # of an epoch, over which its batches grow where they do
 SCORING_BATCH = 1000  # images a step when nothing is learnt: larger gains nothing on CPUs, and it fits any GPU
 
 Record = dict[str, Any]  # one line of metrics.jsonl
@@ -32,11 +34,40 @@ Record = dict[str, Any]  # one line of metrics.jsonl
 
 @dataclass(frozen=True)
 class Plan:
-    """How long a training is."""
+    """Which images belong to which step.
+
+    Attributes:
+        epochs: times over the images.
+        images: of an epoch.
+        batch_size: images of a step; the epoch's last step takes what is left.
+        first_batch: images of an epoch's first step, from which the steps grow evenly over `GROWTH` of the epoch; None:
+            all steps are alike.
+        max_steps: where the training ends, if not after the last epoch.
+    """
 
     epochs: int
-    steps_per_epoch: int
+    images: int
+    batch_size: int
+    first_batch: int | None = None
     max_steps: int | None = None
+
+    @cached_property
+    def bounds(self) -> tuple[int, ...]:
+        """The images of an epoch before each of its steps, and at the end all of them."""
+        first = self.first_batch or self.batch_size
+        mean = self.batch_size + (first - self.batch_size) * GROWTH / 2
+        growing = GROWTH * min(self.images / mean, self.max_steps or math.inf)
+        bounds = [0]
+        while bounds[-1] < self.images:
+            share = min(1.0, (len(bounds) - 1) / growing)
+            size = round(first + (self.batch_size - first) * share)
+            bounds.append(min(bounds[-1] + size, self.images))
+        return tuple(bounds)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of an epoch that nothing cuts short."""
+        return len(self.bounds) - 1
 
     @property
     def steps(self) -> int:
@@ -113,7 +144,7 @@ class Trainer:
             ranks: which of the processes that train together this one is.
         """
         self.model, self.train, self.val, self.config, self.ranks = model, train, val, config, ranks
-        self.plan = Plan(epochs, math.ceil(len(train) / config.batch_size), config.max_steps)
+        self.plan = Plan(epochs, len(train), config.batch_size, config.first_batch, config.max_steps)
         self.augmentation = AUGMENTATIONS[config.augment]
         if config.start == "patches":
             start_from_patches(model, train.gather(epoch_order(len(train), config.seed, 0)[:IMAGES])[0])
@@ -152,15 +183,16 @@ class Trainer:
             order = epoch_order(len(self.train), self.config.seed, epoch).to(self.device)  # once, not once a batch
             started = time.perf_counter()
             self.model.train()
-            for slot, index in enumerate(order.split(self.config.batch_size)[done:steps], done):
-                self._learn(index, slot)
+            bounds = self.plan.bounds
+            for slot in range(done, steps):
+                self._learn(order[bounds[slot] : bounds[slot + 1]], slot)
                 if slot + 1 < steps:
                     yield None
             self._check_losses(steps)
             seconds = time.perf_counter() - started  # after the check, which waits for the device
             record = self._close_epoch(epoch, steps)
             self._count_time()
-            learnt = self._images_in(steps) - done * self.config.batch_size
+            learnt = bounds[steps] - bounds[done]
             yield record | {"images_per_s": round(learnt / seconds), "seconds": round(self.seconds, 3)}
 
     def _count_time(self) -> None:
@@ -205,7 +237,7 @@ class Trainer:
     def images_seen(self) -> int:
         """Images learnt from so far, over all epochs."""
         epoch, done = divmod(self.step, self.plan.steps_per_epoch)
-        return epoch * len(self.train) + done * self.config.batch_size
+        return epoch * len(self.train) + self.plan.bounds[done]
 
     def rate(self, step: int) -> float:
         """Returns the learning rate of `step`."""
@@ -235,15 +267,10 @@ class Trainer:
             "val_accuracy": (logits.argmax(1) == labels).double().mean().item(),
         }
 
-    def _images_in(self, steps: int) -> int:
-        """Returns the images of the first `steps` steps of an epoch."""
-        return min(steps * self.config.batch_size, len(self.train))
-
     def _epoch_means(self, steps: int) -> tuple[float, float]:
         """Returns loss and accuracy over the first `steps` steps of this epoch; every image counts the same."""
-        sizes = torch.full((steps,), self.config.batch_size, dtype=torch.float64)
-        images = self._images_in(steps)
-        sizes[-1] -= sizes.sum() - images
+        bounds = torch.tensor(self.plan.bounds[: steps + 1], dtype=torch.float64)
+        sizes, images = bounds.diff(), self.plan.bounds[steps]
         loss = (self.ranks.total(self.losses[:steps]).cpu().double() * sizes).sum() / images
         return loss.item(), self.ranks.total(self.hits[:steps]).sum().item() / images
 
