@@ -66,7 +66,8 @@ def test_val_that_comes_to_nothing():
     "options",
     [
         {"epochs": 0}, {"first_batch": 0}, {"threads": 0}, {"patience": -1}, {"weight_decay": -0.1},
-        {"dropout": 1.0}, {"momentum": 1.0}, {"label_smoothing": -0.1}, {"betas": (0.9, 1.0)}, {"lr": 0.0}, {"lr": float("inf")}, {"seed": -1}, {"val": 1.5},
+        {"dropout": 1.0}, {"momentum": 1.0}, {"label_smoothing": -0.1}, {"betas": (0.9, 1.0)},
+        {"lr": 0.0}, {"lr": float("inf")}, {"seed": -1}, {"val": 1.5},
         {"val": float("inf")}, {"optimizer": "adamax"}, {"schedule": "exponential"}, {"precision": "fp16"},
     ],
 )  # fmt: skip
