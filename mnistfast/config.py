@@ -29,6 +29,7 @@ FORMATS = ("onnx", "pt2", "safetensors")
 # A preset's epochs suit a set of MNIST's size. A run on a smaller set goes over it more often, until it has seen this
 # many images: the 3,600 training images of the shipped sample make 12 epochs.
 LEAST_IMAGES = 40_000
+GROWTH = 0.6  # of an epoch's steps, over which its batches grow where they do
 MOST_EPOCHS = 50  # ... and not forever: a set of a few hundred images is learnt (or not) by then
 
 
@@ -144,12 +145,17 @@ class TrainConfig:
             preset.pop("max_steps", None)  # who asks for epochs gets them whole
         return cls(**{**preset, **given})
 
+    @property
+    def mean_batch(self) -> float:
+        """Images of a step in the mean over an epoch."""
+        return self.batch_size + GROWTH / 2 * ((self.first_batch or self.batch_size) - self.batch_size)
+
     def planned_epochs(self, images: int) -> int:
         """Returns how often to go over `images` training images: as told, or by preset and `LEAST_IMAGES`."""
         if self.epochs is not None:
             return self.epochs
         if self.max_steps is not None:
-            return math.ceil(self.max_steps / math.ceil(images / self.batch_size))
+            return math.ceil(self.max_steps / math.ceil(images / self.mean_batch))
         return max(PRESETS[self.model].epochs, min(MOST_EPOCHS, math.ceil(LEAST_IMAGES / images)))
 
     def val_count(self, images: int) -> int:

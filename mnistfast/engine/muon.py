@@ -48,31 +48,32 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Takes one step with the gradients that are there. A closure is not taken."""
         for group in self.param_groups:
-            learnt = [p for p in group["params"] if p.grad is not None]
-            for kernel in (p for p in learnt if _is_kernel(p)):
-                self._step_kernel(kernel, group)
-            self._step_rest([p for p in learnt if not _is_kernel(p)], group)
+            learnt = [(p, p.grad) for p in group["params"] if p.grad is not None]
+            for p, gradient in learnt:
+                if _is_kernel(p):
+                    self._step_kernel(p, gradient, group)
+            self._step_rest([pair for pair in learnt if not _is_kernel(pair[0])], group)
 
-    def _step_kernel(self, kernel: Tensor, group: dict[str, Any]) -> None:
+    def _step_kernel(self, kernel: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         state = self.state[kernel]
         if not state:
             state["average"] = torch.zeros_like(kernel)
         average = state["average"]
-        average.lerp_(kernel.grad, 1 - group["momentum"])
-        ahead = kernel.grad.lerp(average, group["momentum"])
+        average.lerp_(gradient, 1 - group["momentum"])
+        ahead = gradient.lerp(average, group["momentum"])
         update = orthogonalised(ahead.flatten(1))
         kernel.mul_(1 - group["lr"] * group["weight_decay"])
         kernel.add_(update.view_as(kernel), alpha=-group["lr"] * _RMS * max(update.shape) ** 0.5)
 
-    def _step_rest(self, rest: list[Tensor], group: dict[str, Any]) -> None:
-        states = [self.state[p] for p in rest]
-        for p, state in zip(rest, states, strict=True):
+    def _step_rest(self, rest: list[tuple[Tensor, Tensor]], group: dict[str, Any]) -> None:
+        states = [self.state[p] for p, _ in rest]
+        for (p, _), state in zip(rest, states, strict=True):
             if not state:
                 state["step"] = torch.zeros((), device=p.device)
                 state["average"], state["square"] = torch.zeros_like(p), torch.zeros_like(p)
         adam(
-            rest,
-            [p.grad for p in rest],
+            [p for p, _ in rest],
+            [gradient for _, gradient in rest],
             [state["average"] for state in states],
             [state["square"] for state in states],
             [],

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from mnistfast.config import TrainConfig
+from mnistfast.config import GROWTH, TrainConfig
 from mnistfast.data.augment import AUGMENTATIONS, augment
 from mnistfast.data.loader import DeviceData, epoch_order
 from mnistfast.engine.muon import Muon
@@ -26,7 +26,6 @@ from mnistfast.models.dropout import share_batch
 
 # Every so many steps the losses are looked at, which waits for the device; in between nothing does.
 CHECK_EVERY = 32
-GROWTH = 0.6  # of an epoch, over which its batches grow where they do
 SCORING_BATCH = 1000  # images a step when nothing is learnt: larger gains nothing on CPUs, and it fits any GPU
 
 Record = dict[str, Any]  # one line of metrics.jsonl
@@ -39,29 +38,22 @@ class Plan:
     Attributes:
         epochs: times over the images.
         images: of an epoch.
-        batch_size: images of a step; the epoch's last step takes what is left.
-        first_batch: images of an epoch's first step, from which the steps grow evenly over `GROWTH` of the epoch; None:
-            all steps are alike.
-        max_steps: where the training ends, if not after the last epoch.
+        config: sizes of the batches, and where the training ends if not after the last epoch.
     """
 
     epochs: int
     images: int
-    batch_size: int
-    first_batch: int | None = None
-    max_steps: int | None = None
+    config: TrainConfig
 
     @cached_property
     def bounds(self) -> tuple[int, ...]:
         """The images of an epoch before each of its steps, and at the end all of them."""
-        first = self.first_batch or self.batch_size
-        mean = self.batch_size + (first - self.batch_size) * GROWTH / 2
-        growing = GROWTH * min(self.images / mean, self.max_steps or math.inf)
+        last, first = self.config.batch_size, self.config.first_batch or self.config.batch_size
+        growing = GROWTH * min(self.images / self.config.mean_batch, self.config.max_steps or math.inf)
         bounds = [0]
         while bounds[-1] < self.images:
             share = min(1.0, (len(bounds) - 1) / growing)
-            size = round(first + (self.batch_size - first) * share)
-            bounds.append(min(bounds[-1] + size, self.images))
+            bounds.append(min(bounds[-1] + round(first + (last - first) * share), self.images))
         return tuple(bounds)
 
     @property
@@ -73,7 +65,7 @@ class Plan:
     def steps(self) -> int:
         """All steps of all epochs, the last of which `max_steps` may cut short."""
         steps = self.epochs * self.steps_per_epoch
-        return steps if self.max_steps is None else min(steps, self.max_steps)
+        return steps if self.config.max_steps is None else min(steps, self.config.max_steps)
 
     def steps_in(self, epoch: int) -> int:
         """Returns the steps of `epoch`, counted from 0."""
@@ -144,7 +136,7 @@ class Trainer:
             ranks: which of the processes that train together this one is.
         """
         self.model, self.train, self.val, self.config, self.ranks = model, train, val, config, ranks
-        self.plan = Plan(epochs, len(train), config.batch_size, config.first_batch, config.max_steps)
+        self.plan = Plan(epochs, len(train), config)
         self.augmentation = AUGMENTATIONS[config.augment]
         if config.start == "patches":
             start_from_patches(model, train.gather(epoch_order(len(train), config.seed, 0)[:IMAGES])[0])

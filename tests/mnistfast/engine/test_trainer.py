@@ -71,15 +71,17 @@ def test_first_epoch_against_a_plain_loop(splits):
 
 
 @pytest.mark.parametrize(
-    ("plan", "sizes"),
+    ("images", "options", "sizes"),
     [
-        (Plan(2, 170, 48), [48, 48, 48, 26]),
-        (Plan(1, 48, 48), [48]),
-        (Plan(1, 100, 30, first_batch=10), [10, 18, 26, 30, 16]),  # 100 / 24 steps, the growing ones 60 % of them
-        (Plan(1, 170, 30, first_batch=10, max_steps=5), [10, 17, 23, 30, 30, 30, 30]),
+        (170, {"batch_size": 48}, [48, 48, 48, 26]),
+        (48, {"batch_size": 48}, [48]),
+        # 100 / 24 steps, of which 60 % grow
+        (100, {"batch_size": 30, "first_batch": 10}, [10, 18, 26, 30, 16]),
+        (170, {"batch_size": 30, "first_batch": 10, "max_steps": 5}, [10, 17, 23, 30, 30, 30, 30]),
     ],
 )
-def test_batches_of_an_epoch(plan, sizes):
+def test_batches_of_an_epoch(images, options, sizes):
+    plan = Plan(1, images, TrainConfig(**options))
     bounds = plan.bounds
     assert [after - before for before, after in pairwise(bounds)] == sizes
     assert plan.steps_per_epoch == len(sizes)
