@@ -19,8 +19,9 @@ import yaml
 from mnistfast import __version__
 from mnistfast.errors import UsageError, nearest
 
-OPTIMIZERS = ("adam", "adamw", "sgd")
-SCHEDULES = ("constant", "step", "cosine", "onecycle")
+OPTIMIZERS = ("adam", "adamw", "sgd", "muon")
+STARTS = ("random", "patches")
+SCHEDULES = ("constant", "step", "cosine", "linear", "onecycle")
 PRECISIONS = ("fp32", "bf16")
 AUGMENTATIONS = ("none", "mild", "sources", "objects")  # of data.augment, which would bring torch with it
 FORMATS = ("onnx", "pt2", "safetensors")
@@ -28,6 +29,7 @@ FORMATS = ("onnx", "pt2", "safetensors")
 # A preset's epochs suit a set of MNIST's size. A run on a smaller set goes over it more often, until it has seen this
 # many images: the 3,600 training images of the shipped sample make 12 epochs.
 LEAST_IMAGES = 40_000
+GROWTH = 0.6  # of an epoch's steps, over which its batches grow where they do
 MOST_EPOCHS = 50  # ... and not forever: a set of a few hundred images is learnt (or not) by then
 
 
@@ -35,9 +37,9 @@ MOST_EPOCHS = 50  # ... and not forever: a set of a few hundred images is learnt
 class Preset:
     """What a model trains with unless told otherwise. Chosen on validation splits, never on a test set."""
 
-    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    optimizer: Literal["adam", "adamw", "sgd", "muon"] = "adam"
     lr: float = 4e-3
-    schedule: Literal["constant", "step", "cosine", "onecycle"] = "onecycle"
+    schedule: Literal["constant", "step", "cosine", "linear", "onecycle"] = "onecycle"
     batch_size: int = 128
     epochs: int = 1
     betas: tuple[float, float] = (0.9, 0.999)
@@ -46,6 +48,9 @@ class Preset:
     augment: Literal["none", "mild"] = "none"
     ema: float = 0.0
     val: float = 0.1
+    first_batch: int | None = None
+    start: Literal["random", "patches"] = "random"
+    max_steps: int | None = None
 
 
 # cnn2, on validation splits of the sample: 98.6 % with the smoothing, 97.9 % without (means of 5 seeds).
@@ -56,6 +61,18 @@ PRESETS = {
     "cifar-cnn": Preset(lr=3e-3, epochs=10),
     "fast": Preset(lr=1e-2, batch_size=256, betas=(0.7, 0.9)),
     "accurate": Preset(lr=2e-3, epochs=18, label_smoothing=0.1, dropout=0.3, augment="mild", ema=0.999, val=0.05),
+    # docs/speedrun.md has the reason for each, and what leaving it out costs.
+    "speedrun": Preset(
+        optimizer="muon",
+        lr=2e-2,
+        schedule="linear",
+        batch_size=384,
+        first_batch=96,
+        betas=(0.7, 0.9),
+        label_smoothing=0.05,
+        start="patches",
+        max_steps=134,
+    ),
 }
 
 
@@ -78,13 +95,16 @@ class LearnConfig:
     data: str | None = _option(None, "name or path of the data; default: mnist where it can be had, else the sample")
     epochs: int | None = _option(None, "times over the training images; default: the preset's, more for a small set")
     batch_size: int = _option(128, "images a step", preset=True)
-    optimizer: str = _option("adam", f"one of {', '.join(OPTIMIZERS)} (Nesterov)", preset=True)
+    first_batch: int | None = _option(None, "images of an epoch's first step, growing to --batch-size", preset=True)
+    optimizer: str = _option(
+        "adam", f"one of {', '.join(OPTIMIZERS)}; sgd and muon with Nesterov's momentum", preset=True
+    )
     lr: float = _option(4e-3, "peak learning rate", preset=True)
     schedule: str = _option("onecycle", f"learning rate over the steps: {', '.join(SCHEDULES)}", preset=True)
     betas: tuple[float, float] = _option(
         (0.9, 0.999), "Adam's and AdamW's averaging factors, as [0.9, 0.999]", preset=True
     )
-    momentum: float = _option(0.9, "SGD's momentum")
+    momentum: float = _option(0.9, "SGD's and Muon's momentum")
     weight_decay: float = _option(0.0, "weight decay (decoupled for adamw)")
     label_smoothing: float = _option(0.1, "share of the target spread over all classes", preset=True)
     augment: str = _option(
@@ -97,7 +117,9 @@ class LearnConfig:
     patience: int = _option(0, "stop after this many epochs without a better validation result; 0: never")
     val: float = _option(0.1, "held out of the training images: a share below 1 or a count; 0: nothing", preset=True)
     limit: int | None = _option(None, "learn from this many training images only, the same share of each class")
-    max_steps: int | None = _option(None, "stop after this many steps, which the schedule is stretched over")
+    max_steps: int | None = _option(
+        None, "stop after this many steps, which the schedule is stretched over", preset=True
+    )
     classes: str | None = _option(None, "only the images of these classes, named with commas between: 0,1,2,3,4")
     resize: int | None = _option(None, "make every image this many pixels wide and high")
     gray: bool = _option(False, "make colour images grey")
@@ -113,7 +135,7 @@ class LearnConfig:
         _one_of("schedule", self.schedule, SCHEDULES)
         _one_of("precision", self.precision, PRECISIONS)
         _one_of("augment", self.augment, AUGMENTATIONS)
-        for name in ("batch_size", "epochs", "threads", "limit", "max_steps"):
+        for name in ("batch_size", "first_batch", "epochs", "threads", "limit", "max_steps"):
             _require(name, getattr(self, name), lambda value: value is None or value >= 1, "at least 1")
         _require("resize", self.resize, lambda value: value is None or 1 <= value <= 1024, "from 1 to 1024")
         for name in ("seed", "patience", "weight_decay", "clip"):
@@ -133,12 +155,22 @@ class LearnConfig:
         """How often to go over a set of MNIST's size unless told."""
         return 1
 
+    @property
+    def starts_from_patches(self) -> bool:
+        """Whether the first layer is made from the images, and does not learn."""
+        return False
+
+    @property
+    def mean_batch(self) -> float:
+        """Images of a step in the mean over an epoch."""
+        return self.batch_size + GROWTH / 2 * ((self.first_batch or self.batch_size) - self.batch_size)
+
     def planned_epochs(self, images: int) -> int:
         """Returns how often to go over `images` training images: as told, or by preset and `LEAST_IMAGES`."""
         if self.epochs is not None:
             return self.epochs
         if self.max_steps is not None:
-            return math.ceil(self.max_steps / math.ceil(images / self.batch_size))
+            return math.ceil(self.max_steps / math.ceil(images / self.mean_batch))
         return max(self.usual_epochs, min(MOST_EPOCHS, math.ceil(LEAST_IMAGES / images)))
 
     def val_count(self, images: int) -> int:
@@ -160,9 +192,13 @@ class TrainConfig(LearnConfig):
 
     model: str = _option("cnn2", f"network: {', '.join(PRESETS)}")
     dropout: float = _option(0.0, "share of hidden units dropped before the last layer", preset=True)
+    start: str = _option(
+        "random", "the first weights: random; or patches: the first layer from the images, and fixed", preset=True
+    )
 
     def __post_init__(self) -> None:
         _one_of("model", self.model, PRESETS)
+        _one_of("start", self.start, STARTS)
         _require("dropout", self.dropout, lambda value: 0 <= value < 1, "at least 0 and below 1")
         super().__post_init__()
 
@@ -172,12 +208,19 @@ class TrainConfig(LearnConfig):
         model = given.get("model", cls.model)
         preset = asdict(PRESETS[model]) if model in PRESETS else {}
         preset.pop("epochs", None)  # depends on the size of the set: see planned_epochs
+        if given.get("epochs") is not None:
+            preset.pop("max_steps", None)  # who asks for epochs gets them whole
         return cls(**{**preset, **given})
 
     @property
     def usual_epochs(self) -> int:
         """The preset's."""
         return PRESETS[self.model].epochs
+
+    @property
+    def starts_from_patches(self) -> bool:
+        """As `start` says."""
+        return self.start == "patches"
 
 
 # Ten images of each digit, held-out images to choose by, means of 8 draws: batches of 64 at 2e-3 come to the same
@@ -360,6 +403,55 @@ class EvaluateOptions(ScreenOptions):
         _require("head", self.head, lambda value: value >= 0, "0 or more")
         if self.min_accuracy is not None:
             _require("min_accuracy", self.min_accuracy, lambda value: 0 <= value <= 1, "a fraction between 0 and 1")
+
+
+@dataclass(frozen=True)
+class BenchOptions(ScreenOptions):
+    """What is measured, and how long.
+
+    Raises:
+        UsageError: a value that cannot work.
+    """
+
+    only: str | None = _option(None, 'measure what has this in its name alone, as "inference" or "layer, training"')
+    all: bool = _option(False, "the whole table of shapes, every form compiled, and max-autotune: takes hours")
+    seconds: float = _option(1.0, "of measuring each workload, all forms together")
+    no_compile: bool = _option(False, "leave torch.compile out, which takes seconds a graph to compile")
+    out: str | None = _option(None, "folder to write to; default: runs/<date-time>-bench")
+    device: str = _option("auto", "auto, cpu, cuda, cuda:1")
+    threads: int | None = _option(None, "CPU threads; default: torch's choice")
+
+    def __post_init__(self) -> None:
+        _require("seconds", self.seconds, lambda value: 0 < value < math.inf, "above 0 and finite")
+        _require("threads", self.threads, lambda value: value is None or value >= 1, "at least 1")
+
+
+@dataclass(frozen=True)
+class TimeToOptions(ScreenOptions):
+    """Which recipes are timed until which accuracy.
+
+    Raises:
+        UsageError: a value that cannot work.
+    """
+
+    model: str = _option("fast", "network whose preset is the recipe")
+    against: str | None = _option(None, "network whose preset is timed beside it, in the same run")
+    target: float = _option(99.0, "mean accuracy to reach, in percent")
+    seeds: int = _option(5, "trainings of each recipe in each form")
+    fused_only: bool = _option(False, "leave out the same recipe on torch's own layers")
+    validate: bool = _option(False, "hold training images out and judge by these: the test images are not looked at")
+    data: str | None = _option(None, "name or path of the data; default: mnist where it can be had, else the sample")
+    out: str | None = _option(None, "folder for time_to.json; default: nothing is written")
+    device: str = _option("auto", "auto, cpu, cuda, cuda:1, mps")
+    threads: int | None = _option(None, "CPU threads; default: torch's choice")
+    offline: bool = _option(False, "never open a connection")
+
+    def __post_init__(self) -> None:
+        _one_of("model", self.model, PRESETS)
+        _one_of("against", self.against or self.model, PRESETS)
+        _require("target", self.target, lambda value: 0 < value <= 100, "above 0 and at most 100")
+        for name in ("seeds", "threads"):
+            _require(name, getattr(self, name), lambda value: value is None or value >= 1, "at least 1")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from mnistfast.config import LearnConfig
+from mnistfast.config import GROWTH, LearnConfig
 from mnistfast.data.augment import AUGMENTATIONS, augment
 from mnistfast.data.loader import DeviceData, EmbeddedData, epoch_order
+from mnistfast.engine.muon import Muon
 from mnistfast.engine.ranks import Ranks
 from mnistfast.engine.schedules import learning_rate
+from mnistfast.engine.start import IMAGES, start_from_patches
 from mnistfast.errors import DivergedError
 from mnistfast.models.adapters import Tuning
 from mnistfast.models.dropout import share_batch
@@ -32,17 +35,39 @@ Record = dict[str, Any]  # one line of metrics.jsonl
 
 @dataclass(frozen=True)
 class Plan:
-    """How long a training is."""
+    """Which images belong to which step.
+
+    Attributes:
+        epochs: times over the images.
+        images: of an epoch.
+        config: sizes of the batches, and where the training ends if not after the last epoch.
+    """
 
     epochs: int
-    steps_per_epoch: int
-    max_steps: int | None = None
+    images: int
+    config: LearnConfig
+
+    @cached_property
+    def bounds(self) -> tuple[int, ...]:
+        """The images of an epoch before each of its steps, and at the end all of them."""
+        last, first = self.config.batch_size, self.config.first_batch or self.config.batch_size
+        growing = GROWTH * min(self.images / self.config.mean_batch, self.config.max_steps or math.inf)
+        bounds = [0]
+        while bounds[-1] < self.images:
+            share = min(1.0, (len(bounds) - 1) / growing)
+            bounds.append(min(bounds[-1] + round(first + (last - first) * share), self.images))
+        return tuple(bounds)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of an epoch that nothing cuts short."""
+        return len(self.bounds) - 1
 
     @property
     def steps(self) -> int:
         """All steps of all epochs, the last of which `max_steps` may cut short."""
         steps = self.epochs * self.steps_per_epoch
-        return steps if self.max_steps is None else min(steps, self.max_steps)
+        return steps if self.config.max_steps is None else min(steps, self.config.max_steps)
 
     def steps_in(self, epoch: int) -> int:
         """Returns the steps of `epoch`, counted from 0."""
@@ -73,6 +98,8 @@ def make_optimizer(config: LearnConfig, parameters: Any) -> torch.optim.Optimize
         return torch.optim.SGD(
             parameters, config.lr, momentum, weight_decay=config.weight_decay, nesterov=momentum > 0, fused=True
         )
+    if config.optimizer == "muon":
+        return Muon(parameters, config.lr, config.betas, config.momentum, config.weight_decay)
     adam = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
     return adam(parameters, config.lr, config.betas, weight_decay=config.weight_decay, fused=True)
 
@@ -148,8 +175,10 @@ class Trainer:
         """
         self.model, self.train, self.val, self.config, self.ranks = model, train, val, config, ranks
         self.tuning, self.replay = tuning, replay
-        self.plan = Plan(epochs, math.ceil(len(train) / config.batch_size), config.max_steps)
+        self.plan = Plan(epochs, len(train), config)
         self.augmentation = AUGMENTATIONS[config.augment]
+        if config.starts_from_patches:
+            start_from_patches(model, train.gather(epoch_order(len(train), config.seed, 0)[:IMAGES])[0])
         self.average = _average(model, config.ema) if config.ema else None
         together = ranks.team(model)
         self.learner = torch.compile(together) if config.compile else together
@@ -185,15 +214,16 @@ class Trainer:
             order = epoch_order(len(self.train), self.config.seed, epoch).to(self.device)  # once, not once a batch
             started = time.perf_counter()
             self.tuning.begin_epoch(self.model, epoch)
-            for slot, index in enumerate(order.split(self.config.batch_size)[done:steps], done):
-                self._learn(index, slot)
+            bounds = self.plan.bounds
+            for slot in range(done, steps):
+                self._learn(order[bounds[slot] : bounds[slot + 1]], slot)
                 if slot + 1 < steps:
                     yield None
             self._check_losses(steps)
             seconds = time.perf_counter() - started  # after the check, which waits for the device
             record = self._close_epoch(epoch, steps)
             self._count_time()
-            learnt = self._images_in(steps) - done * self.config.batch_size
+            learnt = bounds[steps] - bounds[done]
             yield record | {"images_per_s": round(learnt / seconds), "seconds": round(self.seconds, 3)}
 
     def _count_time(self) -> None:
@@ -254,7 +284,7 @@ class Trainer:
     def images_seen(self) -> int:
         """Images learnt from so far, over all epochs."""
         epoch, done = divmod(self.step, self.plan.steps_per_epoch)
-        return epoch * len(self.train) + done * self.config.batch_size
+        return epoch * len(self.train) + self.plan.bounds[done]
 
     def rate(self, step: int) -> float:
         """Returns the learning rate of `step`."""
@@ -284,15 +314,10 @@ class Trainer:
             "val_accuracy": (logits.argmax(1) == labels).double().mean().item(),
         }
 
-    def _images_in(self, steps: int) -> int:
-        """Returns the images of the first `steps` steps of an epoch."""
-        return min(steps * self.config.batch_size, len(self.train))
-
     def _epoch_means(self, steps: int) -> tuple[float, float]:
         """Returns loss and accuracy over the first `steps` steps of this epoch; every image counts the same."""
-        sizes = torch.full((steps,), self.config.batch_size, dtype=torch.float64)
-        images = self._images_in(steps)
-        sizes[-1] -= sizes.sum() - images
+        bounds = torch.tensor(self.plan.bounds[: steps + 1], dtype=torch.float64)
+        sizes, images = bounds.diff(), self.plan.bounds[steps]
         loss = (self.ranks.total(self.losses[:steps]).cpu().double() * sizes).sum() / images
         return loss.item(), self.ranks.total(self.hits[:steps]).sum().item() / images
 

@@ -46,6 +46,12 @@ def test_epochs_grow_for_a_small_set():
     assert TrainConfig(epochs=3).planned_epochs(10) == 3
 
 
+def test_epochs_asked_for_are_not_cut_short_by_a_preset():
+    assert TrainConfig.from_options({"model": "speedrun"}).max_steps == PRESETS["speedrun"].max_steps
+    assert TrainConfig.from_options({"model": "speedrun", "epochs": 2}).max_steps is None
+    assert TrainConfig.from_options({"model": "speedrun", "epochs": 2, "max_steps": 7}).max_steps == 7
+
+
 @pytest.mark.parametrize(("val", "count"), [(0, 0), (0.1, 400), (0.0005, 2), (1, 1), (500, 500), (3999, 3999)])
 def test_val_is_a_share_or_a_count(val, count):
     assert TrainConfig(val=val).val_count(4000) == count
@@ -59,9 +65,10 @@ def test_val_that_comes_to_nothing():
 @pytest.mark.parametrize(
     "options",
     [
-        {"epochs": 0}, {"threads": 0}, {"patience": -1}, {"weight_decay": -0.1}, {"dropout": 1.0}, {"momentum": 1.0},
-        {"label_smoothing": -0.1}, {"betas": (0.9, 1.0)}, {"lr": 0.0}, {"lr": float("inf")}, {"seed": -1}, {"val": 1.5},
-        {"val": float("inf")}, {"optimizer": "adamax"}, {"schedule": "linear"}, {"precision": "fp16"},
+        {"epochs": 0}, {"first_batch": 0}, {"threads": 0}, {"patience": -1}, {"weight_decay": -0.1},
+        {"dropout": 1.0}, {"momentum": 1.0}, {"label_smoothing": -0.1}, {"betas": (0.9, 1.0)},
+        {"lr": 0.0}, {"lr": float("inf")}, {"seed": -1}, {"val": 1.5},
+        {"val": float("inf")}, {"optimizer": "adamax"}, {"schedule": "exponential"}, {"precision": "fp16"},
     ],
 )  # fmt: skip
 def test_impossible_values(options):

@@ -51,3 +51,10 @@ def test_step():
 
 def test_constant():
     assert set(rates("constant", 10)) == {0.1}
+
+
+def test_linear():
+    found = rates("linear", 100)
+    assert found[:30] == pytest.approx([0.1 * (step + 0.5) / 30 for step in range(30)])
+    assert found[30:] == pytest.approx([0.1 * (99.5 - step) / 70 for step in range(30, 100)])
+    assert 0 < rates("linear", 1)[0] <= 0.1

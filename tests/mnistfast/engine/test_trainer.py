@@ -1,6 +1,7 @@
 """The loop: it learns, counts every image once, continues bit for bit, and stops when the loss is no number."""
 
 from dataclasses import replace
+from itertools import chain, pairwise
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from mnistfast.data.datasets import Split, channel_stats, load
 from mnistfast.data.loader import DeviceData, epoch_order
 from mnistfast.engine import trainer as trainer_module
 from mnistfast.engine.schedules import learning_rate
-from mnistfast.engine.trainer import Trainer, make_optimizer, predict
+from mnistfast.engine.trainer import Plan, Trainer, make_optimizer, predict
 from mnistfast.errors import DivergedError
 from mnistfast.models.zoo import build
 
@@ -69,6 +70,36 @@ def test_first_epoch_against_a_plain_loop(splits):
     assert record["val_accuracy"] == pytest.approx((logits.argmax(1) == labels).double().mean().item())
 
 
+@pytest.mark.parametrize(
+    ("images", "options", "sizes"),
+    [
+        (170, {"batch_size": 48}, [48, 48, 48, 26]),
+        (48, {"batch_size": 48}, [48]),
+        # 100 / 24 steps, of which 60 % grow
+        (100, {"batch_size": 30, "first_batch": 10}, [10, 18, 26, 30, 16]),
+        (170, {"batch_size": 30, "first_batch": 10, "max_steps": 5}, [10, 17, 23, 30, 30, 30, 30]),
+    ],
+)
+def test_batches_of_an_epoch(images, options, sizes):
+    plan = Plan(1, images, TrainConfig(**options))
+    bounds = plan.bounds
+    assert [after - before for before, after in pairwise(bounds)] == sizes
+    assert plan.steps_per_epoch == len(sizes)
+
+
+def test_growing_batches_take_every_image_once(splits, monkeypatch):
+    seen = []
+    gather = DeviceData.gather
+    monkeypatch.setattr(DeviceData, "gather", lambda self, index: seen.append(index.tolist()) or gather(self, index))
+    trainer = new_trainer(splits, replace(CONFIG, first_batch=10), epochs=1, validate=False)
+    (record,) = (record for record in trainer.run() if record)
+    assert [len(batch) for batch in seen] == list(torch.tensor(trainer.plan.bounds).diff())
+    assert sorted(chain.from_iterable(seen)) == list(range(170))
+    assert trainer.images_seen == 170
+    sizes = torch.tensor([len(batch) for batch in seen])
+    assert record["loss"] == pytest.approx(((trainer.losses * sizes).sum() / 170).item())
+
+
 def test_predict_keeps_order_and_mode(splits):
     model = build("lenet5", dropout=0.5).train()
     (together, labels), (piecewise, same) = predict(model, splits[1]), predict(model, splits[1], batch_size=7)
@@ -79,10 +110,13 @@ def test_predict_keeps_order_and_mode(splits):
     assert not together.requires_grad
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize(
+    ("optimizer", "start"), [("adam", "random"), ("adamw", "random"), ("sgd", "random"), ("muon", "patches")]
+)
 @pytest.mark.parametrize("stop_after", [1, 4, 6])
-def test_continues_bit_for_bit(splits, optimizer, stop_after):
-    config = replace(CONFIG, optimizer=optimizer, weight_decay=0.01)
+def test_continues_bit_for_bit(splits, optimizer, start, stop_after):
+    config = replace(CONFIG, optimizer=optimizer, start=start, weight_decay=0.01)
+    config = replace(config, first_batch=40 if start == "patches" else None)
     whole = new_trainer(splits, config)
     expected = [record for record in whole.run() if record]
     first = new_trainer(splits, config)
@@ -100,6 +134,17 @@ def test_continues_bit_for_bit(splits, optimizer, stop_after):
     timeless = [{k: v for k, v in record.items() if k not in ("seconds", "images_per_s")} for record in found]
     assert timeless == [{k: v for k, v in record.items() if k in timeless[0]} for record in expected]
     assert second.best == whole.best
+
+
+def test_a_first_layer_from_patches_is_not_learnt(splits):
+    trainer = new_trainer(splits, replace(CONFIG, start="patches"))
+    first, second = trainer.model.features
+    before = first.weight.clone(), second.weight.clone()
+    steps = trainer.run()
+    for _ in range(2):  # the last layer begins at zero, so the first step reaches nothing before it
+        next(steps)
+    assert torch.equal(first.weight, before[0])
+    assert not torch.equal(second.weight, before[1])
 
 
 def test_fresh_shuffle_each_epoch(splits, monkeypatch):
@@ -192,3 +237,5 @@ def test_optimizers():
     sgd = make_optimizer(replace(CONFIG, optimizer="sgd"), weights)
     assert (sgd.defaults["nesterov"], sgd.defaults["momentum"]) == (True, 0.9)
     assert not make_optimizer(replace(CONFIG, optimizer="sgd", momentum=0.0), weights).defaults["nesterov"]
+    muon = make_optimizer(replace(CONFIG, optimizer="muon", momentum=0.8, betas=(0.7, 0.9)), weights)
+    assert (muon.defaults["momentum"], muon.defaults["betas"]) == (0.8, (0.7, 0.9))

@@ -1,0 +1,165 @@
+"""How a workload is raced and what is reported of it: one row of plain numbers, the same for pytest and for people."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from convpool import roofline, timing
+from convpool.timing import ParityError, Race, Timing
+from mnistfast.config import BenchOptions
+from mnistfast.engine.devices import choose_device, environment, use_threads
+from mnistfast.errors import UsageError
+from mnistfast.measure.forms import FUSED
+from mnistfast.measure.workloads import Workload, workloads
+from mnistfast.report import bench_page
+from mnistfast.report.screen import Screen
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is measured.
+
+    Attributes:
+        seconds: of racing a workload, all forms together.
+        compile: whether torch.compile takes part.
+        everything: compile every form, and the best one with max-autotune too.
+    """
+
+    seconds: float = 1.0
+    compile: bool = True
+    everything: bool = False
+
+
+@dataclass
+class Prepared:
+    """A workload whose forms all compute what torch computes, warmed up and ready to be raced.
+
+    Attributes:
+        compiling: seconds that torch.compile and the check of what it made took, by form.
+        missing: what could not take part, and why.
+    """
+
+    workload: Workload[Any]
+    race: Race
+    compiling: dict[str, float] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+
+    def row(self) -> dict[str, Any]:
+        """Returns what the race came to, and what there is to know beside it."""
+        workload, timings = self.workload, self.race.timings()
+        plain = [name for name in timings if not name.startswith(FUSED)]
+        ours = [name for name in timings if name.startswith(FUSED)]
+        row = {
+            "group": workload.group,
+            "name": workload.name,
+            "device": str(workload.device),
+            "threads": torch.get_num_threads(),
+            "seconds": {name: asdict(value) for name, value in timings.items()},
+            "best_plain": timing.best_plain(timings),
+            "times_faster": {
+                mine: {other: timings[other].median / timings[mine].median for other in plain} for mine in ours
+            },
+            "compiling_seconds": self.compiling,
+            "missing": self.missing,
+            **workload.facts(),
+        }
+        return row | _roofline(workload, timings)
+
+
+def prepare(workload: Workload[Any], effort: Effort) -> Prepared:
+    """Checks every form of `workload`, compiles what `effort` asks for, and warms everything up.
+
+    Raises:
+        ParityError: a form computes something else than torch: nothing is timed.
+    """
+    timing.pin_precision(workload.device)
+    forms = workload.forms()
+    race = Race(
+        {name: workload.calls(form) for name, form in forms.items()}, workload.device, replay=workload.replayable
+    )
+    prepared = Prepared(workload, race)
+    best = min(timing.PLAIN, key=race.foretold)
+    wanted = [(best, "default")] if effort.compile and workload.worth_compiling else []
+    if effort.everything:
+        wanted = [(name, "default") for name in timing.PLAIN] + [(best, "max-autotune")]
+    if wanted:
+        torch.compiler.reset()  # all layers are compiled from one function, of which torch keeps eight versions
+    for name, mode in wanted:
+        label = f"torch.compile of {name}" + (f", {mode}" if mode != "default" else "")
+        began = time.perf_counter()
+        try:
+            race.add(label, workload.calls(workload.compiled(forms[name], mode)))
+            prepared.compiling[label] = time.perf_counter() - began
+        except ParityError:
+            raise
+        except Exception as error:  # no compiler, or one of its many own errors: the rest can be measured without it
+            prepared.missing[label] = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+    return prepared
+
+
+def run(options: BenchOptions, command: str, screen: Screen) -> dict[str, Any]:
+    """Measures what `options` ask for and returns the result, ready for JSON; each row is told to `screen`.
+
+    A workload with a wrong result has no row: it is listed under `wrong`.
+
+    Raises:
+        UsageError: no workload has the text of `--only` in its name.
+        DeviceError: the device is not there.
+    """
+    use_threads(options.threads)
+    device = choose_device(options.device)
+    chosen = [each for each in workloads(device, everything=options.all) if (options.only or "") in str(each)]
+    if not chosen:
+        groups = dict.fromkeys(each.group for each in workloads(device))
+        raise UsageError(f"--only {options.only!r} names no workload", f"The groups are: {'; '.join(groups)}")
+    effort = Effort(options.seconds, compile=not options.no_compile, everything=options.all)
+    screen.say(timing.setting(device))
+    rows, wrong = [], []
+    for workload in chosen:
+        try:
+            row = measure(workload, effort)
+        except ParityError as error:
+            wrong.append({"workload": str(workload), "why": str(error)})
+            screen.warn(f"{workload}: {error}: no speed")
+            continue
+        rows.append(row)
+        screen.say(f"{row['group'] + ': ' + row['name']:<40} {_words(row)}")
+    return {"command": command, **setting(device), "rows": rows, "wrong": wrong}
+
+
+def setting(device: torch.device) -> dict[str, Any]:
+    """Returns what the figures hold for: hardware, threads, versions."""
+    return {
+        "setting": timing.setting(device),
+        "environment": environment(device, torch.get_num_threads()),
+    }
+
+
+def _words(row: dict[str, Any]) -> str:
+    eager, other = (bench_page.times(row, form) for form in ("eager", bench_page.best_other(row)))
+    return f"{bench_page.median(row, FUSED):>16}   {eager} times faster than eager, {other} than the best other"
+
+
+def measure(workload: Workload[Any], effort: Effort) -> dict[str, Any]:
+    """Returns the row of `workload`. Raises ParityError: a form computes something else than torch."""
+    prepared = prepare(workload, effort)
+    prepared.race.run(effort.seconds, workload.least_rounds)
+    return prepared.row()
+
+
+def _roofline(workload: Workload[Any], timings: dict[str, Timing]) -> dict[str, Any]:
+    work = workload.work()
+    if work is None:
+        return {}
+    peaks = roofline.peaks(workload.device, torch.float32, work.bytes)
+    bound = peaks.bound(work)
+    return {
+        "work": asdict(work),
+        "peaks": asdict(peaks),
+        "bound_seconds": bound,
+        "share_of_roofline": {name: bound / value.median for name, value in timings.items()},
+    }
