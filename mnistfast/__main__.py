@@ -14,6 +14,7 @@ COMMANDS = {
     "evaluate": "score a run or a checkpoint on a test set",
     "predict": "read photographs and drawings",
     "export": "write a model as ONNX, .pt2 and safetensors, and check that they agree",
+    "bench": "measure what the fused layers gain, and the time to an accuracy",
     "demo": "draw a digit in the browser and see it read",
 }
 

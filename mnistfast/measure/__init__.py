@@ -1,0 +1,1 @@
+"""What is fast, and how that is known: workloads, the time to an accuracy, and results as files."""

@@ -1,0 +1,66 @@
+"""One model in several forms: on the fused layers, and on torch's own in the ways that somebody would write them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from convpool import ConvReLUMaxPool2d
+
+FUSED = "convpool"
+
+
+class TorchLayers(nn.Conv2d):
+    """A fused layer's parameters under torch's own three layers, with no cost of ours around them."""
+
+    def __init__(self, layer: ConvReLUMaxPool2d, *, pool_first: bool) -> None:
+        super().__init__(
+            layer.in_channels,
+            layer.out_channels,
+            layer.kernel_size,  # type: ignore[arg-type]
+            layer.stride,  # type: ignore[arg-type]
+            layer.padding,  # type: ignore[arg-type]
+            layer.dilation,  # type: ignore[arg-type]
+            layer.groups,
+            layer.bias is not None,
+            layer.padding_mode,
+            device="meta",
+        )
+        self.weight, self.bias = layer.weight, layer.bias
+        pool = nn.MaxPool2d(
+            layer.pool_kernel_size,
+            layer.pool_stride,
+            layer.pool_padding,
+            layer.pool_dilation,
+            ceil_mode=layer.ceil_mode,
+        )
+        self.rest = nn.Sequential(pool, nn.ReLU()) if pool_first else nn.Sequential(nn.ReLU(), pool)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rest(super().forward(x))
+
+
+def _on_torch(model: nn.Module, *, pool_first: bool, channels_last: bool) -> nn.Module:
+    model = deepcopy(model)
+    for path, layer in list(model.named_modules()):
+        if isinstance(layer, ConvReLUMaxPool2d):
+            parent, _, name = path.rpartition(".")
+            setattr(model.get_submodule(parent), name, TorchLayers(layer, pool_first=pool_first))
+    return _channels_last(model) if channels_last else model
+
+
+def _channels_last(model: nn.Module) -> nn.Module:
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+# By name, what makes the form of a model; the original is left as it is. The names are those of convpool.timing.PLAIN.
+FORMS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    FUSED: deepcopy,
+    "eager": partial(_on_torch, pool_first=False, channels_last=False),
+    "eager, channels_last": partial(_on_torch, pool_first=False, channels_last=True),
+    "pool before ReLU, channels_last": partial(_on_torch, pool_first=True, channels_last=True),
+}
