@@ -6,8 +6,9 @@ nearly equal conv outputs may swap ranks, winners count only where the oracle's 
 are compared with torch's gradients of the conv output gathered at the backend's own winners.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from convpool.geometry import DEAD, Geometry, Settings
 from convpool.torch_ops import offset_in_window, winner_position, winner_values
 
 Layout = Literal["nchw", "channels_last"]
+Layer: TypeAlias = Callable[[Tensor, Tensor, Tensor | None, Settings], Tensor]
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,40 @@ def check(inputs: Inputs, backend: str, *, exact: bool = False) -> Parity:
     y, code = ConvReLUMaxPool2dFunction.apply(*_three(leaves), inputs.settings, backend)
     grads = torch.autograd.grad(y, leaves, inputs.dy)
     return compare(inputs, y.detach(), code, dict(zip(("dx", "dw", "db"), grads, strict=False)), exact=exact)
+
+
+def check_layer(inputs: Inputs, layer: Layer, *, integers: bool, backward: bool = True) -> Parity:
+    """Hold any callable against the oracle, as it is: compiled, chosen by `auto`, or torch's own.
+
+    Without its winners, gradients can be compared only where all sums are exact: `integers` puts small integers in the
+    inputs' place and asks for equality of the value and the gradients. Otherwise the value alone is held to the bound
+    of rounding. `backward=False` runs what inference runs.
+    """
+    if integers:
+        inputs = _as_integers(inputs)
+    leaves = [t.detach().requires_grad_(backward) for t in inputs.tensors]
+    expected_leaves = [t.double().requires_grad_(backward) for t in inputs.tensors]
+    with torch.set_grad_enabled(backward):
+        y = layer(*_three(leaves), inputs.settings)
+        expected = eager.relu_then_pool(*_three(expected_leaves), inputs.settings)
+    error = {"y": _worst(y.detach(), expected.detach(), 1.0 if integers else _Bounds(inputs).y, integers)}
+    if integers and backward:
+        grads = torch.autograd.grad(y, leaves, inputs.dy)
+        wanted = torch.autograd.grad(expected, expected_leaves, inputs.dy.double())
+        for name, got, want in zip(("dx", "dw", "db"), grads, wanted, strict=False):
+            error[name] = _worst(got, want, 1.0, integers)
+    return Parity(error)
+
+
+def _as_integers(inputs: Inputs) -> Inputs:
+    """Small integers, full of ties, in the shapes, types and layouts of the inputs."""
+    generator = torch.Generator(inputs.x.device).manual_seed(0)
+
+    def drawn(t: Tensor) -> Tensor:
+        return torch.empty_like(t).random_(-2, 3, generator=generator)
+
+    bias = None if inputs.bias is None else drawn(inputs.bias)
+    return Inputs(drawn(inputs.x), drawn(inputs.weight), bias, drawn(inputs.dy), inputs.settings)
 
 
 def compare(inputs: Inputs, y: Tensor, code: Tensor, grads: dict[str, Tensor], *, exact: bool = False) -> Parity:

@@ -12,26 +12,27 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import TypeAlias
+from functools import cache, lru_cache
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from convpool import eager, planning
-from convpool.functional import conv_relu_max_pool2d
+from convpool.functional import conv_relu_max_pool2d, explain
 from convpool.geometry import Settings
 from convpool.layout import memory_format
-from convpool.parity import Inputs, Layout, check
+from convpool.parity import Inputs, Layer, Layout, check_layer
+from convpool.protocol import Plan
 
 Call: TypeAlias = Callable[[], object]
-Layer: TypeAlias = Callable[[Tensor, Tensor, Tensor | None, Settings], Tensor]
+Candidate: TypeAlias = tuple[Layer, Layout]
 
 _BLOCK_SECONDS = 2e-3  # of calls between two readings of the clock: its error and Python's loop vanish in it
 _LEAST_ROUNDS = 7
 
 # torch's own ways to compute the layer, by name: what a speed-up is measured against.
-PLAIN: dict[str, tuple[Layer, Layout]] = {
+PLAIN: dict[str, Candidate] = {
     "eager": (eager.relu_then_pool, "nchw"),
     "eager, channels_last": (eager.relu_then_pool, "channels_last"),
     "pool before ReLU, channels_last": (eager.pool_then_relu, "channels_last"),
@@ -55,24 +56,67 @@ class Timing:
         return f"{self.median * 1e3:.3f} ms [{self.low * 1e3:.3f}, {self.high * 1e3:.3f}]"
 
 
-def compare(calls: Mapping[str, Sequence[Call]], device: torch.device, seconds: float = 1.0) -> dict[str, Timing]:
-    """Time each candidate: a sequence of equal calls, one for each copy of its inputs.
+class Race:
+    """Candidates that take turns: each round runs a block of calls of every one of them.
 
-    Args:
-        calls: by candidate's name, what to run; every candidate has run once before it is timed.
-        device: where the calls compute.
-        seconds: how long to measure, all candidates together (at least 7 rounds are made).
+    Attributes:
+        samples: by candidate's name, seconds of one call, a sample for each round.
     """
-    block = _gpu_block if device.type == "cuda" else _cpu_block
-    blocks = {name: block(sequence) for name, sequence in calls.items()}
-    samples: dict[str, list[float]] = {name: [] for name in calls}
-    names = list(calls)
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(samples[names[0]]) < _LEAST_ROUNDS:
-        for name in names:
-            samples[name].append(blocks[name]())
-        names.append(names.pop(0))  # nobody always follows the same neighbour's caches
-    return {name: _summary(values) for name, values in samples.items()}
+
+    def __init__(self, calls: Mapping[str, Sequence[Call]], device: torch.device) -> None:
+        """Warm every candidate up, and choose how many calls make a block.
+
+        Args:
+            calls: by candidate's name, what to run: a sequence of equal calls, one for each copy of its inputs.
+            device: where the calls compute.
+        """
+        self._device = device
+        self._blocks: dict[str, Block] = {}
+        self.samples: dict[str, list[float]] = {}
+        for name, sequence in calls.items():
+            self.add(name, sequence)
+
+    def add(self, name: str, calls: Sequence[Call]) -> None:
+        """Let one more candidate take part; what was measured without it does not count."""
+        self._blocks[name] = (_gpu_block if self._device.type == "cuda" else _cpu_block)(calls)
+        self.samples = {name: [] for name in self._blocks}
+        self._order = list(self._blocks)
+
+    def calls(self, name: str) -> int:
+        """How many calls one turn of the candidate makes."""
+        return self._blocks[name].calls
+
+    def turn(self, name: str) -> None:
+        """Run one block of the candidate."""
+        self.samples[name].append(self._blocks[name].run())
+
+    def others(self, name: str) -> None:
+        """Run a block of every candidate but this one."""
+        for other in self._order:
+            if other != name:
+                self.turn(other)
+        self._order.append(self._order.pop(0))  # nobody always follows the same neighbour's caches
+
+    def rounds(self, seconds: float, least: int = _LEAST_ROUNDS) -> int:
+        """How many rounds fill this time, as far as the warm-up tells."""
+        return max(least, round(seconds / sum(block.seconds for block in self._blocks.values())))
+
+    def run(self, seconds: float, least: int = _LEAST_ROUNDS) -> dict[str, Timing]:
+        """Go round for this long, `least` rounds at least, and sum up."""
+        first, *_ = self._blocks
+        for _ in range(self.rounds(seconds, least)):
+            self.others(first)
+            self.turn(first)
+        return self.timings()
+
+    def timings(self) -> dict[str, Timing]:
+        """What the rounds so far come to."""
+        return {name: _summary(values) for name, values in self.samples.items()}
+
+
+def compare(calls: Mapping[str, Sequence[Call]], device: torch.device, seconds: float = 1.0) -> dict[str, Timing]:
+    """Time candidates against each other: a `Race` of so many seconds, all candidates together, in 7 rounds or more."""
+    return Race(calls, device).run(seconds)
 
 
 def compare_layer(
@@ -92,20 +136,35 @@ def compare_layer(
         backward: time forward and backward, else the forward pass of inference.
 
     Raises:
-        ParityError: a backend's result is wrong.
+        ParityError: a candidate's result is wrong.
     """
-    device = inputs.x.device
-    copies = _copies(inputs)
-    calls = {
-        name: [_call(layer, _as(i, layout), dx, backward) for i in copies] for name, (layer, layout) in PLAIN.items()
+    ours: dict[str, Candidate] = {
+        f"{backend}, {layout}": (through(backend), layout) for backend in backends for layout in layouts
     }
-    for backend in backends:
-        for layout in layouts:
-            if backend != "auto":
-                _require_parity(_as(inputs, layout), backend)
-            layer = _through(backend)
-            calls[f"{backend}, {layout}"] = [_call(layer, _as(i, layout), dx, backward) for i in copies]
-    return compare(calls, device, seconds)
+    calls = {
+        name: layer_calls(inputs, *candidate, dx=dx, backward=backward) for name, candidate in (PLAIN | ours).items()
+    }
+    return compare(calls, inputs.x.device, seconds)
+
+
+def layer_calls(inputs: Inputs, layer: Layer, layout: Layout, *, dx: bool, backward: bool) -> list[Call]:
+    """Calls of a layer that was found to compute what torch computes, one for each copy of its inputs.
+
+    Raises:
+        ParityError: its result is wrong for these inputs.
+    """
+    inputs = in_layout(inputs, layout)
+    for integers in (True, False):
+        parity = check_layer(inputs, layer, integers=integers, backward=backward)
+        if not parity.ok:
+            data = "integers" if integers else "random numbers"
+            raise ParityError(f"wrong result for x {tuple(inputs.x.shape)}, {layout}, on {data}: {parity}")
+    return [_call(layer, i, dx, backward) for i in _copies(inputs)]
+
+
+def compiled(layer: Layer, mode: str = "default") -> Layer:
+    """The layer by torch.compile, for the fixed shapes that it is called with."""
+    return torch.compile(lambda *arguments: layer(*arguments), fullgraph=True, dynamic=False, mode=mode)
 
 
 def best_plain(timings: Mapping[str, Timing]) -> str:
@@ -159,37 +218,39 @@ def _call(layer: Layer, inputs: Inputs, dx: bool, backward: bool) -> Call:
     return train
 
 
-def _through(backend: str) -> Layer:
-    def auto(x: Tensor, weight: Tensor, bias: Tensor | None, s: Settings) -> Tensor:
-        return conv_relu_max_pool2d(
-            x,
-            weight,
-            bias,
-            s.stride,
-            (s.padding[0], s.padding[2]),
-            s.dilation,
-            s.groups,
-            pool_kernel_size=s.pool_kernel,
-            pool_stride=s.pool_stride,
-            pool_padding=s.pool_padding,
-            pool_dilation=s.pool_dilation,
-            ceil_mode=s.ceil_mode,
-        )
+def through(backend: str) -> Layer:
+    """The layer by a backend, or by whom `auto` chooses."""
 
-    def named(x: Tensor, weight: Tensor, bias: Tensor | None, s: Settings) -> Tensor:
+    def layer(x: Tensor, weight: Tensor, bias: Tensor | None, s: Settings) -> Tensor:
         with planning.use_backend(backend):
-            return auto(x, weight, bias, s)
+            return conv_relu_max_pool2d(x, weight, bias, **_options(s))
 
-    return auto if backend == "auto" else named
-
-
-def _require_parity(inputs: Inputs, backend: str) -> None:
-    parity = check(inputs, backend)
-    if not parity.ok:
-        raise ParityError(f"backend {backend!r} is wrong for x {tuple(inputs.x.shape)}: {parity}")
+    return layer
 
 
-def _as(inputs: Inputs, layout: Layout) -> Inputs:
+def explained(inputs: Inputs, backend: str) -> Plan:
+    """Who computes the layer when asked `through` the backend, and why."""
+    with planning.use_backend(backend):
+        return explain(inputs.x, inputs.weight, inputs.bias, **_options(inputs.settings))
+
+
+@lru_cache
+def _options(s: Settings) -> dict[str, Any]:
+    return {
+        "stride": s.stride,
+        "padding": (s.padding[0], s.padding[2]) if s.symmetric_padding else "same",
+        "dilation": s.dilation,
+        "groups": s.groups,
+        "pool_kernel_size": s.pool_kernel,
+        "pool_stride": s.pool_stride,
+        "pool_padding": s.pool_padding,
+        "pool_dilation": s.pool_dilation,
+        "ceil_mode": s.ceil_mode,
+    }
+
+
+def in_layout(inputs: Inputs, layout: Layout) -> Inputs:
+    """The same numbers, their 4-d tensors in one layout."""
     format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
     x, weight, dy = (torch.empty_like(t, memory_format=format).copy_(t) for t in (inputs.x, inputs.weight, inputs.dy))
     return Inputs(x, weight, inputs.bias, dy, inputs.settings)
@@ -207,7 +268,16 @@ def _copies(inputs: Inputs) -> list[Inputs]:
     ]
 
 
-def _cpu_block(calls: Sequence[Call]) -> Callable[[], float]:
+@dataclass(frozen=True)
+class Block:
+    """Calls between two readings of the clock: `run` gives seconds of one of the `calls`, `seconds` foretells `run`."""
+
+    run: Callable[[], float]
+    calls: int
+    seconds: float
+
+
+def _cpu_block(calls: Sequence[Call]) -> Block:
     tune_allocator()
 
     def run(times: int) -> float:
@@ -215,14 +285,15 @@ def _cpu_block(calls: Sequence[Call]) -> Callable[[], float]:
         for _ in range(times):
             for call in calls:
                 call()
-        return time.perf_counter() - begin
+        return (time.perf_counter() - begin) / (times * len(calls))
 
     run(1)  # warm: thread pools, primitive caches
-    times = max(1, round(_BLOCK_SECONDS / run(1)))
-    return lambda: run(times) / (times * len(calls))
+    once = run(1)
+    times = max(1, round(_BLOCK_SECONDS / (once * len(calls))))
+    return Block(lambda: run(times), times * len(calls), once * times * len(calls))
 
 
-def _gpu_block(calls: Sequence[Call]) -> Callable[[], float]:
+def _gpu_block(calls: Sequence[Call]) -> Block:
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):  # compile and choose algorithms before capturing, as torch.cuda.graph asks
@@ -244,7 +315,7 @@ def _gpu_block(calls: Sequence[Call]) -> Callable[[], float]:
         return begin.elapsed_time(end) * 1e-3 / len(calls)
 
     run()
-    return run
+    return Block(run, len(calls), run() * len(calls))
 
 
 def _summary(samples: list[float]) -> Timing:

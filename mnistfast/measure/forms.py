@@ -60,6 +60,7 @@ def _channels_last(model: nn.Module) -> nn.Module:
 # By name, what makes the form of a model; the original is left as it is. The names are those of convpool.timing.PLAIN.
 FORMS: dict[str, Callable[[nn.Module], nn.Module]] = {
     FUSED: deepcopy,
+    f"{FUSED}, channels_last": lambda model: _channels_last(deepcopy(model)),
     "eager": partial(_on_torch, pool_first=False, channels_last=False),
     "eager, channels_last": partial(_on_torch, pool_first=False, channels_last=True),
     "pool before ReLU, channels_last": partial(_on_torch, pool_first=True, channels_last=True),

@@ -112,7 +112,7 @@ def time_to(options: TimeToOptions, command: str, screen: Screen) -> dict[str, A
         screen.say(dataset.notice)
     train, scored = _splits(dataset, validate=options.validate)
     models = dict.fromkeys([options.model, *([options.against] if options.against else [])])
-    forms = [FUSED] if options.fused_only else list(FORMS)
+    forms = [FUSED] if options.fused_only else [FUSED, *timing.PLAIN]
     entrants = [Entrant(model, form) for model in models for form in forms]
     on = "held-out training" if options.validate else "test"
     judged = f"{len(scored.labels):,} {on} images of {dataset.name}"

@@ -1,0 +1,119 @@
+"""How a workload is raced and what is reported of it: one row of plain numbers, the same for pytest and for people."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from convpool import roofline, timing
+from convpool.timing import ParityError, Race, Timing
+from mnistfast.measure.forms import FUSED
+from mnistfast.measure.workloads import Workload
+
+_TRIAL_SECONDS = 0.1  # of racing torch's own forms, to see which of them is worth compiling
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is measured.
+
+    Attributes:
+        seconds: of racing a workload, all forms together.
+        compile: whether torch.compile takes part.
+        everything: compile every form, and the best one with max-autotune too.
+    """
+
+    seconds: float = 1.0
+    compile: bool = True
+    everything: bool = False
+
+
+@dataclass
+class Prepared:
+    """A workload whose forms all compute what torch computes, warmed up and ready to be raced.
+
+    Attributes:
+        compiling: seconds that torch.compile took, by form.
+        missing: what could not take part, and why.
+    """
+
+    workload: Workload[Any]
+    race: Race
+    compiling: dict[str, float] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+
+    def row(self) -> dict[str, Any]:
+        """Returns what the race came to, and what there is to know beside it."""
+        workload, timings = self.workload, self.race.timings()
+        plain = [name for name in timings if not name.startswith(FUSED)]
+        ours = [name for name in timings if name.startswith(FUSED)]
+        best = min((name for name in plain if name in timing.PLAIN), key=lambda name: timings[name].median)
+        row = {
+            "group": workload.group,
+            "name": workload.name,
+            "device": str(workload.device),
+            "threads": torch.get_num_threads(),
+            "seconds": {name: asdict(value) for name, value in timings.items()},
+            "best_plain": best,
+            "times_faster": {
+                mine: {other: timings[other].median / timings[mine].median for other in plain} for mine in ours
+            },
+            "compiling_seconds": self.compiling,
+            "missing": self.missing,
+            **workload.facts(),
+        }
+        return row | _roofline(workload, timings)
+
+
+def prepare(workload: Workload[Any], effort: Effort) -> Prepared:
+    """Checks every form of `workload`, compiles what `effort` asks for, and warms everything up.
+
+    Raises:
+        ParityError: a form computes something else than torch: nothing is timed.
+    """
+    forms = workload.forms()
+    prepared = Prepared(workload, Race({name: workload.calls(form) for name, form in forms.items()}, workload.device))
+    if not effort.compile:
+        return prepared
+    trial = prepared.race.run(_TRIAL_SECONDS, least=1)
+    best = timing.best_plain(trial)
+    wanted = [(best, "default")]
+    if effort.everything:
+        wanted = [(name, "default") for name in timing.PLAIN] + [(best, "max-autotune")]
+    for name, mode in wanted:
+        label = f"torch.compile of {name}" + (f", {mode}" if mode != "default" else "")
+        began = time.perf_counter()
+        try:
+            calls = workload.calls(workload.compiled(forms[name], mode))
+        except ParityError:
+            raise
+        except Exception as error:  # no compiler, or one of its many own errors: the rest can be measured without it
+            prepared.missing[label] = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+            continue
+        prepared.compiling[label] = time.perf_counter() - began
+        prepared.race.add(label, calls)
+    return prepared
+
+
+def measure(workload: Workload[Any], effort: Effort) -> dict[str, Any]:
+    """Returns the row of `workload`. Raises ParityError: a form computes something else than torch."""
+    prepared = prepare(workload, effort)
+    prepared.race.run(effort.seconds, workload.least_rounds)
+    return prepared.row()
+
+
+def _roofline(workload: Workload[Any], timings: dict[str, Timing]) -> dict[str, Any]:
+    work = workload.work()
+    if work is None:
+        return {}
+    peaks = roofline.peaks(workload.device, torch.float32, work.bytes)
+    bound = peaks.bound(work)
+    return {
+        "work": asdict(work),
+        "peaks": asdict(peaks),
+        "bound_seconds": bound,
+        "share_of_roofline": {name: bound / value.median for name, value in timings.items()},
+    }

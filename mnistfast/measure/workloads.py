@@ -1,0 +1,307 @@
+"""What is measured: layers, training steps, inference and epochs, each by torch's own forms and by the fused layers.
+
+A workload knows its forms by name and turns a form into calls to time, having checked that the form computes what torch
+computes in float64. How forms are raced and what is reported of them is `measure.suite`'s business.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from convpool import parity, timing
+from convpool.cases import CASES, Case, by_name
+from convpool.fusion.memory import kept_bytes
+from convpool.roofline import Work, work
+from convpool.timing import Call, Candidate, ParityError
+from mnistfast.config import TrainConfig
+from mnistfast.data.datasets import Split, channel_stats, load
+from mnistfast.data.loader import DeviceData
+from mnistfast.engine.recipe import built, learn
+from mnistfast.engine.trainer import make_optimizer
+from mnistfast.measure.forms import FORMS, FUSED
+
+Form = TypeVar("Form")
+
+BACKEND = {"cpu": "auto", "cuda": "triton"}  # by device type; `auto` still leaves GPUs to torch
+KEPT_BY = (FUSED, "eager")  # whose bytes kept between forward and backward are counted
+LAYERS = (  # the small networks' own, then a deep one, a strided one with overlapping windows
+    *("cnn-1", "cnn-2", "lenet5-1", "lenet5-2", "fast-1", "fast-2", "cifar-1"),
+    *("vgg-2", "resnet-stem"),
+)
+MODELS = ("cnn2", "lenet5")
+INFERENCE_BATCHES = (1, 64, 1024)
+EPOCH_IMAGES = 60_000  # as MNIST has
+
+
+class Workload(ABC, Generic[Form]):
+    """One thing that takes time.
+
+    Attributes:
+        group: what it is compared within: "layer, training", "step", ...
+        name: within its group.
+        device: where it happens.
+        least_rounds: rounds that a median needs; fewer where one takes seconds.
+    """
+
+    group: str
+    name: str
+    device: torch.device
+    least_rounds = 7
+
+    @abstractmethod
+    def forms(self) -> dict[str, Form]:
+        """Returns what is raced, by name: `measure.forms.FUSED`, `timing.PLAIN`'s and perhaps more."""
+
+    @abstractmethod
+    def calls(self, form: Form) -> list[Call]:
+        """Returns the calls to time. Raises ParityError where the form computes something else than torch."""
+
+    @abstractmethod
+    def compiled(self, form: Form, mode: str) -> Form:
+        """Returns the form by torch.compile."""
+
+    @abstractmethod
+    def facts(self) -> dict[str, Any]:
+        """Returns what else there is to know: sizes, who computes it, bytes kept for the backward pass."""
+
+    def work(self) -> Work | None:
+        """Returns the least work, where there is a formula for it."""
+        return None
+
+    def __str__(self) -> str:
+        return f"{self.group}: {self.name}"
+
+
+@dataclass
+class Layer(Workload[Candidate]):
+    """One layer of the table of shapes, in training (forward and backward) or in inference (forward)."""
+
+    case: Case
+    backward: bool
+    device: torch.device
+    growth: str = ""  # what grows, where the layer is one of a row of sizes
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def group(self) -> str:  # type: ignore[override]
+        return self.growth or f"layer, {'training' if self.backward else 'inference'}"
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return self.case.name
+
+    @property
+    def dx(self) -> bool:
+        """Whether x needs a gradient: not where it is an image."""
+        return self.case.in_channels > 3
+
+    @cached_property
+    def inputs(self) -> parity.Inputs:
+        """Random tensors on the device."""
+        return parity.make_inputs(self.case, self.dtype, device=self.device)
+
+    def forms(self) -> dict[str, Candidate]:
+        layer = timing.through(BACKEND[self.device.type])
+        return {FUSED: (layer, "nchw"), f"{FUSED}, channels_last": (layer, "channels_last"), **timing.PLAIN}
+
+    def calls(self, form: Candidate) -> list[Call]:
+        return timing.layer_calls(self.inputs, *form, dx=self.dx, backward=self.backward)
+
+    def compiled(self, form: Candidate, mode: str) -> Candidate:
+        return timing.compiled(form[0], mode), form[1]
+
+    def facts(self) -> dict[str, Any]:
+        plan = timing.explained(self.inputs, BACKEND[self.device.type])
+        facts: dict[str, Any] = {"x": self.case.x_shape, "weight": self.case.weight_shape, "plan": str(plan)}
+        if self.backward:
+            facts["kept_bytes"] = {name: self._kept(*self.forms()[name]) for name in KEPT_BY}
+        return facts
+
+    def _kept(self, layer: parity.Layer, layout: parity.Layout) -> int:
+        i = timing.in_layout(self.inputs, layout)
+        x, *parameters = (t.detach().requires_grad_() for t in i.tensors)
+        bias = parameters[1] if i.bias is not None else None
+        return kept_bytes(
+            lambda x: layer(x, parameters[0], bias, i.settings), x if self.dx else x.detach(), ignore=parameters
+        )
+
+    def work(self) -> Work:
+        return work(self.case.geometry, self.dtype, dx=self.dx, backward=self.backward)
+
+
+@dataclass
+class Step(Workload[nn.Module]):
+    """One training step of a model: forward, loss, backward, the optimiser of its preset."""
+
+    model: str
+    device: torch.device
+    group = "training step"
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return f"{self.model}, batch {self.config.batch_size}"
+
+    @cached_property
+    def config(self) -> TrainConfig:
+        """The model's preset."""
+        return TrainConfig.from_options({"model": self.model})
+
+    def forms(self) -> dict[str, nn.Module]:
+        model = built(self.config, 10, self.device)
+        return {name: make(model) for name, make in FORMS.items()}
+
+    def calls(self, form: nn.Module) -> list[Call]:
+        images, labels = self._batch()
+        check_model(form, self._oracle(), images, backward=True)
+        optimizer = make_optimizer(self.config, form.parameters())
+
+        def step() -> object:
+            optimizer.zero_grad()
+            loss = F.cross_entropy(form(images), labels, label_smoothing=self.config.label_smoothing)
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        return [step]
+
+    def compiled(self, form: nn.Module, mode: str) -> nn.Module:
+        return torch.compile(form, fullgraph=True, dynamic=False, mode=mode)  # type: ignore[return-value]
+
+    def facts(self) -> dict[str, Any]:
+        images, _ = self._batch()
+        forms = self.forms()
+        kept = {name: kept_bytes(forms[name], images, ignore=forms[name].parameters()) for name in KEPT_BY}
+        return {"batch": self.config.batch_size, "kept_bytes": kept}
+
+    def _oracle(self) -> nn.Module:
+        return FORMS["eager"](built(self.config, 10, self.device)).double()
+
+    def _batch(self) -> tuple[Tensor, Tensor]:
+        return real_images(self.config.batch_size, self.device)
+
+
+@dataclass
+class Inference(Step):
+    """Logits of a batch, in torch.inference_mode."""
+
+    batch: int = 64
+    group = "inference"
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return f"{self.model}, batch {self.batch}"
+
+    def calls(self, form: nn.Module) -> list[Call]:
+        images, _ = real_images(self.batch, self.device)
+        check_model(form, self._oracle(), images, backward=False)
+        form.eval()
+
+        def infer() -> object:
+            with torch.inference_mode():
+                return form(images)
+
+        return [infer]
+
+    def facts(self) -> dict[str, Any]:
+        return {"batch": self.batch}
+
+
+@dataclass
+class Epoch(Step):
+    """A model's preset once over 60,000 images: `engine.recipe.learn`, from uint8 arrays to weights."""
+
+    group = "epoch"
+    least_rounds = 3
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return f"{self.model}, {EPOCH_IMAGES:,} images"
+
+    def calls(self, form: nn.Module) -> list[Call]:
+        check_model(form, self._oracle(), self._batch()[0], backward=True)
+        sample = load("sample").train
+        times = -(-EPOCH_IMAGES // len(sample.labels))
+        images = np.tile(sample.images, (times, 1, 1, 1))[:EPOCH_IMAGES]
+        train = Split(images, np.tile(sample.labels, times)[:EPOCH_IMAGES])
+        config = replace(self.config, epochs=1)
+        return [lambda: learn(form, train, config)]
+
+
+def workloads(device: torch.device, *, everything: bool = False) -> list[Workload[Any]]:
+    """Returns what is measured on `device`: a representative few, or with `everything` the whole table of shapes."""
+    cases = [case for case in CASES if case.batch] if everything else [by_name(name) for name in LAYERS]
+    layers = [Layer(case.at_full_size(), backward, device) for backward in (True, False) for case in cases]
+    return [
+        *layers,
+        *(Layer(case, True, device, growth) for growth, row in _growing().items() for case in row),
+        *(Step(model, device) for model in MODELS),
+        *(Inference(model, device, batch) for model in MODELS for batch in INFERENCE_BATCHES),
+        Epoch(MODELS[0], device),
+    ]
+
+
+def _growing() -> dict[str, list[Case]]:
+    """Returns cnn2's second layer at other sizes, by what grows."""
+    case = by_name("cnn-2").at_full_size()
+    return {
+        "growth with batch": [replace(case, name=str(batch), batch=batch) for batch in (1, 4, 16, 64, 256, 1024)],
+        "growth with channels": [
+            replace(case, name=str(width), in_channels=width, out_channels=width) for width in (4, 8, 16, 32, 64, 128)
+        ],
+    }
+
+
+def check_model(form: nn.Module, oracle: nn.Module, images: Tensor, *, backward: bool) -> None:
+    """Holds a form of a model against the model on torch's layers in float64, to the last bit.
+
+    Both get small integers for weights and black-and-white images, so that every sum is exact: logits must be equal
+    and, with `backward`, the gradients of all parameters. The form's own weights are put back, the oracle's are not.
+
+    Raises:
+        ParityError: something differs.
+    """
+    own = [weight.detach().clone() for weight in form.parameters()]
+    black_and_white = (images > images.mean()).float()
+    got = _on_integers(form, black_and_white, backward)
+    expected = _on_integers(oracle, black_and_white.double(), backward)
+    for (name, mine), theirs in zip(got.items(), expected.values(), strict=True):
+        assert theirs.abs().max() < 2**24, f"{name} is too large to be exact in float32"
+        if not torch.equal(mine.double(), theirs):
+            gap = (mine - theirs).abs().max().item()
+            raise ParityError(f"wrong {name}: off by {gap:g} of {theirs.abs().max().item():g} on integers")
+    with torch.no_grad():
+        for weight, value in zip(form.parameters(), own, strict=True):
+            weight.copy_(value)
+
+
+def _on_integers(model: nn.Module, images: Tensor, backward: bool) -> dict[str, Tensor]:
+    """Returns logits and gradients of `model` with weights of -1, 0 and 1, most of them 0."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in model.parameters():
+            drawn = torch.randint(0, 8, weight.shape, generator=generator)
+            weight.copy_((drawn == 0).float() - (drawn == 1).float())
+    with torch.inference_mode(not backward):
+        logits = model.train(backward)(images)
+    if not backward:
+        return {"logits": logits}
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    upstream = torch.randint(-1, 2, logits.shape, generator=generator).to(logits)
+    gradients = torch.autograd.grad(logits, parameters, upstream)
+    return {"logits": logits.detach()} | dict(zip(names, gradients, strict=True))
+
+
+@cache
+def real_images(count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Returns float32 (count, 1, 28, 28) and labels: digits of the shipped sample, over again if need be."""
+    split = load("sample").train
+    data = DeviceData(split, device, *channel_stats(split.images))
+    return data.gather(torch.arange(count) % len(data))
