@@ -7,16 +7,16 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from mnistfast import cli
-from mnistfast.config import Parser, TimeToOptions, pick
+from mnistfast.config import BenchOptions, Parser, TimeToOptions, pick
 from mnistfast.errors import ThresholdError
 from mnistfast.report.page import percent
 
 PROG = "mnistfast bench"
-TIME_TO = "time_to.json"
+RESULT, REPORT, TIME_TO = "bench.json", "REPORT.md", "time_to.json"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,7 +27,34 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _bench(argv: Sequence[str]) -> int:
     if argv and argv[0] == "time-to":
         return _time_to(argv[1:])
-    raise NotImplementedError
+    description = "Measure what the fused layers gain here. `mnistfast bench time-to --help`: the time to an accuracy."
+    options = pick(BenchOptions, Parser(PROG, description, BenchOptions).given(argv))
+
+    from mnistfast.engine.files import make_folder, write_atomic, write_json
+    from mnistfast.engine.run_folder import RUNS
+    from mnistfast.measure.suite import run  # torch comes with it
+    from mnistfast.report.bench_page import report
+    from mnistfast.report.bench_plots import pictures
+    from mnistfast.report.screen import Screen
+
+    screen = Screen(quiet=options.quiet or options.json)
+    result = run(options, shlex.join([*PROG.split(), *argv]), screen)
+    folder = make_folder(Path(options.out) if options.out else RUNS / f"{datetime.now():%Y%m%d-%H%M%S}-bench")
+    write_json(folder / RESULT, result)
+    drawn = pictures(result["rows"])
+    for name, picture in drawn.values():
+        write_atomic(folder / name, picture)
+    write_atomic(folder / REPORT, report(result, {title: name for title, (name, _) in drawn.items()}))
+    if options.json:
+        print(json.dumps(result))
+    screen.say(f"report {folder / REPORT}")
+    if result["wrong"]:
+        raise ThresholdError(
+            f"{len(result['wrong'])} of the workloads compute something else than torch",
+            "They have no speed",
+            f"see {folder / REPORT}",
+        )
+    return 0
 
 
 def _time_to(argv: Sequence[str]) -> int:
@@ -38,6 +65,7 @@ def _time_to(argv: Sequence[str]) -> int:
     began = time.perf_counter()
     from mnistfast.engine.files import make_folder, write_json
     from mnistfast.measure.time_to import time_to  # torch comes with it
+    from mnistfast.report.bench_page import entrants
     from mnistfast.report.screen import Screen
 
     importing = time.perf_counter() - began
@@ -46,7 +74,7 @@ def _time_to(argv: Sequence[str]) -> int:
     result["outside_the_clock"]["importing"] = importing
     if options.json:
         print(json.dumps(result))
-    for line in _entrant_lines(result):
+    for line in _aligned(*entrants(result)):
         screen.say(line)
     if options.out:
         file = make_folder(Path(options.out)) / TIME_TO
@@ -61,17 +89,11 @@ def _time_to(argv: Sequence[str]) -> int:
     return 0
 
 
-def _entrant_lines(result: dict[str, Any]) -> list[str]:
-    first = result["entrants"][0]["seconds"]["median"]
-    lines = []
-    for entrant in result["entrants"]:
-        seconds, accuracy = entrant["seconds"], entrant["accuracy"]
-        lines.append(
-            f"{entrant['name']:<48} {seconds['median']:8.3f} s [{seconds['low']:.3f}, {seconds['high']:.3f}], "
-            f"{seconds['median'] / first:5.2f} times the first; mean accuracy {percent(accuracy['mean'])} "
-            f"[{percent(accuracy['low'])}, {percent(accuracy['high'])}], {entrant['n']} seeds, {entrant['steps']} steps"
-        )
-    return lines
+def _aligned(header: list[str], rows: list[list[str]]) -> list[str]:
+    widths = [max(map(len, column)) + 2 for column in zip(header, *rows, strict=True)]
+    return [
+        "".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in (header, *rows)
+    ]
 
 
 if __name__ == "__main__":

@@ -195,6 +195,27 @@ class EvaluateOptions(ScreenOptions):
 
 
 @dataclass(frozen=True)
+class BenchOptions(ScreenOptions):
+    """What is measured, and how long.
+
+    Raises:
+        UsageError: a value that cannot work.
+    """
+
+    only: str | None = _option(None, 'measure what has this in its name alone, as "inference" or "layer, training"')
+    all: bool = _option(False, "the whole table of shapes, every form compiled, and max-autotune: takes hours")
+    seconds: float = _option(1.0, "of measuring each workload, all forms together")
+    no_compile: bool = _option(False, "leave torch.compile out, which takes seconds a graph to compile")
+    out: str | None = _option(None, "folder to write to; default: runs/<date-time>-bench")
+    device: str = _option("auto", "auto, cpu, cuda, cuda:1")
+    threads: int | None = _option(None, "CPU threads; default: torch's choice")
+
+    def __post_init__(self) -> None:
+        _require("seconds", self.seconds, lambda value: 0 < value < math.inf, "above 0 and finite")
+        _require("threads", self.threads, lambda value: value is None or value >= 1, "at least 1")
+
+
+@dataclass(frozen=True)
 class TimeToOptions(ScreenOptions):
     """Which recipes are timed until which accuracy.
 

@@ -29,6 +29,7 @@ Call: TypeAlias = Callable[[], object]
 Candidate: TypeAlias = tuple[Layer, Layout]
 
 _BLOCK_SECONDS = 2e-3  # of calls between two readings of the clock: its error and Python's loop vanish in it
+_SLOW_SECONDS = 0.5  # of a call that is worth no second run before it is timed: what its first one did more is little
 _LEAST_ROUNDS = 7
 
 # torch's own ways to compute the layer, by name: what a speed-up is measured against.
@@ -85,6 +86,10 @@ class Race:
     def calls(self, name: str) -> int:
         """How many calls one turn of the candidate makes."""
         return self._blocks[name].calls
+
+    def foretold(self, name: str) -> float:
+        """Seconds of one of the candidate's calls, as far as the warm-up tells."""
+        return self._blocks[name].seconds / self._blocks[name].calls
 
     def turn(self, name: str) -> None:
         """Run one block of the candidate."""
@@ -287,9 +292,10 @@ def _cpu_block(calls: Sequence[Call]) -> Block:
                 call()
         return (time.perf_counter() - begin) / (times * len(calls))
 
-    run(1)  # warm: thread pools, primitive caches
-    once = run(1)
-    times = max(1, round(_BLOCK_SECONDS / (once * len(calls))))
+    once, times = run(1), 1  # warm: thread pools, primitive caches
+    if once < _SLOW_SECONDS:
+        times = max(1, round(_BLOCK_SECONDS / (run(1) * len(calls))))
+        once = run(times)
     return Block(lambda: run(times), times * len(calls), once * times * len(calls))
 
 

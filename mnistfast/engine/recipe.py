@@ -11,7 +11,7 @@ from mnistfast.config import TrainConfig
 from mnistfast.data.datasets import Split, channel_stats
 from mnistfast.data.loader import DeviceData
 from mnistfast.engine.trainer import Trainer
-from mnistfast.models.zoo import build
+from mnistfast.models.zoo import Classifier, build
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def learn(model: nn.Module, train: Split, config: TrainConfig) -> Learnt:
     return Learnt(trainer.judged, mean, std, trainer.step)
 
 
-def built(config: TrainConfig, classes: int, device: torch.device) -> nn.Module:
+def built(config: TrainConfig, classes: int, device: torch.device) -> Classifier:
     """Returns the model of `config` on `device`, its weights drawn from the configuration's seed."""
     torch.manual_seed(config.seed)
     return build(config.model, classes=classes, dropout=config.dropout).to(device)

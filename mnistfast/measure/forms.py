@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from convpool import ConvReLUMaxPool2d
 
-FUSED = "convpool"
+FUSED = "convpool"  # the layers as they come
+FUSED_LAST = f"{FUSED}, channels_last"
 
 
 class TorchLayers(nn.Conv2d):
@@ -54,13 +55,13 @@ def _on_torch(model: nn.Module, *, pool_first: bool, channels_last: bool) -> nn.
 
 
 def _channels_last(model: nn.Module) -> nn.Module:
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model.to(memory_format=torch.channels_last)
 
 
 # By name, what makes the form of a model; the original is left as it is. The names are those of convpool.timing.PLAIN.
 FORMS: dict[str, Callable[[nn.Module], nn.Module]] = {
     FUSED: deepcopy,
-    f"{FUSED}, channels_last": lambda model: _channels_last(deepcopy(model)),
+    FUSED_LAST: lambda model: _channels_last(deepcopy(model)),
     "eager": partial(_on_torch, pool_first=False, channels_last=False),
     "eager, channels_last": partial(_on_torch, pool_first=False, channels_last=True),
     "pool before ReLU, channels_last": partial(_on_torch, pool_first=True, channels_last=True),

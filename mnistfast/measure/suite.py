@@ -10,10 +10,13 @@ import torch
 
 from convpool import roofline, timing
 from convpool.timing import ParityError, Race, Timing
+from mnistfast.config import BenchOptions
+from mnistfast.engine.devices import choose_device, environment, use_threads
+from mnistfast.errors import UsageError
 from mnistfast.measure.forms import FUSED
-from mnistfast.measure.workloads import Workload
-
-_TRIAL_SECONDS = 0.1  # of racing torch's own forms, to see which of them is worth compiling
+from mnistfast.measure.workloads import Workload, workloads
+from mnistfast.report import bench_page
+from mnistfast.report.screen import Screen
 
 
 @dataclass(frozen=True)
@@ -50,14 +53,13 @@ class Prepared:
         workload, timings = self.workload, self.race.timings()
         plain = [name for name in timings if not name.startswith(FUSED)]
         ours = [name for name in timings if name.startswith(FUSED)]
-        best = min((name for name in plain if name in timing.PLAIN), key=lambda name: timings[name].median)
         row = {
             "group": workload.group,
             "name": workload.name,
             "device": str(workload.device),
             "threads": torch.get_num_threads(),
             "seconds": {name: asdict(value) for name, value in timings.items()},
-            "best_plain": best,
+            "best_plain": timing.best_plain(timings),
             "times_faster": {
                 mine: {other: timings[other].median / timings[mine].median for other in plain} for mine in ours
             },
@@ -78,8 +80,7 @@ def prepare(workload: Workload[Any], effort: Effort) -> Prepared:
     prepared = Prepared(workload, Race({name: workload.calls(form) for name, form in forms.items()}, workload.device))
     if not effort.compile:
         return prepared
-    trial = prepared.race.run(_TRIAL_SECONDS, least=1)
-    best = timing.best_plain(trial)
+    best = min(timing.PLAIN, key=prepared.race.foretold)
     wanted = [(best, "default")]
     if effort.everything:
         wanted = [(name, "default") for name in timing.PLAIN] + [(best, "max-autotune")]
@@ -96,6 +97,49 @@ def prepare(workload: Workload[Any], effort: Effort) -> Prepared:
         prepared.compiling[label] = time.perf_counter() - began
         prepared.race.add(label, calls)
     return prepared
+
+
+def run(options: BenchOptions, command: str, screen: Screen) -> dict[str, Any]:
+    """Measures what `options` ask for and returns the result, ready for JSON; each row is told to `screen`.
+
+    A workload with a wrong result has no row: it is listed under `wrong`.
+
+    Raises:
+        UsageError: no workload has the text of `--only` in its name.
+        DeviceError: the device is not there.
+    """
+    use_threads(options.threads)
+    device = choose_device(options.device)
+    chosen = [each for each in workloads(device, everything=options.all) if (options.only or "") in str(each)]
+    if not chosen:
+        groups = dict.fromkeys(each.group for each in workloads(device))
+        raise UsageError(f"--only {options.only!r} names no workload", f"The groups are: {'; '.join(groups)}")
+    effort = Effort(options.seconds, compile=not options.no_compile, everything=options.all)
+    screen.say(timing.setting(device))
+    rows, wrong = [], []
+    for workload in chosen:
+        try:
+            row = measure(workload, effort)
+        except ParityError as error:
+            wrong.append({"workload": str(workload), "why": str(error)})
+            screen.warn(f"{workload}: {error}: no speed")
+            continue
+        rows.append(row)
+        screen.say(f"{row['group'] + ': ' + row['name']:<40} {_words(row)}")
+    return {"command": command, **setting(device), "rows": rows, "wrong": wrong}
+
+
+def setting(device: torch.device) -> dict[str, Any]:
+    """Returns what the figures hold for: hardware, threads, versions."""
+    return {
+        "setting": timing.setting(device),
+        "environment": environment(device, torch.get_num_threads()),
+    }
+
+
+def _words(row: dict[str, Any]) -> str:
+    eager, other = (bench_page.times(row, form) for form in ("eager", bench_page.best_other(row)))
+    return f"{bench_page.median(row, FUSED):>16}   {eager} times faster than eager, {other} than the best other"
 
 
 def measure(workload: Workload[Any], effort: Effort) -> dict[str, Any]:

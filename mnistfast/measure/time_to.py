@@ -179,9 +179,9 @@ def race(
 def _run(entrant: Entrant, seed: int, train: Split, scored: Split, classes: int, device: torch.device) -> Run:
     config = TrainConfig.from_options({"model": entrant.model, "seed": seed})
     begin = _now(device)
-    model = built(config, classes, device)
-    check_images(model, train.images.shape[1:], "the data")
-    model = FORMS[entrant.form](model)
+    fused = built(config, classes, device)
+    check_images(fused, train.images.shape[1:], "the data")
+    model = FORMS[entrant.form](fused)
     gc.collect()  # what earlier runs left behind is not collected at this one's cost
     start = _now(device)
     learnt = learn(model, train, config)

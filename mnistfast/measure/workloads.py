@@ -26,7 +26,7 @@ from mnistfast.data.datasets import Split, channel_stats, load
 from mnistfast.data.loader import DeviceData
 from mnistfast.engine.recipe import built, learn
 from mnistfast.engine.trainer import make_optimizer
-from mnistfast.measure.forms import FORMS, FUSED
+from mnistfast.measure.forms import FORMS, FUSED, FUSED_LAST
 
 Form = TypeVar("Form")
 
@@ -110,7 +110,7 @@ class Layer(Workload[Candidate]):
 
     def forms(self) -> dict[str, Candidate]:
         layer = timing.through(BACKEND[self.device.type])
-        return {FUSED: (layer, "nchw"), f"{FUSED}, channels_last": (layer, "channels_last"), **timing.PLAIN}
+        return {FUSED: (layer, "nchw"), FUSED_LAST: (layer, "channels_last"), **timing.PLAIN}
 
     def calls(self, form: Candidate) -> list[Call]:
         return timing.layer_calls(self.inputs, *form, dx=self.dx, backward=self.backward)

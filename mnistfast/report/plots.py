@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 COLUMNS = 5  # of the sheet of errors
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+    """Returns the figure as a file's content."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100)
     return buffer.getvalue()
@@ -31,7 +32,7 @@ def curves(records: Sequence[dict[str, Any]]) -> bytes:
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend()
     figure.subplots_adjust(0.07, 0.14, 0.99, 0.96, wspace=0.2)
-    return _png(figure)
+    return png(figure)
 
 
 def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> bytes:
@@ -50,7 +51,7 @@ def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> bytes:
     axes.set(xlabel="predicted", ylabel="label", xticks=range(len(classes)), yticks=range(len(classes)))
     axes.set_xticklabels(classes, rotation=90 if max(map(len, classes)) > 2 else 0)
     axes.set_yticklabels(classes)
-    return _png(figure)
+    return png(figure)
 
 
 def errors(worst: Sequence[dict[str, Any]], images: np.ndarray) -> bytes:
@@ -77,4 +78,4 @@ def errors(worst: Sequence[dict[str, Any]], images: np.ndarray) -> bytes:
     if not worst:
         axes.text(sheet.shape[1] / 2, sheet.shape[0] / 2, "no errors", ha="center")
     axes.imshow(sheet.squeeze(), cmap="gray", vmin=0, vmax=255, aspect="auto")
-    return _png(figure)
+    return png(figure)

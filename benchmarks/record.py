@@ -1,0 +1,49 @@
+"""Measure everything that is kept: benchmarks/results, then the README's tables from it.
+
+    python benchmarks/record.py [--threads N]
+    python benchmarks/record.py --short FOLDER
+
+Wants the machine for itself for about half an hour, and MNIST. Results of a machine with a GPU go to results/gpu, else
+to results/cpu. `--short` shows within minutes that all of it works: it measures next to nothing, on the shipped sample,
+writes to another folder and leaves results and README alone.
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from readme_table import README, RESULTS, written
+
+SPEEDS = ("--seconds", "3")
+TIME_TO = ("--model", "fast", "--data", "mnist", "--target", "99", "--seeds", "20")
+SHORT_SPEEDS = ("--seconds", "0.01", "--no-compile", "--only", "lenet5-")
+SHORT_TIME_TO = ("--model", "lenet5", "--data", "sample", "--target", "90", "--seeds", "1")
+
+
+def bench(*words: str) -> None:
+    """Run `mnistfast bench` in a process of its own, and end with its exit code where that is not 0."""
+    print("mnistfast bench", *words, flush=True)
+    code = subprocess.run([sys.executable, "-m", "mnistfast.bench", *words]).returncode
+    if code:
+        sys.exit(code)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--short", type=Path, metavar="FOLDER")
+    options = parser.parse_args()
+    results = options.short or RESULTS
+    folder = results / ("gpu" if torch.cuda.is_available() else "cpu")
+    shared = ("--threads", str(options.threads), "--out", str(folder))
+    bench(*(SHORT_SPEEDS if options.short else SPEEDS), *shared)
+    bench("time-to", *(SHORT_TIME_TO if options.short else TIME_TO), *shared)
+    readme = results / README.name if options.short else README
+    readme.write_text(written(README.read_text(), results))
+    print(f"written {readme}")
+
+
+if __name__ == "__main__":
+    main()

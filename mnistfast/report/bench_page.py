@@ -1,0 +1,166 @@
+"""What was measured as Markdown: the report of `mnistfast bench`, and the README's tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from mnistfast.measure.forms import FUSED, FUSED_LAST
+from mnistfast.report.page import percent, table
+
+NOT_MEASURED = "not measured"
+README_GROUPS = ("layer, training", "training step", "inference", "epoch")
+
+Row = Mapping[str, Any]
+
+
+def duration(seconds: float) -> str:
+    """Returns three digits and a unit: `1.23 ms`."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{_digits(seconds / size)} {unit}"
+    return f"{_digits(seconds / 1e-6)} µs"
+
+
+def size(count: int) -> str:
+    """Returns bytes in a readable unit: `1.23 MB`."""
+    for unit, one in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= one:
+            return f"{_digits(count / one)} {unit}"
+    return f"{count} B"
+
+
+def _digits(value: float) -> str:
+    return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"
+
+
+def median(row: Row, form: str) -> str:
+    """Returns the form's time of a call, with half the distance between its quartiles as a share."""
+    timing = row["seconds"].get(form)
+    if timing is None:
+        return NOT_MEASURED
+    spread = (timing["high"] - timing["low"]) / 2 / timing["median"]
+    return f"{duration(timing['median'])} ± {100 * spread:.0f} %"
+
+
+def compiled_form(row: Row) -> str:
+    """Returns the name of the fastest form by torch.compile, or "" where there is none."""
+    forms = [name for name in row["seconds"] if name.startswith("torch.compile")]
+    return min(forms, key=lambda name: row["seconds"][name]["median"], default="")
+
+
+def best_other(row: Row) -> str:
+    """Returns the name of the fastest form that is not ours, torch.compile's included."""
+    others = [name for name in row["seconds"] if not name.startswith(FUSED)]
+    return min(others, key=lambda name: row["seconds"][name]["median"])
+
+
+def times(row: Row, other: str) -> str:
+    """Returns how often the fused layers go into another form's time: in NCHW, and in channels_last."""
+    return " / ".join(f"{row['times_faster'][mine][other]:.2f}" for mine in (FUSED, FUSED_LAST))
+
+
+def report(result: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
+    """Returns the page of a result of `measure.suite.run`, with pictures: by title, the file beside the page."""
+    parts = [
+        "# What the fused layers gain",
+        result["setting"] + ".",
+        "Medians of interleaved rounds, ± half the distance between the quartiles. Every form was found to compute "
+        "what torch computes in float64 before it was timed. `convpool` is the fused layer as it comes (NCHW), beside "
+        "it in channels_last; times faster are given for both. GPU: " + _gpu_words(result["rows"]) + ".",
+    ]
+    if result["wrong"]:
+        lines = [f"- {each['workload']}: {each['why']}" for each in result["wrong"]]
+        parts += ["## Wrong results, so no speeds", "\n".join(lines)]
+    parts += [f"![{title}]({file})" for title, file in pictures.items()]
+    for group in dict.fromkeys(row["group"] for row in result["rows"]):
+        parts += [f"## {group.capitalize()}", _group_table([row for row in result["rows"] if row["group"] == group])]
+    missing = {f"{form}: {why}" for row in result["rows"] for form, why in row["missing"].items()}
+    if missing:
+        parts += ["## Not measured", "\n".join(f"- {line}" for line in sorted(missing))]
+    return "\n\n".join([*parts, f"Again: `{result['command']}`\n"])
+
+
+def readme(cpu: Mapping[str, Any] | None, gpu: Mapping[str, Any] | None, time_to: Mapping[str, Any] | None) -> str:
+    """Returns the README's tables of the kept results; what is not there was not measured, and the tables say so.
+
+    Args:
+        cpu, gpu: results of `measure.suite.run`.
+        time_to: a result of `measure.time_to.time_to`.
+    """
+    return "\n\n".join([_readme_speeds(cpu, gpu), _readme_times(time_to)])
+
+
+def _readme_speeds(cpu: Mapping[str, Any] | None, gpu: Mapping[str, Any] | None) -> str:
+    if cpu is None:
+        return f"Speed on a CPU: {NOT_MEASURED}. On a GPU: {NOT_MEASURED}."
+    on_gpu = {(row["group"], row["name"]): row for row in gpu["rows"]} if gpu else {}
+    header = ["", "eager", "the best other", "convpool", "times faster than eager", "than the best other"]
+    header += ["kept for backward, eager / fused", "on a GPU: times faster than the best other"]
+    lines = []
+    for row in cpu["rows"]:
+        if row["group"] not in README_GROUPS:
+            continue
+        there = on_gpu.get((row["group"], row["name"]))
+        kept = row.get("kept_bytes")
+        lines.append(
+            [
+                f"{row['group']}: {row['name']}",
+                median(row, "eager"),
+                f"{median(row, best_other(row))} ({best_other(row)})",
+                median(row, FUSED),
+                times(row, "eager"),
+                times(row, best_other(row)),
+                f"{size(kept['eager'])} / {size(kept[FUSED])}" if kept else "",
+                times(there, best_other(there)) if there else NOT_MEASURED,
+            ]
+        )
+    return f"{table(header, lines)}\n\n{cpu['setting']}. `{cpu['command']}`"
+
+
+def _readme_times(time_to: Mapping[str, Any] | None) -> str:
+    if time_to is None:
+        return f"Time to an accuracy: {NOT_MEASURED}."
+    words = f"{time_to['training_images']:,} training images, judged by {time_to['judged_by']}"
+    return f"{table(*entrants(time_to))}\n\n{words}. {time_to['setting']}. `{time_to['command']}`"
+
+
+def entrants(time_to: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Returns header and rows of a table of the entrants of `measure.time_to`."""
+    header = ["recipe", "median time (range)", "times the first's", "mean accuracy (range)", "seeds", "steps"]
+    first = time_to["entrants"][0]["seconds"]["median"]
+    rows = []
+    for entrant in time_to["entrants"]:
+        seconds, accuracy = entrant["seconds"], entrant["accuracy"]
+        rows.append(
+            [
+                entrant["name"],
+                f"{seconds['median']:.2f} s ({seconds['low']:.2f} to {seconds['high']:.2f})",
+                f"{seconds['median'] / first:.2f}",
+                f"{percent(accuracy['mean'])} ({100 * accuracy['low']:.2f} to {100 * accuracy['high']:.2f})",
+                f"{entrant['n']}",
+                f"{entrant['steps']}",
+            ]
+        )
+    return header, rows
+
+
+def _gpu_words(rows: Iterable[Row]) -> str:
+    return "measured" if any(row["device"].startswith("cuda") for row in rows) else NOT_MEASURED
+
+
+def _group_table(rows: Sequence[Row]) -> str:
+    header = ["", "eager", "eager, channels_last", "pool before ReLU, channels_last", "torch.compile"]
+    header += ["convpool", "convpool, channels_last", "times faster than eager", "than the best other"]
+    kept, roof = "kept_bytes" in rows[0], "share_of_roofline" in rows[0]
+    header += ["kept for backward, eager / fused"] * kept + ["share of the roofline"] * roof
+    lines = []
+    for row in rows:
+        cells = [row["name"], *(median(row, form) for form in header[1:4]), median(row, compiled_form(row))]
+        cells += [median(row, FUSED), median(row, FUSED_LAST), times(row, "eager"), times(row, best_other(row))]
+        if kept:
+            cells.append(f"{size(row['kept_bytes']['eager'])} / {size(row['kept_bytes'][FUSED])}")
+        if roof:
+            cells.append(" / ".join(f"{100 * row['share_of_roofline'][form]:.0f} %" for form in (FUSED, FUSED_LAST)))
+        lines.append(cells)
+    return table(header, lines)
