@@ -93,26 +93,34 @@ def check(inputs: Inputs, backend: str, *, exact: bool = False) -> Parity:
     return compare(inputs, y.detach(), code, dict(zip(("dx", "dw", "db"), grads, strict=False)), exact=exact)
 
 
-def check_layer(inputs: Inputs, layer: Layer, *, integers: bool, backward: bool = True) -> Parity:
+def check_layer(inputs: Inputs, layer: Layer, *, integers: bool, dx: bool = True, backward: bool = True) -> Parity:
     """Hold any callable against the oracle, as it is: compiled, chosen by `auto`, or torch's own.
 
     Without its winners, gradients can be compared only where all sums are exact: `integers` puts small integers in the
     inputs' place and asks for equality of the value and the gradients. Otherwise the value alone is held to the bound
-    of rounding. `backward=False` runs what inference runs.
+    of rounding.
+
+    Args:
+        dx: whether x has a gradient; kernels may differ where it has none.
+        backward: False runs what inference runs.
     """
     if integers:
         inputs = _as_integers(inputs)
-    leaves = [t.detach().requires_grad_(backward) for t in inputs.tensors]
-    expected_leaves = [t.double().requires_grad_(backward) for t in inputs.tensors]
+    needs = (backward and dx, backward, backward)
+    leaves, exact = (
+        [t.detach().to(dtype).requires_grad_(need) for t, need in zip(inputs.tensors, needs, strict=False)]
+        for dtype in (inputs.x.dtype, torch.float64)
+    )
     with torch.set_grad_enabled(backward):
         y = layer(*_three(leaves), inputs.settings)
-        expected = eager.relu_then_pool(*_three(expected_leaves), inputs.settings)
+        expected = eager.relu_then_pool(*_three(exact), inputs.settings)
     error = {"y": _worst(y.detach(), expected.detach(), 1.0 if integers else _Bounds(inputs).y, integers)}
     if integers and backward:
-        grads = torch.autograd.grad(y, leaves, inputs.dy)
-        wanted = torch.autograd.grad(expected, expected_leaves, inputs.dy.double())
-        for name, got, want in zip(("dx", "dw", "db"), grads, wanted, strict=False):
-            error[name] = _worst(got, want, 1.0, integers)
+        first = 0 if dx else 1
+        got = torch.autograd.grad(y, leaves[first:], inputs.dy)
+        wanted = torch.autograd.grad(expected, exact[first:], inputs.dy.double())
+        for name, ours, theirs in zip(("dx", "dw", "db")[first:], got, wanted, strict=False):
+            error[name] = _worst(ours, theirs, 1.0, integers)
     return Parity(error)
 
 

@@ -18,7 +18,7 @@ import torch
 
 from convpool import parity, planning
 from convpool.cases import CASES, SMALL_NETWORKS, Case, by_name
-from convpool.timing import compare_layer, setting
+from convpool.timing import compare_layer, pin_precision, setting
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     gpu = torch.cuda.is_available()
     device = torch.device("cuda" if gpu else "cpu")
-    if gpu:
-        # Parity is of float32; TF32 rounds more.
-        torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+    pin_precision(device)
     print(setting(device))
     if not gpu:
         print("no GPU: Triton's kernels run in its interpreter, on a few cases unless --cases names them; no speeds")

@@ -76,6 +76,7 @@ def prepare(workload: Workload[Any], effort: Effort) -> Prepared:
     Raises:
         ParityError: a form computes something else than torch: nothing is timed.
     """
+    timing.pin_precision(workload.device)
     forms = workload.forms()
     prepared = Prepared(workload, Race({name: workload.calls(form) for name, form in forms.items()}, workload.device))
     if not effort.compile:

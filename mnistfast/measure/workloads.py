@@ -109,7 +109,7 @@ class Layer(Workload[Candidate]):
         return parity.make_inputs(self.case, self.dtype, device=self.device)
 
     def forms(self) -> dict[str, Candidate]:
-        layer = timing.through(BACKEND[self.device.type])
+        layer = timing.Through(BACKEND[self.device.type])
         return {FUSED: (layer, "nchw"), FUSED_LAST: (layer, "channels_last"), **timing.PLAIN}
 
     def calls(self, form: Candidate) -> list[Call]:
