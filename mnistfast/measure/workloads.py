@@ -36,6 +36,7 @@ LAYERS = (  # the small networks' own, then a deep one, a strided one with overl
     *("cnn-1", "cnn-2", "lenet5-1", "lenet5-2", "fast-1", "fast-2", "cifar-1"),
     *("vgg-2", "resnet-stem"),
 )
+GROWTH = {"batch": (1, 4, 16, 64, 256, 1024), "channels": (4, 8, 16, 32, 64, 128)}
 MODELS = ("cnn2", "lenet5")
 INFERENCE_BATCHES = (1, 64, 1024)
 EPOCH_IMAGES = 60_000  # as MNIST has
@@ -160,7 +161,7 @@ class Step(Workload[nn.Module]):
 
     def calls(self, form: nn.Module) -> list[Call]:
         images, labels = self._batch()
-        check_model(form, self._oracle(), images, backward=True)
+        check_model(form, self.oracle(), images, backward=True)
         optimizer = make_optimizer(self.config, form.parameters())
 
         def step() -> object:
@@ -181,7 +182,7 @@ class Step(Workload[nn.Module]):
         kept = {name: kept_bytes(forms[name], images, ignore=forms[name].parameters()) for name in KEPT_BY}
         return {"batch": self.config.batch_size, "kept_bytes": kept}
 
-    def _oracle(self) -> nn.Module:
+    def oracle(self) -> nn.Module:
         return FORMS["eager"](built(self.config, 10, self.device)).double()
 
     def _batch(self) -> tuple[Tensor, Tensor]:
@@ -201,7 +202,7 @@ class Inference(Step):
 
     def calls(self, form: nn.Module) -> list[Call]:
         images, _ = real_images(self.batch, self.device)
-        check_model(form, self._oracle(), images, backward=False)
+        check_model(form, self.oracle(), images, backward=False)
         form.eval()
 
         def infer() -> object:
@@ -226,7 +227,7 @@ class Epoch(Step):
         return f"{self.model}, {EPOCH_IMAGES:,} images"
 
     def calls(self, form: nn.Module) -> list[Call]:
-        check_model(form, self._oracle(), self._batch()[0], backward=True)
+        check_model(form, self.oracle(), self._batch()[0], backward=True)
         sample = load("sample").train
         times = -(-EPOCH_IMAGES // len(sample.labels))
         images = np.tile(sample.images, (times, 1, 1, 1))[:EPOCH_IMAGES]
@@ -252,10 +253,8 @@ def _growing() -> dict[str, list[Case]]:
     """Returns cnn2's second layer at other sizes, by what grows."""
     case = by_name("cnn-2").at_full_size()
     return {
-        "growth with batch": [replace(case, name=str(batch), batch=batch) for batch in (1, 4, 16, 64, 256, 1024)],
-        "growth with channels": [
-            replace(case, name=str(width), in_channels=width, out_channels=width) for width in (4, 8, 16, 32, 64, 128)
-        ],
+        "growth with batch": [replace(case, name=str(n), batch=n) for n in GROWTH["batch"]],
+        "growth with channels": [replace(case, name=str(n), in_channels=n, out_channels=n) for n in GROWTH["channels"]],
     }
 
 

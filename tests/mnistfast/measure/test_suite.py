@@ -1,0 +1,105 @@
+"""One workload's row, and that a wrong kernel has none."""
+
+import json
+
+import pytest
+import torch
+
+from convpool import planning, timing
+from convpool.cases import by_name
+from mnistfast import bench
+from mnistfast.measure import suite, workloads
+from mnistfast.measure.forms import FUSED, FUSED_LAST
+from mnistfast.measure.suite import Effort
+from mnistfast.measure.workloads import Layer
+
+CPU = torch.device("cpu")
+BRIEF = Effort(seconds=0.001, compile=False)
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """Makes one small layer, in training and in inference, all there is to measure."""
+    case = by_name("lenet5-1")
+    monkeypatch.setattr(suite, "workloads", lambda device, everything: [Layer(case, b, device) for b in (True, False)])
+    monkeypatch.setattr(suite.roofline, "peaks", lambda *_: suite.roofline.Peaks(1e11, 1e10))
+
+
+@pytest.fixture
+def wrong_kernel(monkeypatch):
+    """Plants a bug: the kernel forgets one channel of its last image."""
+    backend = planning.backend("cpu")
+    if backend.unavailable():
+        pytest.skip(f"the kernel to spoil is not there: {backend.unavailable()}")
+    right = backend.forward
+
+    def forward(*arguments):
+        y, code = right(*arguments)
+        y[-1, -1] = 0
+        return y, code
+
+    monkeypatch.setattr(backend, "forward", forward)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_row_is_complete():
+    row = suite.measure(suite.workloads(CPU, False)[0], BRIEF)
+    assert json.loads(json.dumps(row))["group"] == "layer, training"
+    assert set(row["seconds"]) == {FUSED, FUSED_LAST, *timing.PLAIN}
+    assert set(row["times_faster"]) == {FUSED, FUSED_LAST}
+    ours, eager = row["seconds"][FUSED]["median"], row["seconds"]["eager"]["median"]
+    assert row["times_faster"][FUSED]["eager"] == pytest.approx(eager / ours)
+    assert row["best_plain"] in timing.PLAIN
+    assert row["share_of_roofline"][FUSED] == pytest.approx(row["bound_seconds"] / ours)
+    outputs = 4 * 6 * 14 * 14
+    if not planning.backend("cpu").unavailable():
+        assert row["kept_bytes"][FUSED] == outputs  # a byte each
+        assert row["plan"].startswith("cpu")
+    assert row["kept_bytes"]["eager"] == outputs * 8 + outputs * 4 * 4  # indices, the ReLU's result
+    assert row["threads"] == torch.get_num_threads()
+
+
+def test_what_cannot_be_compiled_is_named(monkeypatch, tiny):
+    def broken(layer, mode):
+        raise RuntimeError("no C++ compiler\nand much more")
+
+    monkeypatch.setattr(timing, "compiled", broken)
+    row = suite.measure(suite.workloads(CPU, False)[1], Effort(0.001))
+    (label, why), *others = row["missing"].items()
+    assert not others
+    assert label.startswith("torch.compile of ")
+    assert why == "RuntimeError: no C++ compiler"
+    assert label not in row["seconds"]
+
+
+def test_what_is_compiled_takes_part(monkeypatch, tiny):
+    monkeypatch.setattr(timing, "compiled", lambda layer, mode: layer)
+    row = suite.measure(suite.workloads(CPU, False)[1], Effort(0.001, everything=True))
+    compiled = [name for name in row["seconds"] if name.startswith("torch.compile of ")]
+    assert len(compiled) == 4  # each of torch's forms, and the best with max-autotune
+    assert compiled[-1].endswith(", max-autotune")
+    assert set(row["compiling_seconds"]) == set(compiled)
+    assert set(compiled) < set(row["times_faster"][FUSED])
+
+
+@pytest.mark.usefixtures("tiny", "wrong_kernel")
+def test_a_wrong_kernel_has_no_speed(tmp_path, capsys):
+    assert bench.main(["--seconds", "0.001", "--no-compile", "--out", str(tmp_path)]) == 8
+    result = json.loads((tmp_path / bench.RESULT).read_text())
+    assert result["rows"] == []
+    assert [each["workload"] for each in result["wrong"]] == ["layer, training: lenet5-1", "layer, inference: lenet5-1"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["REPORT.md", "bench.json"]
+    report = (tmp_path / bench.REPORT).read_text()
+    assert "Wrong results, so no speeds" in report
+    shown = capsys.readouterr()
+    for text in (report, shown.out, shown.err):
+        assert "times faster than eager" not in text
+        assert " ms" not in text
+
+
+@pytest.mark.usefixtures("wrong_kernel")
+@pytest.mark.parametrize("make", [workloads.Step, workloads.Inference, workloads.Epoch])
+def test_a_model_on_a_wrong_kernel_has_no_calls(make):
+    workload = make("lenet5", CPU)
+    with pytest.raises(timing.ParityError):
+        workload.calls(workload.forms()[FUSED])

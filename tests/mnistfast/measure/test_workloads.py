@@ -1,0 +1,60 @@
+"""What is measured, and that a form is held against float64 first."""
+
+import pytest
+import torch
+
+from convpool.timing import ParityError
+from mnistfast.measure import workloads
+from mnistfast.measure.forms import FORMS, FUSED
+from mnistfast.measure.workloads import Inference, Step, check_model, real_images
+
+CPU = torch.device("cpu")
+
+
+def test_the_default_is_a_part_of_everything():
+    few, all_ = ({str(each) for each in workloads.workloads(CPU, everything=flag)} for flag in (False, True))
+    assert few < all_
+    groups = {each.group for each in workloads.workloads(CPU)}
+    assert groups == {
+        "layer, training", "layer, inference", "growth with batch", "growth with channels",
+        "training step", "inference", "epoch",
+    }  # fmt: skip
+    assert {f"inference: cnn2, batch {batch}" for batch in (1, 64, 1024)} <= few
+
+
+def test_only_a_layer_on_images_needs_no_gradient_for_them():
+    layers = [each for each in workloads.workloads(CPU) if isinstance(each, workloads.Layer)]
+    assert {each.name for each in layers if not each.dx} == {"cnn-1", "lenet5-1", "fast-1", "cifar-1", "resnet-stem"}
+
+
+@pytest.mark.parametrize("backward", [True, False])
+def test_a_model_that_computes_something_else_is_refused(backward):
+    step = Step("lenet5", CPU)
+    images, _ = real_images(8, CPU)
+    for name, form in step.forms().items():
+        before = [weight.clone() for weight in form.parameters()]
+        check_model(form, step.oracle(), images, backward=backward)
+        assert all(torch.equal(a, b) for a, b in zip(before, form.parameters(), strict=True)), name
+    wrong = step.forms()[FUSED]
+    wrong.features[1].register_forward_hook(lambda module, inputs, y: y + (y > y.mean()).float())
+    with pytest.raises(ParityError, match="wrong logits"):
+        check_model(wrong, step.oracle(), images, backward=backward)
+
+
+def test_a_wrong_gradient_is_refused():
+    step = Step("lenet5", CPU)
+    wrong = step.forms()[FUSED]
+    wrong.features[0].weight.register_hook(lambda gradient: gradient + 1)
+    with pytest.raises(ParityError, match=r"wrong features\.0\.weight"):
+        check_model(wrong, step.oracle(), real_images(8, CPU)[0], backward=True)
+
+
+def test_steps_learn_and_inference_does_not():
+    step, inference = Step("lenet5", CPU), Inference("lenet5", CPU, 4)
+    form = FORMS[FUSED](step.forms()[FUSED])
+    before = [weight.clone() for weight in form.parameters()]
+    inference.calls(form)[0]()
+    assert all(torch.equal(a, b) for a, b in zip(before, form.parameters(), strict=True))
+    step.calls(form)[0]()
+    assert not any(torch.equal(a, b) for a, b in zip(before, form.parameters(), strict=True))
+    assert step.facts()["kept_bytes"][FUSED] < step.facts()["kept_bytes"]["eager"] / 3
