@@ -1,8 +1,8 @@
 """The one way speed is measured: interleaved rounds in one process, medians with their spread, nothing without parity.
 
 Candidates take turns within each round, so that a change of clock or of neighbours meets all of them. On a CPU the wall
-clock is read around repeated calls; on a GPU events are, around the replay of a graph that holds the calls, over enough
-copies of the inputs that none is found in the cache.
+clock is read around repeated calls; on a GPU, where the calls can be replayed, events are, around a graph that holds
+them, over enough copies of the inputs that none is found in the cache.
 """
 
 import ctypes
@@ -64,14 +64,15 @@ class Race:
         samples: by candidate's name, seconds of one call, a sample for each round.
     """
 
-    def __init__(self, calls: Mapping[str, Sequence[Call]], device: torch.device) -> None:
+    def __init__(self, calls: Mapping[str, Sequence[Call]], device: torch.device, *, replay: bool = True) -> None:
         """Warm every candidate up, and choose how many calls make a block.
 
         Args:
             calls: by candidate's name, what to run: a sequence of equal calls, one for each copy of its inputs.
             device: where the calls compute.
+            replay: on a GPU, time the replay of a graph of the calls, not the calls with what Python spends on them.
         """
-        self._device = device
+        self._device, self._replay = device, replay
         self._blocks: dict[str, Block] = {}
         self.samples: dict[str, list[float]] = {}
         for name, sequence in calls.items():
@@ -79,7 +80,10 @@ class Race:
 
     def add(self, name: str, calls: Sequence[Call]) -> None:
         """Let one more candidate take part; what was measured without it does not count."""
-        self._blocks[name] = (_gpu_block if self._device.type == "cuda" else _cpu_block)(calls)
+        if self._device.type == "cuda" and self._replay:
+            self._blocks[name] = _replayed_block(calls)
+        else:
+            self._blocks[name] = _called_block(calls, self._device)
         self.samples = {name: [] for name in self._blocks}
         self._order = list(self._blocks)
 
@@ -294,7 +298,7 @@ class Block:
     seconds: float
 
 
-def _cpu_block(calls: Sequence[Call]) -> Block:
+def _called_block(calls: Sequence[Call], device: torch.device) -> Block:
     tune_allocator()
 
     def run(times: int) -> float:
@@ -302,6 +306,8 @@ def _cpu_block(calls: Sequence[Call]) -> Block:
         for _ in range(times):
             for call in calls:
                 call()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         return (time.perf_counter() - begin) / (times * len(calls))
 
     once, times = run(1), 1  # warm: thread pools, primitive caches
@@ -311,7 +317,7 @@ def _cpu_block(calls: Sequence[Call]) -> Block:
     return Block(lambda: run(times), times * len(calls), once * times * len(calls))
 
 
-def _gpu_block(calls: Sequence[Call]) -> Block:
+def _replayed_block(calls: Sequence[Call]) -> Block:
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):  # compile and choose algorithms before capturing, as torch.cuda.graph asks

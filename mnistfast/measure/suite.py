@@ -39,7 +39,7 @@ class Prepared:
     """A workload whose forms all compute what torch computes, warmed up and ready to be raced.
 
     Attributes:
-        compiling: seconds that torch.compile took, by form.
+        compiling: seconds that torch.compile and the check of what it made took, by form.
         missing: what could not take part, and why.
     """
 
@@ -78,25 +78,26 @@ def prepare(workload: Workload[Any], effort: Effort) -> Prepared:
     """
     timing.pin_precision(workload.device)
     forms = workload.forms()
-    prepared = Prepared(workload, Race({name: workload.calls(form) for name, form in forms.items()}, workload.device))
-    if not effort.compile:
-        return prepared
-    best = min(timing.PLAIN, key=prepared.race.foretold)
-    wanted = [(best, "default")]
+    race = Race(
+        {name: workload.calls(form) for name, form in forms.items()}, workload.device, replay=workload.replayable
+    )
+    prepared = Prepared(workload, race)
+    best = min(timing.PLAIN, key=race.foretold)
+    wanted = [(best, "default")] if effort.compile and workload.worth_compiling else []
     if effort.everything:
         wanted = [(name, "default") for name in timing.PLAIN] + [(best, "max-autotune")]
+    if wanted:
+        torch.compiler.reset()  # all layers are compiled from one function, of which torch keeps eight versions
     for name, mode in wanted:
         label = f"torch.compile of {name}" + (f", {mode}" if mode != "default" else "")
         began = time.perf_counter()
         try:
-            calls = workload.calls(workload.compiled(forms[name], mode))
+            race.add(label, workload.calls(workload.compiled(forms[name], mode)))
+            prepared.compiling[label] = time.perf_counter() - began
         except ParityError:
             raise
         except Exception as error:  # no compiler, or one of its many own errors: the rest can be measured without it
             prepared.missing[label] = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
-            continue
-        prepared.compiling[label] = time.perf_counter() - began
-        prepared.race.add(label, calls)
     return prepared
 
 

@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from convpool import timing
+from convpool import timing, use_backend
 from mnistfast.config import TimeToOptions, TrainConfig
 from mnistfast.data.datasets import Dataset, Split, holdout, load
 from mnistfast.data.loader import DeviceData
 from mnistfast.engine.devices import choose_device, environment, use_threads
 from mnistfast.engine.recipe import built, learn
 from mnistfast.engine.trainer import predict
-from mnistfast.measure.forms import FORMS, FUSED
+from mnistfast.measure.forms import FORMS, FUSED, backend_for
 from mnistfast.models.zoo import check_images
 from mnistfast.report.page import percent
 from mnistfast.report.screen import Screen
@@ -184,7 +184,8 @@ def _run(entrant: Entrant, seed: int, train: Split, scored: Split, classes: int,
     model = FORMS[entrant.form](fused)
     gc.collect()  # what earlier runs left behind is not collected at this one's cost
     start = _now(device)
-    learnt = learn(model, train, config)
+    with use_backend(backend_for(device)):
+        learnt = learn(model, train, config)
     end = _now(device)
     logits, labels = predict(learnt.model, DeviceData(scored, device, learnt.mean, learnt.std))
     accuracy = (logits.argmax(1) == labels).double().mean().item()

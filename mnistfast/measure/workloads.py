@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convpool import parity, timing
+from convpool import parity, timing, use_backend
 from convpool.cases import CASES, Case, by_name
 from convpool.fusion.memory import kept_bytes
 from convpool.roofline import Work, work
@@ -26,11 +26,10 @@ from mnistfast.data.datasets import Split, channel_stats, load
 from mnistfast.data.loader import DeviceData
 from mnistfast.engine.recipe import built, learn
 from mnistfast.engine.trainer import make_optimizer
-from mnistfast.measure.forms import FORMS, FUSED, FUSED_LAST
+from mnistfast.measure.forms import FORMS, FUSED, FUSED_LAST, backend_for
 
 Form = TypeVar("Form")
 
-BACKEND = {"cpu": "auto", "cuda": "triton"}  # by device type; `auto` still leaves GPUs to torch
 KEPT_BY = (FUSED, "eager")  # whose bytes kept between forward and backward are counted
 LAYERS = (  # the small networks' own, then a deep one, a strided one with overlapping windows
     *("cnn-1", "cnn-2", "lenet5-1", "lenet5-2", "fast-1", "fast-2", "cifar-1"),
@@ -50,12 +49,16 @@ class Workload(ABC, Generic[Form]):
         name: within its group.
         device: where it happens.
         least_rounds: rounds that a median needs; fewer where one takes seconds.
+        worth_compiling: whether torch.compile takes part unless everything is asked for.
+        replayable: whether its calls can be recorded as a graph on a GPU: not where an optimiser counts its steps.
     """
 
     group: str
     name: str
     device: torch.device
     least_rounds = 7
+    worth_compiling = True
+    replayable = True
 
     @abstractmethod
     def forms(self) -> dict[str, Form]:
@@ -100,6 +103,10 @@ class Layer(Workload[Candidate]):
         return self.case.name
 
     @property
+    def worth_compiling(self) -> bool:  # type: ignore[override]
+        return not self.growth
+
+    @property
     def dx(self) -> bool:
         """Whether x needs a gradient: not where it is an image."""
         return self.case.in_channels > 3
@@ -110,7 +117,7 @@ class Layer(Workload[Candidate]):
         return parity.make_inputs(self.case, self.dtype, device=self.device)
 
     def forms(self) -> dict[str, Candidate]:
-        layer = timing.Through(BACKEND[self.device.type])
+        layer = timing.Through(backend_for(self.device))
         return {FUSED: (layer, "nchw"), FUSED_LAST: (layer, "channels_last"), **timing.PLAIN}
 
     def calls(self, form: Candidate) -> list[Call]:
@@ -120,7 +127,7 @@ class Layer(Workload[Candidate]):
         return timing.compiled(form[0], mode), form[1]
 
     def facts(self) -> dict[str, Any]:
-        plan = timing.explained(self.inputs, BACKEND[self.device.type])
+        plan = timing.explained(self.inputs, backend_for(self.device))
         facts: dict[str, Any] = {"x": self.case.x_shape, "weight": self.case.weight_shape, "plan": str(plan)}
         if self.backward:
             facts["kept_bytes"] = {name: self._kept(*self.forms()[name]) for name in KEPT_BY}
@@ -145,6 +152,7 @@ class Step(Workload[nn.Module]):
     model: str
     device: torch.device
     group = "training step"
+    replayable = False
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -161,12 +169,13 @@ class Step(Workload[nn.Module]):
 
     def calls(self, form: nn.Module) -> list[Call]:
         images, labels = self._batch()
-        check_model(form, self.oracle(), images, backward=True)
+        self.check(form, images, backward=True)
         optimizer = make_optimizer(self.config, form.parameters())
 
         def step() -> object:
             optimizer.zero_grad()
-            loss = F.cross_entropy(form(images), labels, label_smoothing=self.config.label_smoothing)
+            with use_backend(self.backend):
+                loss = F.cross_entropy(form(images), labels, label_smoothing=self.config.label_smoothing)
             loss.backward()
             optimizer.step()
             return loss
@@ -182,8 +191,16 @@ class Step(Workload[nn.Module]):
         kept = {name: kept_bytes(forms[name], images, ignore=forms[name].parameters()) for name in KEPT_BY}
         return {"batch": self.config.batch_size, "kept_bytes": kept}
 
-    def oracle(self) -> nn.Module:
-        return FORMS["eager"](built(self.config, 10, self.device)).double()
+    @property
+    def backend(self) -> str:
+        """Whom the fused layers are computed by."""
+        return backend_for(self.device)
+
+    def check(self, form: nn.Module, images: Tensor, *, backward: bool) -> None:
+        """Holds `form` against the model on torch's layers in float64. Raises ParityError."""
+        oracle = FORMS["eager"](built(self.config, 10, self.device)).double()
+        with use_backend(self.backend):
+            check_model(form, oracle, images, backward=backward)
 
     def _batch(self) -> tuple[Tensor, Tensor]:
         return real_images(self.config.batch_size, self.device)
@@ -195,6 +212,7 @@ class Inference(Step):
 
     batch: int = 64
     group = "inference"
+    replayable = True
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -202,11 +220,11 @@ class Inference(Step):
 
     def calls(self, form: nn.Module) -> list[Call]:
         images, _ = real_images(self.batch, self.device)
-        check_model(form, self.oracle(), images, backward=False)
+        self.check(form, images, backward=False)
         form.eval()
 
         def infer() -> object:
-            with torch.inference_mode():
+            with torch.inference_mode(), use_backend(self.backend):
                 return form(images)
 
         return [infer]
@@ -227,13 +245,18 @@ class Epoch(Step):
         return f"{self.model}, {EPOCH_IMAGES:,} images"
 
     def calls(self, form: nn.Module) -> list[Call]:
-        check_model(form, self.oracle(), self._batch()[0], backward=True)
+        self.check(form, self._batch()[0], backward=True)
         sample = load("sample").train
         times = -(-EPOCH_IMAGES // len(sample.labels))
         images = np.tile(sample.images, (times, 1, 1, 1))[:EPOCH_IMAGES]
         train = Split(images, np.tile(sample.labels, times)[:EPOCH_IMAGES])
         config = replace(self.config, epochs=1)
-        return [lambda: learn(form, train, config)]
+
+        def epoch() -> object:
+            with use_backend(self.backend):
+                return learn(form, train, config)
+
+        return [epoch]
 
 
 def workloads(device: torch.device, *, everything: bool = False) -> list[Workload[Any]]:

@@ -6,7 +6,7 @@ import torch
 from convpool.timing import ParityError
 from mnistfast.measure import workloads
 from mnistfast.measure.forms import FORMS, FUSED
-from mnistfast.measure.workloads import Inference, Step, check_model, real_images
+from mnistfast.measure.workloads import Inference, Step, real_images
 
 CPU = torch.device("cpu")
 
@@ -33,12 +33,12 @@ def test_a_model_that_computes_something_else_is_refused(backward):
     images, _ = real_images(8, CPU)
     for name, form in step.forms().items():
         before = [weight.clone() for weight in form.parameters()]
-        check_model(form, step.oracle(), images, backward=backward)
+        step.check(form, images, backward=backward)
         assert all(torch.equal(a, b) for a, b in zip(before, form.parameters(), strict=True)), name
     wrong = step.forms()[FUSED]
     wrong.features[1].register_forward_hook(lambda module, inputs, y: y + (y > y.mean()).float())
     with pytest.raises(ParityError, match="wrong logits"):
-        check_model(wrong, step.oracle(), images, backward=backward)
+        step.check(wrong, images, backward=backward)
 
 
 def test_a_wrong_gradient_is_refused():
@@ -46,7 +46,7 @@ def test_a_wrong_gradient_is_refused():
     wrong = step.forms()[FUSED]
     wrong.features[0].weight.register_hook(lambda gradient: gradient + 1)
     with pytest.raises(ParityError, match=r"wrong features\.0\.weight"):
-        check_model(wrong, step.oracle(), real_images(8, CPU)[0], backward=True)
+        step.check(wrong, real_images(8, CPU)[0], backward=True)
 
 
 def test_steps_learn_and_inference_does_not():
