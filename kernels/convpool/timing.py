@@ -12,14 +12,14 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
-from typing import Any, TypeAlias
+from functools import cache
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from convpool import eager, planning
-from convpool.functional import conv_relu_max_pool2d, explain
+from convpool.functional import conv_relu_max_pool2d
 from convpool.geometry import Settings
 from convpool.layout import memory_format
 from convpool.parity import Inputs, Layer, Layout, check, check_layer
@@ -240,34 +240,34 @@ def _call(layer: Layer, inputs: Inputs, dx: bool, backward: bool) -> Call:
 
 @dataclass(frozen=True)
 class Through:
-    """The layer by a backend, or by whom `auto` chooses."""
+    """The layer by a backend, or by whom `auto` chooses: called as a module calls the op, with no context around it."""
 
     backend: str
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None, s: Settings) -> Tensor:
-        with planning.use_backend(self.backend):
-            return conv_relu_max_pool2d(x, weight, bias, **_options(s))
+        if self.backend != "auto" and planning.requested_backend() != self.backend:
+            with planning.use_backend(self.backend):
+                return self(x, weight, bias, s)
+        return conv_relu_max_pool2d(
+            x,
+            weight,
+            bias,
+            s.stride,
+            (s.padding[0], s.padding[2]) if s.symmetric_padding else "same",
+            s.dilation,
+            s.groups,
+            pool_kernel_size=s.pool_kernel,
+            pool_stride=s.pool_stride,
+            pool_padding=s.pool_padding,
+            pool_dilation=s.pool_dilation,
+            ceil_mode=s.ceil_mode,
+        )
 
 
 def explained(inputs: Inputs, backend: str) -> Plan:
     """Who computes the layer when asked by the name of a backend or `auto`, and why."""
-    with planning.use_backend(backend):
-        return explain(inputs.x, inputs.weight, inputs.bias, **_options(inputs.settings))
-
-
-@lru_cache
-def _options(s: Settings) -> dict[str, Any]:
-    return {
-        "stride": s.stride,
-        "padding": (s.padding[0], s.padding[2]) if s.symmetric_padding else "same",
-        "dilation": s.dilation,
-        "groups": s.groups,
-        "pool_kernel_size": s.pool_kernel,
-        "pool_stride": s.pool_stride,
-        "pool_padding": s.pool_padding,
-        "pool_dilation": s.pool_dilation,
-        "ceil_mode": s.ceil_mode,
-    }
+    x, weight = inputs.x, inputs.weight
+    return planning.choose(tuple(x.shape), tuple(weight.shape), inputs.settings, x.dtype, x.device, backend)[1]
 
 
 def in_layout(inputs: Inputs, layout: Layout) -> Inputs:
