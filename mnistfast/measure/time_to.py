@@ -165,8 +165,11 @@ def race(
         DivergedError: a training's loss is no longer a finite number.
     """
     noise = Split(np.random.default_rng(0).integers(0, 256, train.images.shape, np.uint8), train.labels)
+    part = Split(
+        noise.images[:1000], noise.labels[:1000]
+    )  # to score: nothing looks at `scored` but the runs that count
     for entrant in entrants:
-        entrant.first = _run(entrant, 0, noise, scored, classes, device).seconds
+        entrant.first = _run(entrant, 0, noise, part, classes, device).seconds
     order = list(entrants)
     for seed in range(seeds):
         for entrant in order:
