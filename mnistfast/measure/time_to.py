@@ -165,8 +165,10 @@ def race(
         DivergedError: a training's loss is no longer a finite number.
     """
     noise = Split(np.random.default_rng(0).integers(0, 256, train.images.shape, np.uint8), train.labels)
+    # Nothing looks at `scored` but the runs that count.
+    unscored = Split(noise.images[:1000], noise.labels[:1000])
     for entrant in entrants:
-        entrant.first = _run(entrant, 0, noise, scored, classes, device).seconds
+        entrant.first = _run(entrant, 0, noise, unscored, classes, device).seconds
     order = list(entrants)
     for seed in range(seeds):
         for entrant in order:

@@ -35,7 +35,7 @@ def test_unknown_command(capsys):
     assert "unknown command 'trian' (did you mean 'train'?)" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("module", ["mnistfast.__main__", "mnistfast.train", "mnistfast.evaluate"])
+@pytest.mark.parametrize("module", ["mnistfast.__main__", "mnistfast.train", "mnistfast.evaluate", "mnistfast.bench"])
 def test_as_a_module(module, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [module, "--help"])
     monkeypatch.delitem(sys.modules, module, raising=False)
