@@ -114,10 +114,16 @@ def test_nothing_is_left_to_learn_from(finished, tiny, write_images, tmp_path, c
     assert "all training images of known are in the source's test set" in capsys.readouterr().err
 
 
-def test_replayed_images_are_those_allowed(finished, tiny):
-    run = prepared(finished, tiny, {"classes": "5,6,7", "replay": f"{tiny}:0.5"})
+def test_replayed_images_are_those_allowed(finished, tiny, write_images, tmp_path):
+    """None of a test set, old or new, even where the old training images hold some."""
+    split, known = load(str(tiny)).train, load(str(tiny)).test
+    images, labels = np.concatenate([split.images, known.images]), np.concatenate([split.labels, known.labels])
+    leaky = write_images(tmp_path / "old", images[:, 0], labels, known.images[:30, 0], known.labels[:30])
+    run = prepared(finished, tiny, {"classes": "5,6,7", "replay": f"{leaky}:1"})
     replay = run.trainer.replay
-    assert (len(replay.data), replay.head) == (100, 1)
+    assert replay.head == 1
+    forbidden_count = len({image.tobytes() for image in [*known.images[:30], *run.dataset.test.images]})
+    assert len(replay.data) == 250 - forbidden_count
     old = run.source.old
     forbidden = {image.tobytes() for split in (old.test, run.dataset.test) for image in split.images}
     assert not forbidden & {image.numpy().tobytes() for image in replay.data._images}
