@@ -244,7 +244,7 @@ class Epoch(Step):
     def name(self) -> str:  # type: ignore[override]
         return f"{self.model}, {EPOCH_IMAGES:,} images"
 
-    def calls(self, form: nn.Module) -> list[Call]:
+    def calls(self, form: Any) -> list[Call]:
         self.check(form, self._batch()[0], backward=True)
         sample = load("sample").train
         times = -(-EPOCH_IMAGES // len(sample.labels))
