@@ -49,7 +49,8 @@ class OutputBand {
             images.begin * p.y_stride[BATCH] + group * p.out_channels * p.y_stride[CHANNEL] + rows.begin * p.y_stride[HEIGHT];
         final_y_ = y + offset;
         final_code_ = code ? code + offset : nullptr;
-        in_place_ = p.y_stride[CHANNEL] == 1;
+        // A plane of one element has unit strides in either format: only the images tell them apart.
+        in_place_ = p.y_stride[CHANNEL] == 1 && (images_ == 1 || p.y_stride[BATCH] == windows_ * p.y_stride[WIDTH]);
         if (in_place_) {
             y_ = final_y_, code_ = final_code_, step_ = p.y_stride[WIDTH];
         } else {
