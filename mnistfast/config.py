@@ -438,7 +438,9 @@ class TimeToOptions(ScreenOptions):
     against: str | None = _option(None, "network whose preset is timed beside it, in the same run")
     target: float = _option(99.0, "mean accuracy to reach, in percent")
     seeds: int = _option(5, "trainings of each recipe in each form")
-    fused_only: bool = _option(False, "leave out the same recipe on torch's own layers")
+    forms: str = _option(
+        "all", "all; channels_last, of torch's own layers in that form only; or fused, of none of them"
+    )
     validate: bool = _option(False, "hold training images out and judge by these: the test images are not looked at")
     data: str | None = _option(None, "name or path of the data; default: mnist where it can be had, else the sample")
     out: str | None = _option(None, "folder for time_to.json; default: nothing is written")
@@ -449,6 +451,7 @@ class TimeToOptions(ScreenOptions):
     def __post_init__(self) -> None:
         _one_of("model", self.model, PRESETS)
         _one_of("against", self.against or self.model, PRESETS)
+        _one_of("forms", self.forms, ("all", "channels_last", "fused"))
         _require("target", self.target, lambda value: 0 < value <= 100, "above 0 and at most 100")
         for name in ("seeds", "threads"):
             _require(name, getattr(self, name), lambda value: value is None or value >= 1, "at least 1")

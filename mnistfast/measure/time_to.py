@@ -112,8 +112,8 @@ def time_to(options: TimeToOptions, command: str, screen: Screen) -> dict[str, A
         screen.say(dataset.notice)
     train, scored = _splits(dataset, validate=options.validate)
     models = dict.fromkeys([options.model, *([options.against] if options.against else [])])
-    forms = [FUSED] if options.fused_only else [FUSED, *timing.PLAIN]
-    entrants = [Entrant(model, form) for model in models for form in forms]
+    plain = {"all": tuple(timing.PLAIN), "channels_last": ("eager, channels_last",), "fused": ()}[options.forms]
+    entrants = [Entrant(model, form) for model in models for form in (FUSED, *plain)]
     on = "held-out training" if options.validate else "test"
     judged = f"{len(scored.labels):,} {on} images of {dataset.name}"
     screen.say(f"{timing.setting(device)}\n{len(train.labels):,} training images, judged by {judged}")

@@ -47,7 +47,7 @@ def test_validation_never_looks_at_the_test_images(tiny, learns, monkeypatch):
     data = load(str(tiny))
     data.test.images[:] = 0
     monkeypatch.setattr(time_to, "load", lambda *_, **__: data)
-    options = TimeToOptions(model="lenet5", seeds=1, validate=True, fused_only=True)
+    options = TimeToOptions(model="lenet5", seeds=1, validate=True, forms="fused")
     result = time_to.time_to(options, "again", Screen(quiet=True))
     assert result["judged_by"].startswith("33 held-out training images")
     assert result["training_images"] == 167
