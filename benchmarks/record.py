@@ -17,7 +17,8 @@ import torch
 from readme_table import README, RESULTS, ROOT, written
 
 SPEEDS = ("--seconds", "3")
-TIME_TO = "--model speedrun --against fast --data mnist --target 99 --seeds 20 --forms channels_last".split()
+TIME_TO = ("--model", "speedrun", "--against", "fast", "--data", "mnist")
+TIME_TO += ("--target", "99", "--seeds", "20", "--forms", "channels_last")
 SHORT_SPEEDS = ("--seconds", "0.01", "--no-compile", "--only", "lenet5-")
 SHORT_TIME_TO = ("--model", "lenet5", "--data", "sample", "--target", "90", "--seeds", "1", "--forms", "fused")
 
