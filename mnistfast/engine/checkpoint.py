@@ -100,8 +100,7 @@ class CheckpointInfo:
         names = [self.classes, *(head.classes for head in self.old_heads)]
         for name, right in (
             ("model", isinstance(self.model, str)),
-            ("arguments", isinstance(self.arguments, dict)),
-            ("arguments", isinstance(self.arguments.get("old_classes", []), list)),
+            ("arguments", isinstance(self.arguments, dict) and isinstance(self.arguments.get("old_classes", []), list)),
             ("classes", all(some and all(isinstance(name, str) for name in some) for some in names)),
             ("input_size", sizes == [True] * 3),
             ("mean, std or temperature", all(math.isfinite(number) for number in numbers)),

@@ -105,7 +105,8 @@ good = (folder / "good.safetensors").read_bytes()
 length = struct.unpack("<Q", good[:8])[0]
 ODD = [None, True, -1, 0, 1, 10**9, 10**400, 1e308, float("nan"), float("inf"), "", "x", "lenet5", "cnn1", [], [[]], {},
        [0], [1, 28, 28], [3, 32, 32], [1.5, 28, 28], ["a"] * 10, ["a"] * 100_000, {"classes": 10}, {"classes": 10**7},
-       {"classes": "10"}, {"classes": 10, "dropout": 7}, {"classes": 10, "dropout": None}, {"classes": 10, "x": 1}]
+       {"classes": "10"}, {"classes": 10, "dropout": 7}, {"classes": 10, "dropout": None}, {"classes": 10, "x": 1},
+       {"classes": 10, "dropout": 0.0, "old_classes": [10]}, {"classes": 10, "old_classes": 5}]
 
 def with_odd_header():
     header = json.loads(good[8:8 + length])

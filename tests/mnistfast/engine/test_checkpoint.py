@@ -113,7 +113,17 @@ def test_newer_format(saved):
         load_checkpoint(saved[0])
 
 
-@pytest.mark.parametrize("changes", [{"format_version": None}, {"mean": None}, {"mean": "1"}, {"classes": "["}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"format_version": None},
+        {"mean": None},
+        {"mean": "1"},
+        {"classes": "["},
+        {"arguments": "0.5"},
+        {"arguments": '{"classes": 10, "old_classes": 5}'},
+    ],
+)
 def test_foreign_header(saved, changes):
     rewrite_header(saved[0], **changes)
     with pytest.raises(CheckpointError, match="is no checkpoint of mnistfast"):
