@@ -11,8 +11,18 @@ SOURCES = "kernels/convpool/cpu/src"
 FLAGS = ["-std=c++17", "-O3", "-g0", "-fopenmp", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti"]
 FLAGS += ["-Wall", "-Wextra", "-Wno-maybe-uninitialized"]  # GCC 12 sees that in its own AVX-512 header
 INSTRUCTION_SETS = {
-    "avx512": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mpopcnt", "-mprefer-vector-width=512"],
-    "avx2": ["-mavx2", "-mfma", "-mpopcnt"],
+    "avx512": [
+        "-mavx512f",
+        "-mavx512bw",
+        "-mavx512vl",
+        "-mavx512dq",
+        "-mfma",
+        "-mpopcnt",
+        "-mbmi",
+        "-mbmi2",
+        "-mprefer-vector-width=512",
+    ],
+    "avx2": ["-mavx2", "-mfma", "-mpopcnt", "-mbmi", "-mbmi2"],
 }
 
 

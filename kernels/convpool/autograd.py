@@ -7,14 +7,12 @@ work.
 
 import inspect
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.nn import Parameter
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from torch.utils.flop_counter import register_flop_formula  # 0.15 s of import; but unregistered operators count 0
 
 from convpool import planning
@@ -25,7 +23,7 @@ from convpool.torch_ops import winner_values
 
 Size: TypeAlias = Sequence[int]  # height and width of x
 
-_PLAIN_TYPES = {Tensor, Parameter, type(None)}
+_PLAIN_TYPES = {Tensor, Parameter}
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
 
 _library = torch.library.Library("convpool", "DEF")
@@ -43,16 +41,30 @@ _forward = torch.ops.convpool.conv_relu_max_pool2d.default
 _backward = torch.ops.convpool.conv_relu_max_pool2d_backward.default
 
 
-def apply(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, plan: Plan) -> Tensor:
-    """y of a checked, batched call; winners are kept only where a gradient can be asked for."""
-    differentiable = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))
-    if _eager(x, weight, bias):
+def apply(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, plan: Plan, unseen: bool) -> Tensor:
+    """y of a checked, batched call; winners are kept only where a gradient can be asked for. `unseen`: by `unseen`."""
+    needed = x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+    differentiable = needed and torch.is_grad_enabled()
+    if unseen:
         if differentiable:
             return EagerConvReLUMaxPool2d.apply(x, weight, bias, geometry, plan)
         return _compute_forward(x, weight, bias, geometry, plan, False)[0]
     if differentiable:
         return ConvReLUMaxPool2dFunction.apply(x, weight, bias, geometry.settings, plan.backend)[0]
     return _forward(x, weight, bias, geometry.settings.pack(), plan.backend, False)[0]
+
+
+def unseen(*tensors: Tensor) -> bool:
+    """Whether nothing has to see the operators: no compiler, no `torch.func`, no dispatch mode, no tensor subclass."""
+    if not _PLAIN_TYPES.issuperset(map(type, tensors)):
+        return False
+    # What torch.jit.is_tracing and is_in_torch_dispatch_mode come to, without a Python function each.
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._is_tracing()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack()
+    )
 
 
 class ConvReLUMaxPool2dFunction(Function):
@@ -104,24 +116,17 @@ class EagerConvReLUMaxPool2d(Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None) -> tuple[Tensor | None, ...]:
-        needs = ctx.needs_input_grad[:3]
         if dy is None:
             return None, None, None, None, None
+        needs = ctx.needs_input_grad[:3]
         x, weight, code = ctx.saved_tensors
         g: Geometry = ctx.geometry
-        if torch.is_grad_enabled() or not _eager(dy, code, x, weight):
+        if torch.is_grad_enabled() or not unseen(dy):
             size = g.height, g.width
-            return *_gradients(dy, code, x, weight, size, g.settings, ctx.plan.backend, needs), None, None
-        return *_needed(_compute_backward(dy, code, x, weight, g, ctx.plan, needs), needs), None, None
-
-
-def _eager(*tensors: Tensor | None) -> bool:
-    """Whether nothing has to see the operators: no compiler, no `torch.func`, no dispatch mode, no tensor subclass."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
-        return False
-    if is_in_torch_dispatch_mode():
-        return False
-    return _PLAIN_TYPES.issuperset(map(type, tensors))
+            grads = _gradients(dy, code, x, weight, size, g.settings, ctx.plan.backend, needs)
+        else:
+            grads = _needed(_compute_backward(dy, code, x, weight, g, ctx.plan, needs), needs)
+        return *grads, None, None
 
 
 class ConvReLUMaxPool2dBackward(Function):
@@ -193,8 +198,9 @@ def _gradients(
     return _needed(grads, needs)
 
 
-def _needed(grads: tuple[Tensor, ...], needs: Needs) -> tuple[Tensor | None, ...]:
-    return tuple(grad if needed else None for grad, needed in zip(grads, needs, strict=True))
+def _needed(grads: tuple[Tensor, Tensor, Tensor], needs: Needs) -> tuple[Tensor | None, ...]:
+    dx, dw, db = grads
+    return dx if needs[0] else None, dw if needs[1] else None, db if needs[2] else None
 
 
 def _geometry(code: Tensor, weight: Tensor, size: Size, settings: Settings) -> Geometry:
@@ -205,27 +211,27 @@ def _x_shape(code: Tensor, weight: Tensor, size: Size, settings: Settings) -> tu
     return code.shape[0], weight.shape[1] * settings.groups, *size
 
 
-def _without_autocast(device_type: str) -> AbstractContextManager[object]:
-    """The arguments already have the type to compute in; kernels built on torch's ops must not be cast again."""
-    if torch.is_autocast_enabled(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return nullcontext()
-
-
 def _compute_forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, plan: Plan, with_code: bool
 ) -> tuple[Tensor, Tensor]:
-    with _without_autocast(x.device.type):
-        return planning.backend(plan.backend).forward(x, weight, bias, geometry, plan, with_code)
+    device_type = weight.device.type
+    if torch.is_autocast_enabled(device_type):
+        with torch.autocast(device_type, enabled=False):  # the arguments already have the type to compute in
+            return _compute_forward(x, weight, bias, geometry, plan, with_code)
+    return planning.backend(plan.backend).forward(x, weight, bias, geometry, plan, with_code)
 
 
 def _compute_backward(
     dy: Tensor, code: Tensor, x: Tensor | None, weight: Tensor, geometry: Geometry, plan: Plan, needs: Needs
 ) -> tuple[Tensor, Tensor, Tensor]:
-    layout = torch.channels_last if has_channels_last_strides(code) else torch.contiguous_format
-    with _without_autocast(weight.device.type):
+    device_type = weight.device.type
+    if torch.is_autocast_enabled(device_type):
+        with torch.autocast(device_type, enabled=False):
+            return _compute_backward(dy, code, x, weight, geometry, plan, needs)
+    if dy.stride() != code.stride():
+        layout = torch.channels_last if has_channels_last_strides(code) else torch.contiguous_format
         dy = dy.contiguous(memory_format=layout)
-        return planning.backend(plan.backend).backward(dy, code, x, weight, geometry, plan, needs)
+    return planning.backend(plan.backend).backward(dy, code, x, weight, geometry, plan, needs)
 
 
 @torch.library.impl(_library, "conv_relu_max_pool2d", "CompositeExplicitAutograd")

@@ -1,7 +1,8 @@
 """`conv_relu_max_pool2d`: checks the arguments, asks for a plan, and runs it."""
 
-from functools import lru_cache
-from typing import Any, NamedTuple
+import inspect
+from functools import cache, lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,27 +47,33 @@ def conv_relu_max_pool2d(
         ValueError: shapes, devices or values do not fit; the message names the argument, its value and what is allowed.
         RuntimeError: a backend named by `use_backend` or CONVPOOL_BACKEND cannot serve the call.
     """
-    options: dict[str, Any] = {
-        "stride": stride,
-        "padding": padding,
-        "dilation": dilation,
-        "groups": groups,
-        "pool_kernel_size": pool_kernel_size,
-        "pool_stride": pool_stride,
-        "pool_padding": pool_padding,
-        "pool_dilation": pool_dilation,
-        "ceil_mode": ceil_mode,
-    }
+    options = (
+        stride,
+        padding,
+        dilation,
+        groups,
+        pool_kernel_size,
+        pool_stride,
+        pool_padding,
+        pool_dilation,
+        ceil_mode,
+    )
     tensors = (x, weight) if bias is None else (x, weight, bias)
     if has_torch_function(tensors):
-        return handle_torch_function(conv_relu_max_pool2d, tensors, x, weight, bias, **options)
-    x, weight, bias, geometry, plan = _prepare(x, weight, bias, options)
+        named: dict[str, Any] = dict(zip(_OPTIONS, options, strict=True))
+        return handle_torch_function(conv_relu_max_pool2d, tensors, x, weight, bias, **named)
+    unseen = autograd.unseen(*tensors)
+    x, weight, bias, geometry, plan = _prepare(x, weight, bias, options, unseen)
     batched = x if x.dim() == 4 else x.unsqueeze(0)
     if plan.plan == "plain":
         y = eager.fastest(batched, weight, bias, geometry.settings)
     else:
-        y = autograd.apply(batched, weight, bias, geometry, plan)
+        y = autograd.apply(batched, weight, bias, geometry, plan, unseen)
     return y if x.dim() == 4 else y.squeeze(0)
+
+
+_SIGNATURE = inspect.signature(conv_relu_max_pool2d)
+_OPTIONS = tuple(_SIGNATURE.parameters)[3:]
 
 
 def explain(x: Tensor, weight: Tensor, bias: Tensor | None = None, **options: Any) -> Plan:
@@ -74,61 +81,65 @@ def explain(x: Tensor, weight: Tensor, bias: Tensor | None = None, **options: An
 
     Takes the op's arguments (those after `bias` by name), computes nothing, and raises as the op does.
     """
-    return _prepare(x, weight, bias, options)[-1]
+    call = _SIGNATURE.bind(x, weight, bias, **options)
+    call.apply_defaults()
+    return _prepare(x, weight, bias, call.args[3:] + tuple(call.kwargs.values()), False)[-1]
 
 
 def _prepare(
-    x: Tensor, weight: Tensor, bias: Tensor | None, options: dict[str, Any]
+    x: Tensor, weight: Tensor, bias: Tensor | None, options: tuple[Any, ...], unseen: bool
 ) -> tuple[Tensor, Tensor, Tensor | None, Geometry, Plan]:
-    """The tensors, in autocast's type where that is on, and what is to be done with them."""
-    for name, tensor in (("x", x), ("weight", weight), ("bias", bias)):
-        if not isinstance(tensor, Tensor) and not (name == "bias" and tensor is None):
-            raise TypeError(f"{name} must be a Tensor, got {type(tensor).__name__}")
-    device_type = x.device.type
-    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+    """The tensors, in autocast's type where that is on, and what is to be done with them.
+
+    Python's share is most of a small layer's time, so what `autograd.unseen` rules out is not looked at again.
+    """
+    if not unseen:
+        _check_types(x, weight, bias)
+    device = x.device
+    if _autocasts(device.type) and torch.is_autocast_enabled(device.type):
         x, weight, bias = _autocast(x), _autocast(weight), None if bias is None else _autocast(bias)
     requested = planning.requested_backend()
-    if list in map(type, options.values()):
-        options = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+    if list in map(type, options):
+        options = tuple(tuple(value) if isinstance(value, list) else value for value in options)
     # The compiler sees no caches, and must see the comparisons of symbolic sizes that it has to guard on.
-    symbolic = torch.compiler.is_compiling() or any(type(n) is not int for n in x.shape)
+    symbolic = not unseen and (torch.compiler.is_compiling() or any(type(n) is not int for n in x.shape))
+    b = weight if bias is None else bias  # no bias, nothing to find wrong with it
     geometry, plan = (_decide if symbolic else _decide_once)(
-        _Seen.of(x), _Seen.of(weight), None if bias is None else _Seen.of(bias), requested, **options
+        (x.shape, weight.shape, None if bias is None else bias.shape),
+        (x.dtype, weight.dtype, b.dtype),
+        (device, weight.device, b.device),
+        requested,
+        options,
     )
-    obstacle = _obstacle(x, weight)
+    obstacle = _obstacle(x, weight, unseen)
     if obstacle and requested != "auto":
         raise RuntimeError(f"backend {requested!r} cannot serve this call: {obstacle}")
     return x, weight, bias, geometry, planning.plain(obstacle) if obstacle else plan
 
 
-class _Seen(NamedTuple):
-    """What decides about a tensor, whatever its values."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    device: torch.device
-
-    @classmethod
-    def of(cls, t: Tensor) -> "_Seen":
-        return cls(tuple(t.shape), t.dtype, t.device)
-
-
-def _decide(x: _Seen, weight: _Seen, bias: _Seen | None, requested: str, **options: Any) -> tuple[Geometry, Plan]:
-    """All that can be wrong with a call's shapes and options, then its sizes and plan."""
-    _check_shapes(x, weight, bias)
-    settings = make_settings(weight.shape[2:], **options)
-    _check_same("dtype", TypeError, x, weight, bias)
-    _check_same("device", ValueError, x, weight, bias)
-    batched = x.shape if len(x.shape) == 4 else (1, *x.shape)
-    return planning.choose(batched, weight.shape, settings, x.dtype, x.device, requested)
+def _decide(
+    shapes: tuple[torch.Size, torch.Size, torch.Size | None],
+    dtypes: tuple[torch.dtype, ...],
+    devices: tuple[torch.device, ...],
+    requested: str,
+    options: tuple[Any, ...],
+) -> tuple[Geometry, Plan]:
+    """All that can be wrong with x, weight and bias and the options, then the call's sizes and plan."""
+    x_shape, weight_shape = tuple(shapes[0]), tuple(shapes[1])
+    _check_shapes(x_shape, weight_shape, None if shapes[2] is None else tuple(shapes[2]))
+    settings = make_settings(weight_shape[2:], *options)
+    _check_same("dtype", TypeError, dtypes)
+    _check_same("device", ValueError, devices)
+    batched = x_shape if len(x_shape) == 4 else (1, *x_shape)
+    return planning.choose(batched, weight_shape, settings, dtypes[0], devices[0], requested)
 
 
 _decide_once = lru_cache(4096)(_decide)
 
 
-def _obstacle(x: Tensor, weight: Tensor) -> str | None:
+def _obstacle(x: Tensor, weight: Tensor, unseen: bool) -> str | None:
     """What keeps every backend from a call, whatever its geometry."""
-    for tensor in (x, weight):
+    for tensor in () if unseen else (x, weight):
         if is_traceable_wrapper_subclass(tensor):
             return f"no backend for tensors of type {type(tensor).__name__}"
     if forward_ad._current_level >= 0:
@@ -136,20 +147,28 @@ def _obstacle(x: Tensor, weight: Tensor) -> str | None:
     return None
 
 
-def _check_shapes(x: _Seen, weight: _Seen, bias: _Seen | None) -> None:
-    if len(x.shape) not in (3, 4):
-        raise ValueError(f"x must be (N, C, H, W) or (C, H, W), got shape {x.shape}")
-    if len(weight.shape) != 4:
-        raise ValueError(f"weight must be (C_out, C_in / groups, kH, kW), got shape {weight.shape}")
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"bias must have shape ({weight.shape[0]},) to go with weight, got {bias.shape}")
+def _check_types(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    for name, tensor in (("x", x), ("weight", weight), ("bias", bias)):
+        if not isinstance(tensor, Tensor) and not (name == "bias" and tensor is None):
+            raise TypeError(f"{name} must be a Tensor, got {type(tensor).__name__}")
 
 
-def _check_same(attribute: str, error: type[Exception], x: _Seen, weight: _Seen, bias: _Seen | None) -> None:
-    expected = getattr(x, attribute)
-    for name, seen in (("weight", weight), ("bias", bias)):
-        if seen is not None and getattr(seen, attribute) != expected:
-            raise error(f"{name} must have the {attribute} of x, {expected}, got {getattr(seen, attribute)}")
+def _check_shapes(x: tuple[int, ...], weight: tuple[int, ...], bias: tuple[int, ...] | None) -> None:
+    if len(x) not in (3, 4):
+        raise ValueError(f"x must be (N, C, H, W) or (C, H, W), got shape {x}")
+    if len(weight) != 4:
+        raise ValueError(f"weight must be (C_out, C_in / groups, kH, kW), got shape {weight}")
+    if bias is not None and bias != weight[:1]:
+        raise ValueError(f"bias must have shape ({weight[0]},) to go with weight, got {bias}")
+
+
+def _check_same(attribute: str, error: type[Exception], found: tuple[object, ...]) -> None:
+    for name, value in zip(("weight", "bias"), found[1:], strict=True):
+        if value != found[0]:
+            raise error(f"{name} must have the {attribute} of x, {found[0]}, got {value}")
+
+
+_autocasts = cache(torch.amp.is_autocast_available)  # by device type
 
 
 def _autocast(t: Tensor) -> Tensor:

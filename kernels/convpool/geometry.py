@@ -1,7 +1,6 @@
 """Every size and offset of one call, computed and refused in one place."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 Pair: TypeAlias = tuple[int, int]
@@ -58,8 +57,7 @@ class Settings(NamedTuple):
         return top == bottom and left == right
 
 
-@dataclass(frozen=True)
-class Geometry:
+class Geometry(NamedTuple):
     """Sizes of `max_pool2d(relu(conv2d(x, weight)))`; every entry a plain int.
 
     Shapes: x (batch, in_channels, height, width), weight (out_channels, in_channels / groups, *kernel),
@@ -143,7 +141,6 @@ class Geometry:
 
 def make_settings(
     kernel: tuple[int, ...],
-    *,
     stride: int | Pair = 1,
     padding: int | Pair | str = 0,
     dilation: int | Pair = 1,

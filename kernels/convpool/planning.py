@@ -34,6 +34,8 @@ def _triton() -> Backend:
 _BACKENDS: dict[str, Callable[[], Backend]] = {"cpu": _cpu, "triton": _triton, "reference": _reference}
 _AUTO: dict[str, tuple[str, ...]] = {"cpu": ("cpu",), "cuda": ("triton",)}  # by device type: whom `auto` asks
 
+# Read at import: to look for an absent name in os.environ takes as long as all other checks of a call together.
+_DEFAULT = os.environ.get("CONVPOOL_BACKEND") or "auto"
 _chosen: ContextVar[str | None] = ContextVar("convpool_backend", default=None)
 
 
@@ -42,7 +44,8 @@ def use_backend(name: str) -> Iterator[None]:
     """Compute the calls made inside by the backend `name`; a call it cannot serve raises.
 
     The choice belongs to the current thread or task. A forward's choice holds for its backward, wherever that runs.
-    Outside, the environment variable CONVPOOL_BACKEND names the backend; without it the choice is "auto".
+    Outside, the environment variable CONVPOOL_BACKEND, as it was at import, names the backend; without it the choice
+    is "auto".
 
     Raises:
         ValueError: `name` is not "auto" or a backend's name.
@@ -56,7 +59,7 @@ def use_backend(name: str) -> Iterator[None]:
 
 def requested_backend() -> str:
     """The name in force: `use_backend`'s, else CONVPOOL_BACKEND's, else "auto"."""
-    return _chosen.get() or _check_name(os.environ.get("CONVPOOL_BACKEND") or "auto", "CONVPOOL_BACKEND")
+    return _chosen.get() or _check_name(_DEFAULT, "CONVPOOL_BACKEND")
 
 
 if torch.__version__ < "2.14":  # its compiler cannot trace ContextVar.get: the choice at compile time then holds

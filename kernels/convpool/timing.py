@@ -7,6 +7,7 @@ them, over enough copies of the inputs that none is found in the cache.
 
 import ctypes
 import platform
+import random
 import statistics
 import sys
 import time
@@ -73,6 +74,7 @@ class Race:
             replay: on a GPU, time the replay of a graph of the calls, not the calls with what Python spends on them.
         """
         self._device, self._replay = device, replay
+        self._random = random.Random(0)
         self._blocks: dict[str, Block] = {}
         self.samples: dict[str, list[float]] = {}
         for name, sequence in calls.items():
@@ -85,7 +87,6 @@ class Race:
         else:
             self._blocks[name] = _called_block(calls, self._device)
         self.samples = {name: [] for name in self._blocks}
-        self._order = list(self._blocks)
 
     def calls(self, name: str) -> int:
         """How many calls one turn of the candidate makes."""
@@ -101,10 +102,9 @@ class Race:
 
     def others(self, name: str) -> None:
         """Run a block of every candidate but this one."""
-        for other in self._order:
+        for other in self._shuffled():
             if other != name:
                 self.turn(other)
-        self._order.append(self._order.pop(0))  # nobody always follows the same neighbour's caches
 
     def rounds(self, seconds: float, least: int = _LEAST_ROUNDS) -> int:
         """How many rounds fill this time, as far as the warm-up tells."""
@@ -112,11 +112,14 @@ class Race:
 
     def run(self, seconds: float, least: int = _LEAST_ROUNDS) -> dict[str, Timing]:
         """Go round for this long, `least` rounds at least, and sum up."""
-        first, *_ = self._blocks
         for _ in range(self.rounds(seconds, least)):
-            self.others(first)
-            self.turn(first)
+            for name in self._shuffled():
+                self.turn(name)
         return self.timings()
+
+    def _shuffled(self) -> list[str]:
+        """The candidates in a new order: nobody always finds the caches as the same neighbour left them."""
+        return self._random.sample(list(self._blocks), len(self._blocks))
 
     def timings(self) -> dict[str, Timing]:
         """What the rounds so far come to."""

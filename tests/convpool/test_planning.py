@@ -1,5 +1,6 @@
 """Who computes: names, the environment, contexts, and the words of explain."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -48,13 +49,18 @@ def test_unprofitable_plans_are_left_to_those_who_ask(monkeypatch) -> None:
 
 
 def test_the_environment_names_the_default(monkeypatch) -> None:
-    monkeypatch.setenv("CONVPOOL_BACKEND", "reference")
+    monkeypatch.setattr(planning, "_DEFAULT", "reference")
     assert explain(X, WEIGHT).backend == "reference"
     with use_backend("auto"):
         assert explain(X, WEIGHT).backend != "reference"
-    monkeypatch.setenv("CONVPOOL_BACKEND", "cuddn")
-    with pytest.raises(ValueError, match=r"CONVPOOL_BACKEND must be one of auto, .*reference.*, got 'cuddn'"):
-        conv_relu_max_pool2d(X, WEIGHT)
+
+
+def test_the_environment_is_read_and_checked() -> None:
+    script = "import torch, convpool; convpool.conv_relu_max_pool2d(torch.ones(1, 1, 8, 8), torch.ones(2, 1, 3, 3))"
+    environment = os.environ | {"CONVPOOL_BACKEND": "cuddn"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    allowed = "auto, cpu, triton, reference"
+    assert done.stderr.endswith(f"ValueError: CONVPOOL_BACKEND must be one of {allowed}, got 'cuddn'\n")
 
 
 def test_unknown_names() -> None:

@@ -3,10 +3,11 @@
 import ctypes
 import os
 import warnings
+from collections.abc import Sequence
 from functools import cache, lru_cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,12 +17,13 @@ from convpool.geometry import MAX_WINDOW, Geometry
 from convpool.layout import new_code, new_gradients, new_output
 from convpool.protocol import Needs, Plan
 
+Strides: TypeAlias = tuple[int, ...]
+
 _INSTRUCTION_SETS = {"avx512": "AVX512", "avx2": "AVX2"}  # by what torch calls them; best first
 # More of them for each conv output: torch's convolution is no slower then, and its forms differ less by shape. Forward
 # passes, ratio to the best plain form, split and fused: 4,165 products 0.99 and 0.80; 2,009: 1.01 and 0.80; 1,960: 0.97
 # and 0.78; but 300: 0.94 and 0.86; 275: 1.09 and 1.22.
 _FUSED_PRODUCTS = 1500
-_NO_STRIDES = (0, 0, 0, 0)
 _MAX_ELEMENTS = 2**31 - 1  # of one image: a winner's place in it is a 32-bit offset
 
 
@@ -88,30 +90,21 @@ class NativeBackend:
     def forward(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, plan: Plan, with_code: bool
     ) -> tuple[Tensor, Tensor]:
-        y = new_output(x, weight, geometry)
-        code = new_code(y, with_code)
-        if y.numel() == 0:
+        call = _forward_call(geometry, x.stride(), weight.stride(), plan.kernel == "winograd", torch.get_num_threads())
+        y = x.new_empty_strided(*call.results[0])
+        code = x.new_empty_strided(*call.results[1], dtype=torch.uint8) if with_code else new_code(y, False)
+        if call.empty:
             return y, code
-        problem = _problem(
-            geometry,
-            x.stride(),
-            weight.stride(),
-            y.stride(),
-            _NO_STRIDES,
-            _NO_STRIDES,
-            torch.get_num_threads(),
-            plan.kernel == "winograd",
-        )
         winners = code.data_ptr() if with_code else None
         if plan.plan == "split":  # torch convolves best where channels are innermost, whatever format is asked for
             z = eager.conv(x.contiguous(memory_format=torch.channels_last), weight, bias, geometry.settings)
             z = z.contiguous(memory_format=torch.channels_last)
-            _library().convpool_pool(problem.address, z.data_ptr(), y.data_ptr(), winners)
+            _library().convpool_pool(call.problem, z.data_ptr(), y.data_ptr(), winners)
             return y, code
         if bias is not None:
             bias = bias.contiguous()
         _library().convpool_forward(
-            problem.address,
+            call.problem,
             x.data_ptr(),
             weight.data_ptr(),
             None if bias is None else bias.data_ptr(),
@@ -123,25 +116,20 @@ class NativeBackend:
     def backward(
         self, dy: Tensor, code: Tensor, x: Tensor | None, weight: Tensor, geometry: Geometry, plan: Plan, needs: Needs
     ) -> tuple[Tensor, Tensor, Tensor]:
-        dx, dw, db = new_gradients(code, weight, geometry, needs)
-        if code.numel() == 0:
+        x_stride = None if x is None else x.stride()
+        call = _backward_call(geometry, x_stride, weight.stride(), code.stride(), needs, torch.get_num_threads())
+        dx, dw, db = (weight.new_empty_strided(*layout) for layout in call.results)
+        if call.empty:
             return dx.zero_(), dw.zero_(), db.zero_()
-        problem = _problem(
-            geometry,
-            _NO_STRIDES if x is None else x.stride(),
-            weight.stride(),
-            code.stride(),
-            dx.stride() if needs[0] else _NO_STRIDES,
-            dw.stride() if needs[1] else _NO_STRIDES,
-            torch.get_num_threads(),
-        )
         _library().convpool_backward(
-            problem.address,
+            call.problem,
             x.data_ptr() if x is not None and needs[1] else None,
             weight.data_ptr(),
             dy.data_ptr(),
             code.data_ptr(),
-            *(grad.data_ptr() if needed else None for grad, needed in zip((dx, dw, db), needs, strict=True)),
+            dx.data_ptr() if needs[0] else None,
+            dw.data_ptr() if needs[1] else None,
+            db.data_ptr() if needs[2] else None,
         )
         return dx, dw, db
 
@@ -167,51 +155,70 @@ def _why_slow(g: Geometry) -> str:
     return ""
 
 
-class _Prepared:
-    """A filled `_Problem`, read by the library and changed by nobody, so that calls and threads can share it."""
+class _Call:
+    """What all calls of one geometry and one set of strides share; kept, because Python takes longer to work it out
+    than a kernel does for a small layer.
 
-    def __init__(self, problem: _Problem) -> None:
-        self.problem = problem
-        self.address = ctypes.addressof(problem)
+    Attributes:
+        problem: address of a filled `_Problem`, which the library reads and nobody changes, so that threads share it.
+        results: sizes and strides of the tensors to return.
+        empty: whether there is nothing to compute.
+    """
+
+    def __init__(self, problem: _Problem, results: Sequence[Tensor], empty: bool) -> None:
+        self._problem = problem
+        self.problem = ctypes.addressof(problem)
+        self.results = [(tuple(t.shape), t.stride()) for t in results]
+        self.empty = empty
 
 
 @lru_cache(4096)
-def _problem(
-    geometry: Geometry,
-    x_stride: tuple[int, ...],
-    w_stride: tuple[int, ...],
-    y_stride: tuple[int, ...],
-    dx_stride: tuple[int, ...],
-    dw_stride: tuple[int, ...],
-    threads: int,
-    winograd: bool = False,
-) -> _Prepared:
+def _forward_call(geometry: Geometry, x_stride: Strides, w_stride: Strides, winograd: bool, threads: int) -> _Call:
+    x = torch.empty_strided(geometry.x_shape, x_stride, device="meta")
+    weight = torch.empty_strided(geometry.weight_shape, w_stride, device="meta")
+    y = new_output(x, weight, geometry)
+    problem = _problem(geometry, threads, x=x_stride, w=w_stride, y=y.stride())
+    problem.winograd = winograd
+    return _Call(problem, (y, new_code(y, True)), y.numel() == 0)
+
+
+@lru_cache(4096)
+def _backward_call(
+    geometry: Geometry, x_stride: Strides | None, w_stride: Strides, y_stride: Strides, needs: Needs, threads: int
+) -> _Call:
+    code = torch.empty_strided(geometry.output_shape, y_stride, device="meta")
+    weight = torch.empty_strided(geometry.weight_shape, w_stride, device="meta")
+    dx, dw, db = new_gradients(code, weight, geometry, needs)
+    strides = {"w": w_stride, "y": y_stride}
+    if needs[0]:
+        strides["dx"] = dx.stride()
+    if needs[1]:
+        assert x_stride is not None
+        strides |= {"x": x_stride, "dw": dw.stride()}
+    return _Call(_problem(geometry, threads, **strides), (dx, dw, db), code.numel() == 0)
+
+
+def _problem(geometry: Geometry, threads: int, **strides: Strides) -> _Problem:
+    """Of the tensors named in `strides`; those of the others stay 0."""
     s = geometry.settings
-    return _Prepared(
-        _Problem(
-            geometry.batch,
-            s.groups,
-            geometry.group_channels,
-            geometry.out_channels // s.groups,
-            (geometry.height, geometry.width),
-            (geometry.conv_height, geometry.conv_width),
-            (geometry.pooled_height, geometry.pooled_width),
-            geometry.kernel,
-            s.stride,
-            (s.padding[0], s.padding[2]),
-            s.dilation,
-            s.pool_kernel,
-            s.pool_stride,
-            s.pool_padding,
-            s.pool_dilation,
-            x_stride,
-            w_stride,
-            y_stride,
-            dx_stride,
-            dw_stride,
-            threads,
-            winograd,
-        )
+    return _Problem(
+        batch=geometry.batch,
+        groups=s.groups,
+        in_channels=geometry.group_channels,
+        out_channels=geometry.out_channels // s.groups,
+        size=(geometry.height, geometry.width),
+        conv_size=(geometry.conv_height, geometry.conv_width),
+        pooled_size=(geometry.pooled_height, geometry.pooled_width),
+        kernel=geometry.kernel,
+        stride=s.stride,
+        padding=(s.padding[0], s.padding[2]),
+        dilation=s.dilation,
+        pool_kernel=s.pool_kernel,
+        pool_stride=s.pool_stride,
+        pool_padding=s.pool_padding,
+        pool_dilation=s.pool_dilation,
+        threads=threads,
+        **{f"{name}_stride": stride for name, stride in strides.items()},
     )
 
 

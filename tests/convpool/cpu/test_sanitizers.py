@@ -16,8 +16,8 @@ from convpool.protocol import Plan
 
 SOURCES = Path(native.__file__).parent / "src"
 FLAGS = {
-    "AVX512": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mpopcnt"],
-    "AVX2": ["-mavx2", "-mfma", "-mpopcnt"],
+    "AVX512": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mpopcnt", "-mbmi", "-mbmi2"],
+    "AVX2": ["-mavx2", "-mfma", "-mpopcnt", "-mbmi", "-mbmi2"],
 }
 
 
@@ -30,9 +30,10 @@ def problem(case: cases.Case, layout: Layout) -> str:
     y = new_output(inputs.x, inputs.weight, geometry)
     code = new_code(y, True)
     dx, dw, _ = new_gradients(code, inputs.weight, geometry, (True, True, True))
-    strides = (t.stride() for t in (inputs.x, inputs.weight, y, dx, dw))
-    prepared = native._problem(geometry, *strides, 1, plan.kernel == "winograd")
-    return " ".join(map(str, memoryview(prepared.problem).cast("B").cast("q")))
+    tensors = {"x": inputs.x, "w": inputs.weight, "y": y, "dx": dx, "dw": dw}
+    filled = native._problem(geometry, 1, **{name: tensor.stride() for name, tensor in tensors.items()})
+    filled.winograd = plan.kernel == "winograd"
+    return " ".join(map(str, memoryview(filled).cast("B").cast("q")))
 
 
 @pytest.mark.slow
