@@ -65,8 +65,7 @@ class ConvReLUMaxPool2d(nn.Conv2d):
         self.pool_dilation = pool_dilation
         self.ceil_mode = ceil_mode
         self.plain = False
-        options = _conv_options(self) | self._pool_options()
-        make_settings(self.kernel_size, **options)  # refuses here what no call could mean
+        make_settings(self.kernel_size, padding=self.padding, **self._options())  # type: ignore[arg-type]  # or refuses
 
     @classmethod
     def from_layers(cls, conv: nn.Conv2d, pool: nn.MaxPool2d) -> Self:
@@ -103,11 +102,25 @@ class ConvReLUMaxPool2d(nn.Conv2d):
         return layer.train(conv.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        x, options = conv_input(self, x)
-        options |= self._pool_options()
+        x, padding = padded_input(self, x)
+        weight, bias = self.weight, self.bias  # looked up once: nn.Module finds them by a function in Python
         if self.plain:
-            return eager.relu_then_pool(x, self.weight, self.bias, make_settings(self.kernel_size, **options))
-        return conv_relu_max_pool2d(x, self.weight, self.bias, **options)
+            settings = make_settings(self.kernel_size, padding=padding, **self._options())
+            return eager.relu_then_pool(x, weight, bias, settings)
+        return conv_relu_max_pool2d(
+            x,
+            weight,
+            bias,
+            self.stride,  # type: ignore[arg-type]
+            padding,
+            self.dilation,  # type: ignore[arg-type]
+            self.groups,
+            pool_kernel_size=self.pool_kernel_size,
+            pool_stride=self.pool_stride,
+            pool_padding=self.pool_padding,
+            pool_dilation=self.pool_dilation,
+            ceil_mode=self.ceil_mode,
+        )
 
     def extra_repr(self) -> str:
         pool = f"pool_kernel_size={self.pool_kernel_size}"
@@ -118,8 +131,12 @@ class ConvReLUMaxPool2d(nn.Conv2d):
                 pool += f", {name}={getattr(self, name)}"
         return f"{super().extra_repr()}, {pool}"
 
-    def _pool_options(self) -> dict[str, Any]:
+    def _options(self) -> dict[str, Any]:
+        """The op's arguments after `bias`, without padding."""
         return {
+            "stride": self.stride,
+            "dilation": self.dilation,
+            "groups": self.groups,
             "pool_kernel_size": self.pool_kernel_size,
             "pool_stride": self.pool_stride,
             "pool_padding": self.pool_padding,
@@ -128,14 +145,8 @@ class ConvReLUMaxPool2d(nn.Conv2d):
         }
 
 
-def conv_input(conv: nn.Conv2d, x: Tensor) -> tuple[Tensor, dict[str, Any]]:
-    """x as conv's kernel gets it (a padding_mode other than zeros pads first), and the options for the op."""
-    options = _conv_options(conv)
-    if conv.padding_mode != "zeros":
-        x = F.pad(x, conv._reversed_padding_repeated_twice, mode=conv.padding_mode)
-        options["padding"] = 0
-    return x, options
-
-
-def _conv_options(conv: nn.Conv2d) -> dict[str, Any]:
-    return {"stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation, "groups": conv.groups}
+def padded_input(conv: nn.Conv2d, x: Tensor) -> tuple[Tensor, Any]:
+    """x as conv's kernel gets it (a padding_mode other than zeros pads first), and what the op still has to pad."""
+    if conv.padding_mode == "zeros":
+        return x, conv.padding
+    return F.pad(x, conv._reversed_padding_repeated_twice, mode=conv.padding_mode), 0

@@ -15,7 +15,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.module import _has_any_global_hook
 
 from convpool.functional import conv_relu_max_pool2d
-from convpool.module import conv_input
+from convpool.module import padded_input
 
 
 class ReLU(NamedTuple):
@@ -101,13 +101,19 @@ class Run(NamedTuple):
         weight, bias = self.conv.weight, self.conv.bias
         if self.norm is not None:
             weight, bias = _folded(weight, bias, self.norm)
-        x, options = conv_input(self.conv, x)
-        pool = self.pool
-        options["pool_kernel_size"] = pool.kernel_size
-        options["pool_stride"] = pool.stride
-        options["pool_padding"] = pool.padding
-        options["pool_dilation"] = pool.dilation
-        options["ceil_mode"] = pool.ceil_mode
+        conv, pool = self.conv, self.pool
+        x, padding = padded_input(conv, x)
+        options = {
+            "stride": conv.stride,
+            "padding": padding,
+            "dilation": conv.dilation,
+            "groups": conv.groups,
+            "pool_kernel_size": pool.kernel_size,
+            "pool_stride": pool.stride,
+            "pool_padding": pool.padding,
+            "pool_dilation": pool.dilation,
+            "ceil_mode": pool.ceil_mode,
+        }
         return x, weight, bias, options
 
     def fused(self, x: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ template <int POSITIONS, int VECTORS>
 INLINE void convolve(const float* const (&at)[POSITIONS], const int64_t* offsets, int64_t taps, const float* weights,
                      const float* bias, Vec (&sums)[POSITIONS][VECTORS]) {
     UNROLL for (int t = 0; t < POSITIONS; t++)
-        UNROLL for (int v = 0; v < VECTORS; v++) sums[t][v] = load(bias + v * L);
+        UNROLL for (int v = 0; v < VECTORS; v++) sums[t][v] = Vec{};
     for (int64_t tap = 0; tap < taps; tap++, weights += VECTORS * L) {
         const int64_t offset = offsets[tap];
         Vec w[VECTORS];
@@ -68,6 +68,8 @@ INLINE void convolve(const float* const (&at)[POSITIONS], const int64_t* offsets
             UNROLL for (int v = 0; v < VECTORS; v++) sums[t][v] += w[v] * x;
         }
     }
+    UNROLL for (int t = 0; t < POSITIONS; t++)  // last: a sum that begins with the bias rounds more
+        UNROLL for (int v = 0; v < VECTORS; v++) sums[t][v] += load(bias + v * L);
 }
 
 // One group of one image: what the tiles of a band need.

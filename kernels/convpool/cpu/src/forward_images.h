@@ -136,9 +136,7 @@ void images_channels(const ImagesPlan& plan, const ImagesInput& in, const int64_
     for (int64_t row = tile.rows.begin; row < tile.rows.end; row++) {
         const float* at = in.data + 2 * (row - tile.band.rows.begin) * down;
         for (int64_t column = 0; column < p.pooled_size[COLUMN]; column++, window++, at += 2 * right) {
-            Vec sums[4][CHANNELS];
-            UNROLL for (int i = 0; i < 4; i++)
-                UNROLL for (int c = 0; c < CHANNELS; c++) sums[i][c] = splat(bias[c]);
+            Vec sums[4][CHANNELS] = {};
             const float* w = weights;
             for (int64_t tap = 0; tap < taps; tap++, w += CHANNELS) {
                 const float* from = at + offsets[tap];
@@ -149,7 +147,8 @@ void images_channels(const ImagesPlan& plan, const ImagesInput& in, const int64_
                 }
             }
             UNROLL for (int c = 0; c < CHANNELS; c++) {
-                const Vec z[4] = {sums[0][c], sums[1][c], sums[2][c], sums[3][c]};
+                const Vec b = splat(bias[c]);  // last: a sum that begins with it rounds more
+                const Vec z[4] = {sums[0][c] + b, sums[1][c] + b, sums[2][c] + b, sums[3][c] + b};
                 const int64_t element = tile.element(channel + c, window) * L;
                 write_window<UNORDERED>(tile.y + element, tile.code ? tile.code + element : nullptr, z, L);
             }
