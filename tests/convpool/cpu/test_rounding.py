@@ -56,7 +56,7 @@ def by_kernels(inputs: Inputs) -> dict[str, tuple[float, float]]:
 
 @pytest.mark.slow
 def test_errors_are_at_most_twice_torchs() -> None:
-    """In the worse of torch's two formats. Errors below two units in the last place of the largest value are let pass."""
+    """In the worse of torch's two formats. Errors below two units in the last place of the largest value pass."""
     worse, tried = [], 0
     for case in cases.CASES:
         plan = native.BACKEND.serves(case.geometry, torch.float32, torch.device("cpu"))
