@@ -107,20 +107,7 @@ class ConvReLUMaxPool2d(nn.Conv2d):
         if self.plain:
             settings = make_settings(self.kernel_size, padding=padding, **self._options())
             return eager.relu_then_pool(x, weight, bias, settings)
-        return conv_relu_max_pool2d(
-            x,
-            weight,
-            bias,
-            self.stride,  # type: ignore[arg-type]
-            padding,
-            self.dilation,  # type: ignore[arg-type]
-            self.groups,
-            pool_kernel_size=self.pool_kernel_size,
-            pool_stride=self.pool_stride,
-            pool_padding=self.pool_padding,
-            pool_dilation=self.pool_dilation,
-            ceil_mode=self.ceil_mode,
-        )
+        return conv_relu_max_pool2d(x, weight, bias, padding=padding, **self._options())
 
     def extra_repr(self) -> str:
         pool = f"pool_kernel_size={self.pool_kernel_size}"
