@@ -12,7 +12,6 @@ Triton version, and another version is refused.
 """
 
 import argparse
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 
 import torch
 import triton
+from gpu_tables import keep
 
 from convpool.cases import by_name
 from convpool.gpu import launch
@@ -35,6 +35,7 @@ LAYERS = {  # one of each kind, in the memory format it is met in
     "lenet5-1": "nchw",
     "lenet5-2": "nchw",
     "resnet-stem": "channels_last",
+    "vgg-5": "channels_last",
     "depthwise": "nchw",
 }
 NUMBERS = {
@@ -195,11 +196,7 @@ def main() -> int:
                         wrong += 1
                         print(fault, flush=True)
     if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        lines = ",\n".join(json.dumps(row) for row in table)
-        head = json.dumps({"triton": TRITON, "measured": False, "spills allowed": list(EXCEPTIONS.values())})
-        (options.out / "compile_gate.json").write_text(f'{head[:-1]}, "rows": [\n{lines}\n]}}\n')
-        (options.out / "compile_gate.md").write_text(as_markdown(table))
+        keep(options.out, "compile_gate", table, as_markdown(table))
     print(f"{len(table)} kernels, {wrong} faults")
     return 1 if wrong else 0
 
