@@ -15,7 +15,9 @@ class Architecture:
     shared_memory: bytes that one block may use.
     matrix_unit: Triton has dot products on the matrix unit for it, in float16 and bfloat16.
     tf32: the matrix unit takes float32 as TF32.
-    registers: that a thread can name, where the compiler takes a limit of them; else 0.
+    registers: that a thread can name, where the compiler takes a limit of them; else 0. The gradient kernels are given
+        it: left to itself ptxas picks 96 or 128 for some, so that more blocks would fit, and spills (19 of the 144
+        compiled for sm_90, 100 and 120, up to 88 bytes). Two blocks of 128 threads still share a multiprocessor.
     """
 
     name: str
@@ -85,9 +87,6 @@ class Launch:
 
 _PATCH_VALUES = 80  # forward_direct keeps a patch in registers: beyond this many values a lane it would spill
 _PATCH_PRODUCTS = 288  # and unrolls this many multiply-adds a channel at most
-# ptxas picks 96 or 128 registers for the gradient kernels, so that more of their blocks fit, and then spills up to 32
-# bytes in 17 of 96 on sm_90, 100 and 120. Told that a thread may have all 255 it spills none, and two blocks of 128
-# threads still share a multiprocessor: as many as the weight gradient launches.
 _BLOCKS_WANTED = 264  # two blocks for each of 132 multiprocessors; fixed, so that sums come out alike on every device
 
 
@@ -162,7 +161,9 @@ def _forward_dot(g: Geometry, precision: str, itemsize: int, arch: Architecture)
         rows = max(-(-16 // window), min(4096 // window, _power_above(positions)))
         return Launch(rows, _block(outputs, 256), _block(products, 256), inputs=few)
     rows = max(1, 128 // window)
-    launch = Launch(rows, _block(outputs, 64 if window <= 128 else 32), _block(products, 32), 8, inputs=few)
+    wide = window <= 128 and _on_matrix_unit(precision, itemsize)  # else 64 columns or 32 products spill 8 to 16 bytes
+    columns, summed = (64, 32) if wide else (32, 16)
+    launch = Launch(rows, _block(outputs, columns), _block(products, summed), 8, inputs=few)
     stage = (rows * window + launch.columns) * launch.summed * itemsize
     return replace(
         launch, stages=max(1, min(3, arch.shared_memory // (2 * stage)))
