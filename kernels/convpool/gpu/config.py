@@ -160,11 +160,12 @@ def _forward_dot(g: Geometry, precision: str, itemsize: int, arch: Architecture)
     if arch.interpreted:
         rows = max(-(-16 // window), min(4096 // window, _power_above(positions)))
         return Launch(rows, _block(outputs, 256), _block(products, 256), inputs=few)
-    rows = max(1, 128 // window)
-    wide = window <= 128 and _on_matrix_unit(precision, itemsize)  # else 64 columns or 32 products spill 8 to 16 bytes
-    columns, summed = (64, 32) if wide else (32, 16)
-    launch = Launch(rows, _block(outputs, columns), _block(products, summed), 8, inputs=few)
-    stage = (rows * window + launch.columns) * launch.summed * itemsize
+    # Without a matrix unit operands go through registers: tiles twice as large spilled 8 to 24 bytes on four targets.
+    large = _on_matrix_unit(precision, itemsize)
+    rows, columns, summed, warps = (128, 64, 32, 8) if large else (64, 32, 16, 4)
+    columns = _block(outputs, columns if window <= 128 else 32)
+    launch = Launch(max(1, rows // window), columns, _block(products, summed), warps, inputs=few)
+    stage = (launch.rows * window + launch.columns) * launch.summed * itemsize
     return replace(
         launch, stages=max(1, min(3, arch.shared_memory // (2 * stage)))
     )  # two blocks share a multiprocessor

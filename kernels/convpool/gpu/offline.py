@@ -113,7 +113,7 @@ def resources(kernel: Any) -> Resources:
 
 
 def uses_matrix_unit(kernel: Any) -> bool:
-    """Whether it multiplies tiles by matrix instructions: those of PTX, which ptxas translates one by one, or of GCN."""
+    """Whether it multiplies tiles by matrix instructions: PTX's, which ptxas translates one by one, or GCN's."""
     if kernel.metadata.target.backend == "cuda":
         return re.search(r"\b(mma\.sync|wgmma\.mma_async|tcgen05\.mma)\b", kernel.asm["ptx"]) is not None
     return "v_mfma" in kernel.asm["amdgcn"]
