@@ -90,7 +90,8 @@ def cost(launched: Launched) -> Cost:
     arguments = launched.arguments
     code = _loops(machine_code(launched.kernel))
     trips, inner = _trips(launched)
-    per_program = code.outside + trips * (code.around + inner * code.main.total())
+    turns = inner if code.around else 1  # without a loop around it, the loop inside was unrolled
+    per_program = code.outside + trips * (code.around + turns * code.main.total())
     instructions = launched.programs * launched.warps * per_program
     trips *= inner
     loop = code.main
