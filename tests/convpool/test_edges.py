@@ -36,6 +36,7 @@ def window(*values: float) -> torch.Tensor:
         ((1, 2, 2, 2), 2, 1),
         ((0, 0, 0, 0), 0, DEAD),
         ((-1, -2, 0, -3), 0, DEAD),
+        ((-1, -0.0, -0.0, -3), 0, DEAD),
         ((-4, -2, -1, -3), 0, DEAD),
         ((1, math.nan, 2, 3), math.nan, 1),
         ((math.nan, 5, math.nan, 1), math.nan, 2),
@@ -106,14 +107,14 @@ def test_dead_neighbours_of_an_infinity_contribute_nothing(name, backend) -> Non
 @pytest.mark.parametrize(
     ("channels", "size", "kernel"), [(1, 4, 3), (17, 2, 3), (3, 2, 5)], ids=["direct", "by-channels", "flattened"]
 )
-@pytest.mark.parametrize("where", ["weight", "dy"])
-def test_infinite_weights_and_gradients(channels, size, kernel, where, backend) -> None:
+@pytest.mark.parametrize("where", ["x", "weight", "dy"])
+def test_infinities(channels, size, kernel, where, backend) -> None:
     """A value is torch's, 0 * inf of the padding included. A gradient sums over winners alone: what is infinite reaches
     its factors there, and nothing beside them by a masked lane or a dead window."""
     options = {"padding": kernel // 2}
     case = cases.Case("infinite", 1, channels, (size, size), 2, (kernel, kernel), options)
     inputs = parity.make_inputs(case, integers=True)
-    getattr(inputs, where).view(-1)[3 if where == "weight" else 0] = math.inf
+    getattr(inputs, where).view(-1)[3 if where == "weight" else 0] = -math.inf if where == "x" else math.inf
     y, code, (dx, dw, db) = run(backend, inputs.x, inputs.weight, inputs.bias, inputs.dy, **options)
     expected = eager.relu_then_pool(*(t.double() for t in inputs.tensors), inputs.settings)
     if backend != "reference":  # which asks torch in float32: that skips the padding's products in some shapes

@@ -108,9 +108,10 @@ def forward_direct(
         best = tl.full((BLOCK_M, BLOCK_O), float("-inf"), ACC)
         winner = tl.zeros((BLOCK_M, BLOCK_O), tl.int32)
         for p in tl.static_range(shape.pool[0] * shape.pool[1]):
-            z = tl.zeros((BLOCK_M, BLOCK_O), ACC) + bias
+            z = tl.zeros((BLOCK_M, BLOCK_O), ACC)
             for k in tl.static_range(INPUTS * KH * KW):
                 z += patch[_patch_index(shape, p, k)] * weights[k]
+            z += bias  # last: a sum that begins with it rounds more
             r = conv_row + (p // shape.pool[1]) * shape.pool_dilation[0]
             s = conv_column + (p % shape.pool[1]) * shape.pool_dilation[1]
             z = tl.where(visible(r, s, size.conv_height, size.conv_width, WINDOWS_INSIDE), z, float("-inf"))
