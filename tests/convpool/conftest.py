@@ -1,7 +1,7 @@
 """Every test here runs on poisoned memory; tests that take `backend` run once for each backend of this process.
 
-Interpreted Triton kernels take from a second to minutes a test. A few of each kind run with everything else; the rest is
-marked `slow`, and `exhaustive` where a test takes minutes.
+Interpreted Triton kernels take from a second to minutes a test. A few of each kind run with everything else; the rest
+is marked `slow`, and `exhaustive` where a test takes minutes.
 """
 
 from collections.abc import Iterator
