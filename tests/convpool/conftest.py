@@ -12,9 +12,18 @@ import torch
 from convpool import planning
 
 # Of tests run by Triton's interpreter, the quick ones: all of a function, or those of some cases. The cases are one of
-# each kind: direct, by channels, flattened, padded, dilated, and mixed with groups, strides and overlap.
+# each kind: direct, by channels, flattened, padded, dilated, with padded pools and with overlapping ones.
 _QUICK: dict[str, tuple[str, ...] | None] = {
-    "test_float32": ("cnn-1", "cnn-2", "lenet5-2", "batch-0", "batch-1", "same-even-dilated", "pool-overlap"),
+    "test_float32": (
+        "cnn-1",
+        "cnn-2",
+        "lenet5-2",
+        "batch-0",
+        "batch-1",
+        "same-even-dilated",
+        "pool-padded",
+        "pool-overlap",
+    ),
     "test_other_dtypes": ("same-even-dilated", "batch-0"),
     "test_repeats_are_bit_identical": ("cnn-2", "batch-0"),
     "test_one_window": None,
