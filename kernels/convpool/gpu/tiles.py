@@ -104,8 +104,8 @@ def visible(row, column, height, width, INSIDE: tl.constexpr):
     if INSIDE:
         return True
     else:
-        in_column = row.to(tl.uint32) < tl.to_tensor(height).to(tl.uint32)
-        return in_column & (column.to(tl.uint32) < tl.to_tensor(width).to(tl.uint32))
+        in_height = row.to(tl.uint32) < tl.to_tensor(height).to(tl.uint32)
+        return in_height & (column.to(tl.uint32) < tl.to_tensor(width).to(tl.uint32))
 
 
 @triton.jit
