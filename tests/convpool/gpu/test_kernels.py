@@ -247,7 +247,7 @@ def test_a_few_geometries(case, dtype, layout) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=40, **unhurried)
-@any_layer
+@settings(max_examples=25, **unhurried)
+@any_layer(most=3)
 def test_any_geometry(case, dtype, layout) -> None:
     check_drawn(case, dtype, layout)
