@@ -1,7 +1,7 @@
 """What the machine code of the Triton kernels would cost on an H100 that reached all of its peaks: modelled, not
 measured.
 
-    python benchmarks/gpu_cost_model.py
+    python benchmarks/gpu_cost_model.py [--numbers tf32 ...] [--out FOLDER]
 
 Each launch of a layer is compiled for sm_90 without a GPU (`convpool.gpu.offline`). A kernel's time is bounded from
 below by four things that run side by side, and the model takes the largest:
@@ -14,13 +14,20 @@ below by four things that run side by side, and the model takes the largest:
 
 What it leaves out (latency, launch overhead, bank conflicts, partial waves) a real run pays on top. Compare its
 figures with each other, never with a measurement.
+
+`--out` keeps the table: cost_model.json with a row a launch, and cost_model.md to read.
 """
 
+import argparse
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
+import triton
+from gpu_tables import keep
 from triton import cdiv
 
 from convpool.cases import Case, by_name
@@ -41,6 +48,7 @@ LAYERS = {  # the layers of gpu_notes' table, in the memory format that they pre
     "lenet5-1": "nchw",
     "lenet5-2": "nchw",
 }
+NUMBERS = {"tf32": torch.float32, "bfloat16": torch.bfloat16}
 _FUSED = Plan("triton", "fused", "", "")
 _MATRIX_OPS = ("HGMMA", "HMMA", "UTCHMMA", "UTCQMMA", "DMMA")
 _MATH = ("FFMA", "HFMA2", "FFMA2", *_MATRIX_OPS)
@@ -64,9 +72,9 @@ class Cost:
         return max(self.issue, self.matrix, self.l2, self.dram)
 
 
-def layer_costs(case: Case, dtype: torch.dtype, layout: Layout, precision: str = "tf32") -> list[Cost]:
-    """The launches of one forward and backward pass (all gradients), in order."""
-    torch.backends.cudnn.conv.fp32_precision = precision
+def layer_costs(case: Case, dtype: torch.dtype, layout: Layout) -> list[Cost]:
+    """The launches of one forward and backward pass (all gradients), in order; float32 in TF32."""
+    torch.backends.cudnn.conv.fp32_precision = "tf32"
     like = {"dtype": dtype, "device": "meta"}
     fmt = torch.channels_last if layout == "channels_last" else torch.contiguous_format
     x = torch.empty(case.x_shape, **like).to(memory_format=fmt)
@@ -82,7 +90,8 @@ def cost(launched: Launched) -> Cost:
     arguments = launched.arguments
     code = _loops(machine_code(launched.kernel))
     trips, inner = _trips(launched)
-    per_program = code.outside + trips * (code.around + inner * code.main.total())
+    turns = inner if code.around else 1  # without a loop around it, the loop inside was unrolled
+    per_program = code.outside + trips * (code.around + turns * code.main.total())
     instructions = launched.programs * launched.warps * per_program
     trips *= inner
     loop = code.main
@@ -186,14 +195,52 @@ def _tile(launched: Launched) -> tuple[int, int, int, float]:
             return rows, columns, summed, (rows / window + columns) * summed
 
 
+def rows(layer: str, numbers: str) -> list[dict[str, Any]]:
+    case = by_name(layer).at_full_size()
+    g = case.geometry
+    products = g.batch * g.pooled_height * g.pooled_width * g.out_channels * g.reduction  # one live position a window
+    return [
+        {
+            "layer": layer,
+            "layout": LAYERS[layer],
+            "numbers": numbers,
+            **asdict(cost),
+            "modelled_us": cost.bound,
+            "instructions_a_product": float(f"{cost.instructions / products:.3g}"),
+        }
+        for cost in layer_costs(case, NUMBERS[numbers], LAYERS[layer])
+    ]
+
+
+def as_markdown(table: list[dict[str, Any]]) -> str:
+    lines = [
+        "# What the Triton kernels would cost on an H100: modelled, not measured",
+        "",
+        "By `python benchmarks/gpu_cost_model.py --out benchmarks/results/gpu`, compiled by Triton "
+        f"{triton.__version__} for sm_90; nothing was run. The script says what the model counts and what it leaves "
+        "out. Microseconds are those of a GPU that reached all of its peaks. Instructions are warps', in all and for "
+        "each product of a live window.",
+        "",
+        "| layer | numbers | kernel | modelled us | issue | matrix | L2 | DRAM | instructions | a product |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    lines += [
+        "| {layer}, {layout} | {numbers} | {kernel} | {modelled_us} | {issue} | {matrix} | {l2} | {dram} "
+        "| {instructions} | {instructions_a_product} |".format(**row)
+        for row in table
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
-    for name, layout in LAYERS.items():
-        for dtype in (torch.float32, torch.bfloat16):
-            case = by_name(name).at_full_size()
-            for found in layer_costs(case, dtype, layout):
-                terms = f"issue {found.issue:6.2f} matrix {found.matrix:5.2f} L2 {found.l2:5.2f} DRAM {found.dram:5.2f}"
-                takes = f"{found.instructions} instructions, {found.registers} registers, {found.shared} B shared"
-                print(f"{name:9} {dtype} {found.kernel:15} modelled {found.bound:6.2f} us | {terms} | {takes}")
+    parser = argparse.ArgumentParser(description="Model what the Triton kernels would cost on an H100.")
+    parser.add_argument("--numbers", nargs="+", choices=NUMBERS, default=list(NUMBERS))
+    parser.add_argument("--out", type=Path, metavar="FOLDER")
+    options = parser.parse_args()
+    table = [row for layer in LAYERS for numbers in options.numbers for row in rows(layer, numbers)]
+    print(as_markdown(table), end="")
+    if options.out:
+        keep(options.out, "cost_model", table, as_markdown(table))
 
 
 if __name__ == "__main__":

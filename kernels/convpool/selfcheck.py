@@ -54,6 +54,21 @@ def check_case(case: Case, backend: str, layout: parity.Layout, device: torch.de
     return Result(case.name, layout, backend, "ok", str(found))
 
 
+def speeds(cases: Sequence[Case], device: torch.device) -> dict[str, dict[str, float]]:
+    """By case and candidate the median seconds of a forward and backward pass: torch's own forms, and Triton's kernels.
+
+    Only layers of small networks, at the size at which people run them.
+    """
+    seconds = {}
+    for case in cases:
+        if case in SMALL_NETWORKS:
+            inputs = parity.make_inputs(case.at_full_size(), device=device)
+            timings = compare_layer(inputs, ("triton",))
+            seconds[case.name] = {name: timing.median for name, timing in timings.items()}
+            print(f"{case.name:28} " + ", ".join(f"{name} {1e6 * s:.1f} us" for name, s in seconds[case.name].items()))
+    return seconds
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     gpu = torch.cuda.is_available()
@@ -81,17 +96,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     "{0.case:28} {0.layout:14} {0.backend:10} {0.verdict:10} {0.detail}".format(results[-1]), flush=True
                 )
     wrong = {result.case for result in results if result.verdict == "WRONG"}
-    speeds = {}
-    for case in cases if gpu else ():
-        if case in SMALL_NETWORKS and case.name not in wrong:
-            inputs = parity.make_inputs(case.at_full_size(), device=device)
-            speeds[case.name] = {name: timing.median for name, timing in compare_layer(inputs).items()}
-            print(f"{case.name:28} " + ", ".join(f"{name} {1e6 * s:.1f} us" for name, s in speeds[case.name].items()))
+    seconds = speeds([case for case in cases if case.name not in wrong], device) if gpu and "triton" in backends else {}
     if options.json:
         report = {
             "setting": setting(device),
             "results": [vars(r) for r in results],
-            "seconds": speeds or "not measured",
+            "seconds": seconds or "not measured",
         }
         options.json.write_text(json.dumps(report, indent=1) + "\n")
     print(f"{len(results)} checks, {len(wrong)} cases wrong" + (f": {', '.join(sorted(wrong))}" if wrong else ""))

@@ -1,7 +1,7 @@
 """Every test here runs on poisoned memory; tests that take `backend` run once for each backend of this process.
 
-Interpreted Triton kernels take from seconds to minutes a case. A few cases of the table are run with everything else;
-the rest is marked `exhaustive` and run by those who change the kernels.
+Interpreted Triton kernels take from a second to minutes a test. A few of each kind run with everything else; the rest
+is marked `slow`, and `exhaustive` where a test takes minutes.
 """
 
 from collections.abc import Iterator
@@ -11,17 +11,45 @@ import torch
 
 from convpool import planning
 
-# One of each kind: direct, by channels, flattened, padded, dilated, and mixed with groups, strides and overlap.
-_INTERPRETED_QUICKLY = ("cnn-1", "cnn-2", "lenet5-2", "batch-0", "same-even-dilated", "mixed-1")
+# Of tests run by Triton's interpreter, the quick ones: all of a function, or those of some cases. The cases are one of
+# each kind: direct, by channels, flattened, padded, dilated, with padded pools and with overlapping ones.
+_QUICK: dict[str, tuple[str, ...] | None] = {
+    "test_float32": (
+        "cnn-1",
+        "cnn-2",
+        "lenet5-2",
+        "batch-0",
+        "batch-1",
+        "same-even-dilated",
+        "pool-padded",
+        "pool-overlap",
+    ),
+    "test_other_dtypes": ("same-even-dilated", "batch-0"),
+    "test_repeats_are_bit_identical": ("cnn-2", "batch-0"),
+    "test_one_window": None,
+    "test_bias_counts_before_the_comparison": None,
+    "test_pool_padding_never_wins": None,
+    "test_overlapping_windows_add_their_gradients": None,
+    "test_empty_batch": None,
+    "test_autocast": None,
+}
+_MINUTES = (
+    "test_nan_and_infinite_inputs_give_torchs_values",  # sums that are not finite are formed again winner by winner
+    "test_dead_neighbours_of_an_infinity_contribute_nothing",
+    "test_gradgradcheck",
+)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
-        quick = item.path.name == "test_parity.py" and str(parameters.get("case")) in _INTERPRETED_QUICKLY
-        if parameters.get("backend") == "triton" and not quick:
-            item.add_marker(pytest.mark.exhaustive)
+        if parameters.get("backend") == "triton":
+            cases = _QUICK.get(item.originalname, ())
+            if item.originalname in _MINUTES:
+                item.add_marker(pytest.mark.exhaustive)
+            elif cases is not None and str(parameters.get("case", parameters.get("name"))) not in cases:
+                item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)

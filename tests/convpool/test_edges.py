@@ -36,6 +36,7 @@ def window(*values: float) -> torch.Tensor:
         ((1, 2, 2, 2), 2, 1),
         ((0, 0, 0, 0), 0, DEAD),
         ((-1, -2, 0, -3), 0, DEAD),
+        ((-1, -0.0, -0.0, -3), 0, DEAD),
         ((-4, -2, -1, -3), 0, DEAD),
         ((1, math.nan, 2, 3), math.nan, 1),
         ((math.nan, 5, math.nan, 1), math.nan, 2),
@@ -101,6 +102,38 @@ def test_dead_neighbours_of_an_infinity_contribute_nothing(name, backend) -> Non
         w64 = weight.double().requires_grad_()
         value = winner_values(finite_x, w64, None, code, inputs.geometry)
         torch.testing.assert_close(dw.double(), torch.autograd.grad(value, w64, inputs.dy.double())[0])
+
+
+@pytest.mark.parametrize(
+    ("channels", "size", "kernel"), [(1, 4, 3), (17, 2, 3), (3, 2, 5)], ids=["direct", "by-channels", "flattened"]
+)
+@pytest.mark.parametrize("where", ["x", "weight", "dy"])
+def test_infinities(channels, size, kernel, where, backend) -> None:
+    """A value is torch's, 0 * inf of the padding included. A gradient sums over winners alone: what is infinite reaches
+    its factors there, and nothing beside them by a masked lane or a dead window."""
+    options = {"padding": kernel // 2}
+    case = cases.Case("infinite", 1, channels, (size, size), 2, (kernel, kernel), options)
+    inputs = parity.make_inputs(case, integers=True)
+    getattr(inputs, where).view(-1)[3 if where == "weight" else 0] = -math.inf if where == "x" else math.inf
+    y, code, (dx, dw, db) = run(backend, inputs.x, inputs.weight, inputs.bias, inputs.dy, **options)
+    expected = eager.relu_then_pool(*(t.double() for t in inputs.tensors), inputs.settings)
+    if backend != "reference":  # which asks torch in float32: that skips the padding's products in some shapes
+        torch.testing.assert_close(y.double(), expected, equal_nan=True)
+        assert torch.equal(code == DEAD, expected <= 0)
+    if plan_of(case, backend) == "split":  # the vendor's gradients multiply the zeros of dz too
+        return
+    padding = kernel // 2
+    x = torch.nn.functional.pad(inputs.x, [padding] * 4)
+    wanted_x, wanted_weight, wanted_bias = torch.zeros_like(x), torch.zeros_like(dw), torch.zeros_like(db)
+    for _, o, i, j in (code != DEAD).nonzero().tolist():
+        row, column = 2 * i + code[0, o, i, j].item() // 2, 2 * j + code[0, o, i, j].item() % 2
+        seen = (0, slice(None), slice(row, row + kernel), slice(column, column + kernel))
+        wanted_x[seen] += inputs.dy[0, o, i, j] * inputs.weight[o]
+        wanted_weight[o] += inputs.dy[0, o, i, j] * x[seen]
+        wanted_bias[o] += inputs.dy[0, o, i, j]
+    inside = slice(padding, padding + size)
+    for ours, wanted in ((dx, wanted_x[..., inside, inside]), (dw, wanted_weight), (db, wanted_bias)):
+        torch.testing.assert_close(ours, wanted, equal_nan=True)
 
 
 def plan_of(case, backend) -> str:

@@ -4,11 +4,13 @@ import os
 import subprocess
 import sys
 import threading
+from importlib.util import find_spec
 
 import pytest
 import torch
 
 from convpool import conv_relu_max_pool2d, explain, functional, planning, use_backend
+from convpool.gpu import backend as gpu_backend
 from convpool.protocol import Plan
 
 X, WEIGHT = torch.randn(1, 1, 8, 8), torch.randn(2, 1, 3, 3)
@@ -22,6 +24,20 @@ def test_a_named_backend_is_explained() -> None:
         with use_backend("auto"):
             assert explain(X, WEIGHT).backend != "reference"
     assert planning.requested_backend() == "auto"
+
+
+def test_triton_says_what_it_lacks(monkeypatch) -> None:
+    """Named by the environment in a process that has no GPU and does not interpret; then without Triton."""
+    code = "import torch, convpool; convpool.conv_relu_max_pool2d(torch.ones(1, 1, 8, 8), torch.ones(1, 1, 3, 3))"
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= {"CONVPOOL_BACKEND": "triton", "CUDA_VISIBLE_DEVICES": ""}
+    failed = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert failed.returncode == 1
+    reason = "Triton is not installed" if find_spec("triton") is None else "no GPU that torch can use"
+    assert f"RuntimeError: backend 'triton' cannot serve this call: {reason}" in failed.stderr
+    monkeypatch.setattr(gpu_backend, "find_spec", lambda _: None)
+    with use_backend("triton"), pytest.raises(RuntimeError, match=r"Triton is not installed .*pip install triton"):
+        conv_relu_max_pool2d(torch.ones(1, 1, 7, 8), torch.ones(1, 1, 3, 3))
 
 
 def test_auto_never_picks_the_reference() -> None:

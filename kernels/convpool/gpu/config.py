@@ -15,16 +15,20 @@ class Architecture:
     shared_memory: bytes that one block may use.
     matrix_unit: Triton has dot products on the matrix unit for it, in float16 and bfloat16.
     tf32: the matrix unit takes float32 as TF32.
+    registers: that a thread can name, where the compiler takes a limit of them; else 0. The gradient kernels are given
+        it: left to itself ptxas picks 96 or 128 for some, so that more blocks would fit, and spills (19 of the 144
+        compiled for sm_90, 100 and 120, up to 88 bytes). Two blocks of 128 threads still share a multiprocessor.
     """
 
     name: str
     shared_memory: int
     matrix_unit: bool = True
     tf32: bool = True
+    registers: int = 255
     interpreted: bool = False
 
 
-INTERPRETER = Architecture("interpreter", 1 << 40, matrix_unit=False, tf32=False, interpreted=True)
+INTERPRETER = Architecture("interpreter", 1 << 40, matrix_unit=False, tf32=False, registers=0, interpreted=True)
 
 # Shared memory a block may opt in to: CUDA C++ Programming Guide, table of technical specifications; for gfx9 LDS is
 # 64 KiB.
@@ -52,7 +56,7 @@ def architecture_of(backend: str, arch: int | str) -> Architecture:
         older = Architecture(f"sm_{capability}", 48 * KIB, matrix_unit=False, tf32=False)
         return _CUDA.get(capability, newer if capability >= 80 else older)
     name = str(arch)
-    return Architecture(name, 64 * KIB, matrix_unit=name.startswith("gfx9"), tf32=name == "gfx942")
+    return Architecture(name, 64 * KIB, matrix_unit=name.startswith("gfx9"), tf32=name == "gfx942", registers=0)
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,7 @@ class Launch:
     inputs: for forward_dot, the input channels of a group if their products are flattened with the taps', else 0.
     channels: for forward_direct, the output channels of one program.
     ranges: for weight_grad, into how many ranges the pooled positions are cut.
+    registers: a limit for the compiler, a thread; 0 leaves it to itself.
     """
 
     rows: int
@@ -72,10 +77,12 @@ class Launch:
     inputs: int = 0
     channels: int = 0
     ranges: int = 1
+    registers: int = 0
 
     @property
     def options(self) -> dict[str, int]:
-        return {"num_warps": self.warps, "num_stages": self.stages}
+        limit = {"maxnreg": self.registers} if self.registers else {}
+        return {"num_warps": self.warps, "num_stages": self.stages, **limit}
 
 
 _PATCH_VALUES = 80  # forward_direct keeps a patch in registers: beyond this many values a lane it would spill
@@ -101,8 +108,9 @@ def weight_grad(g: Geometry, precision: str, itemsize: int, arch: Architecture, 
     rows = 1 if outputs == 1 else _block(outputs, most)
     columns = _block(g.reduction, most)
     blocks = g.settings.groups * -(-outputs // rows) * (-(-g.reduction // columns) if needs_weight else 1)
-    summed = 32 if most == 64 else 16
-    return Launch(rows, columns, summed, ranges=max(1, min(_BLOCKS_WANTED // blocks, -(-positions // summed))))
+    summed = 32 if most == 64 and rows * columns < 64 * 64 else 16  # 32 of 64 by 64 spilled up to 88 bytes
+    ranges = max(1, min(_BLOCKS_WANTED // blocks, -(-positions // summed)))
+    return Launch(rows, columns, summed, ranges=ranges, registers=arch.registers)
 
 
 def sum_partials(arch: Architecture, ranges: int, columns: int) -> Launch:
@@ -121,10 +129,9 @@ def input_grad(g: Geometry, precision: str, itemsize: int, arch: Architecture) -
     if arch.interpreted:
         cells = g.batch * -(-g.height // cell_h) * -(-g.width // cell_w)
         return Launch(_block(cells, 1024), _block(columns, 512), 1 if outputs == 1 else _block(outputs, 128))
-    if not _on_matrix_unit(precision, itemsize):
-        return Launch(32, _block(columns, 32), 1 if outputs == 1 else 16)
-    columns = _block(columns, 128)
-    return Launch(64, columns, 1 if outputs == 1 else _block(outputs, 32), warps=8 if columns == 128 else 4)
+    rows, most, summed = (64, 64, 32) if _on_matrix_unit(precision, itemsize) else (32, 32, 16)
+    summed = 1 if outputs == 1 else _block(outputs, summed)
+    return Launch(rows, _block(columns, most), summed, registers=arch.registers)
 
 
 def pointwise(arch: Architecture, count: int) -> Launch:
@@ -153,9 +160,12 @@ def _forward_dot(g: Geometry, precision: str, itemsize: int, arch: Architecture)
     if arch.interpreted:
         rows = max(-(-16 // window), min(4096 // window, _power_above(positions)))
         return Launch(rows, _block(outputs, 256), _block(products, 256), inputs=few)
-    rows = max(1, 128 // window)
-    launch = Launch(rows, _block(outputs, 64 if window <= 128 else 32), _block(products, 32), 8, inputs=few)
-    stage = (rows * window + launch.columns) * launch.summed * itemsize
+    # Without a matrix unit operands go through registers: tiles twice as large spilled 8 to 24 bytes on four targets.
+    large = _on_matrix_unit(precision, itemsize)
+    rows, columns, summed, warps = (128, 64, 32, 8) if large else (64, 32, 16, 4)
+    columns = _block(outputs, columns if window <= 128 else 32)
+    launch = Launch(max(1, rows // window), columns, _block(products, summed), warps, inputs=few)
+    stage = (launch.rows * window + launch.columns) * launch.summed * itemsize
     return replace(
         launch, stages=max(1, min(3, arch.shared_memory // (2 * stage)))
     )  # two blocks share a multiprocessor

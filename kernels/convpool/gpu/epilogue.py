@@ -4,7 +4,7 @@
 import triton
 import triton.language as tl
 
-from convpool.gpu.tiles import as_index, better, unflatten
+from convpool.gpu.tiles import as_index, better, unflatten, visible
 
 
 @triton.jit
@@ -43,7 +43,7 @@ def pool(
     for p in tl.static_range(shape.pool[0] * shape.pool[1]):
         row = i * shape.pool_stride[0] - shape.pool_padding[0] + p // shape.pool[1] * shape.pool_dilation[0]
         column = j * shape.pool_stride[1] - shape.pool_padding[1] + p % shape.pool[1] * shape.pool_dilation[1]
-        exists = in_range & (row >= 0) & (row < size.conv_height) & (column >= 0) & (column < size.conv_width)
+        exists = in_range & visible(row, column, size.conv_height, size.conv_width, False)
         z = tl.load(z_base + row * z_stride[2] + column * z_stride[3], mask=exists, other=0.0).to(ACC) + bias
         z = tl.where(exists, z, float("-inf"))
         wins = better(z, best)

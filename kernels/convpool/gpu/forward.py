@@ -37,6 +37,7 @@ def forward_direct(
     y_ptr,
     code_ptr,
     size,
+    parts,
     x_stride,
     w_stride: tl.constexpr,
     b_stride,
@@ -47,6 +48,7 @@ def forward_direct(
     BLOCK_M: tl.constexpr,
     BLOCK_O: tl.constexpr,
     INSIDE: tl.constexpr,
+    WINDOWS_INSIDE: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     WITH_CODE: tl.constexpr,
     ACC: tl.constexpr,
@@ -55,7 +57,8 @@ def forward_direct(
     """Few products a conv output: the input patch under a pool window stays in registers while CHANNELS channels pass
     by.
 
-    A program computes BLOCK_M windows of CHANNELS output channels (a multiple of BLOCK_O), BLOCK_O at a time.
+    A program computes BLOCK_M windows of CHANNELS output channels (a multiple of BLOCK_O), BLOCK_O at a time, one of
+    the `parts` that a group's channels are cut into (an argument, for Triton compiles a 1 in and then divides less).
     Weight strides are compiled in, for one layer's do not change, and offsets inside a filter then cost no
     instructions.
     """
@@ -64,7 +67,6 @@ def forward_direct(
     PATCH_H: tl.constexpr = _patch_extent(shape, 0)
     PATCH_W: tl.constexpr = _patch_extent(shape, 1)
 
-    parts = tl.cdiv(size.outputs, CHANNELS)
     blocks = tl.cdiv(size.positions, BLOCK_M)
     pid = tl.program_id(0).to(INDEX)
     x_stride = as_index(x_stride, INDEX)
@@ -106,12 +108,13 @@ def forward_direct(
         best = tl.full((BLOCK_M, BLOCK_O), float("-inf"), ACC)
         winner = tl.zeros((BLOCK_M, BLOCK_O), tl.int32)
         for p in tl.static_range(shape.pool[0] * shape.pool[1]):
-            z = tl.zeros((BLOCK_M, BLOCK_O), ACC) + bias
+            z = tl.zeros((BLOCK_M, BLOCK_O), ACC)
             for k in tl.static_range(INPUTS * KH * KW):
                 z += patch[_patch_index(shape, p, k)] * weights[k]
+            z += bias  # last: a sum that begins with it rounds more
             r = conv_row + (p // shape.pool[1]) * shape.pool_dilation[0]
             s = conv_column + (p % shape.pool[1]) * shape.pool_dilation[1]
-            z = tl.where(visible(r, s, size.conv_height, size.conv_width, INSIDE), z, float("-inf"))
+            z = tl.where(visible(r, s, size.conv_height, size.conv_width, WINDOWS_INSIDE), z, float("-inf"))
             wins = better(z, best)
             best = tl.where(wins, z, best)
             winner = tl.where(wins, p, winner)
@@ -126,6 +129,7 @@ def forward_dot(
     y_ptr,
     code_ptr,
     size,
+    parts,
     x_stride,
     w_stride,
     b_stride,
@@ -137,6 +141,7 @@ def forward_dot(
     BLOCK_O: tl.constexpr,
     BLOCK_K: tl.constexpr,
     INSIDE: tl.constexpr,
+    WINDOWS_INSIDE: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     WITH_CODE: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -149,12 +154,13 @@ def forward_dot(
     accumulator [WINDOW * BLOCK_M, BLOCK_O] serves all positions, and a tree of pairwise comparisons takes the maximum
     after the K loop. (A running maximum inside the loop, or an accumulator for each position, spills registers.)
 
+    A program computes BLOCK_O output channels, one of `parts` of a group.
+
     The K loop takes BLOCK_K products at a time: channels of one tap, or, when INPUTS > 0 says how few channels there
     are, products from (tap, channel) flattened, the channel inner where CHANNELS_INNER.
     """
     WINDOW: tl.constexpr = triton.next_power_of_2(shape.pool[0] * shape.pool[1])
     TAPS: tl.constexpr = shape.kernel[0] * shape.kernel[1]
-    parts = tl.cdiv(size.outputs, BLOCK_O)
     blocks = tl.cdiv(size.positions, BLOCK_M)
     pid = tl.program_id(0).to(INDEX)
     x_stride = as_index(x_stride, INDEX)
@@ -170,7 +176,7 @@ def forward_dot(
     conv_row = i * shape.pool_stride[0] - shape.pool_padding[0] + p // shape.pool[1] * shape.pool_dilation[0]
     conv_column = j * shape.pool_stride[1] - shape.pool_padding[1] + p % shape.pool[1] * shape.pool_dilation[1]
     exists = (m < size.positions) & (p < shape.pool[0] * shape.pool[1])
-    exists = exists & visible(conv_row, conv_column, size.conv_height, size.conv_width, INSIDE)
+    exists = exists & visible(conv_row, conv_column, size.conv_height, size.conv_width, WINDOWS_INSIDE)
     row = conv_row * shape.stride[0] - shape.padding[0]
     column = conv_column * shape.stride[1] - shape.padding[1]
 

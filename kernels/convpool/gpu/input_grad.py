@@ -15,7 +15,7 @@ one matrix product for each p, into one accumulator.
 import triton
 import triton.language as tl
 
-from convpool.gpu.tiles import Shape, as_index, is_finite, multiply, unflatten
+from convpool.gpu.tiles import Shape, as_index, is_finite, multiply, unflatten, visible
 
 
 @triton.jit
@@ -111,7 +111,7 @@ def _sum_windows(
         o = group * size.outputs + o
         i = cell_i + di
         j = cell_j + dj
-        is_window = in_range & (i >= 0) & (i < size.pooled_height) & (j >= 0) & (j < size.pooled_width)
+        is_window = in_range & visible(i, j, size.pooled_height, size.pooled_width, False)
         seen = is_window[:, None] & is_channel[None, :]
         at = (n * y_stride[0] + i * y_stride[2] + j * y_stride[3])[:, None] + (o * y_stride[1])[None, :]
         code = tl.load(code_ptr + at, mask=seen, other=255).to(tl.int32)  # [BLOCK_M, BLOCK_O]
@@ -145,7 +145,7 @@ def _sum_winners(
         dj = _first_window(shape, 1) + window % windows_of_cell(shape, 1)
         i = cell_i + di
         j = cell_j + dj
-        seen = (m < size.positions) & (i >= 0) & (i < size.pooled_height) & (j >= 0) & (j < size.pooled_width)
+        seen = (m < size.positions) & visible(i, j, size.pooled_height, size.pooled_width, False)
         for channel in range(size.outputs):
             o = group * size.outputs + channel
             at = n * y_stride[0] + o * y_stride[1] + i * y_stride[2] + j * y_stride[3]

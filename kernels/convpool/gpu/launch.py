@@ -33,29 +33,29 @@ def forward(
     precision, last = _precision(x.dtype, arch), has_channels_last_strides(y)
     launch = config.forward(geometry, precision, x.dtype.itemsize, arch, last)
     sizes = Sizes.of(geometry, geometry.batch * geometry.pooled_height * geometry.pooled_width)
+    parts = triton.cdiv(sizes.outputs, launch.channels or launch.columns)
     common = (
-        *(x, weight, weight if bias is None else bias, y, code, sizes),
+        *(x, weight, weight if bias is None else bias, y, code, sizes, parts),
         *(x.stride(), weight.stride(), 0 if bias is None else bias.stride(0), y.stride(), Shape.of(geometry)),
     )
     flags = {
         "BLOCK_M": launch.rows,
         "BLOCK_O": launch.columns,
         "INSIDE": _reads_inside(geometry),
+        "WINDOWS_INSIDE": _windows_inside(geometry),
         "HAS_BIAS": bias is not None,
         "WITH_CODE": with_code,
         "ACC": _accumulator(x.dtype),
         "INDEX": _index_type(sizes.positions + launch.rows, x, weight, y),
     }
-    groups, blocks = geometry.settings.groups, triton.cdiv(sizes.positions, launch.rows)
+    grid = (geometry.settings.groups * triton.cdiv(sizes.positions, launch.rows) * parts,)
     with _on_device_of(x):
         if launch.summed == 0:
-            parts = triton.cdiv(sizes.outputs, launch.channels)
-            forward_direct[(groups * blocks * parts,)](
+            forward_direct[grid](
                 *common, INPUTS=geometry.group_channels, CHANNELS=launch.channels, **flags, **launch.options
             )
         else:
-            parts = triton.cdiv(sizes.outputs, launch.columns)
-            forward_dot[(groups * blocks * parts,)](
+            forward_dot[grid](
                 *common,
                 INPUTS=launch.inputs,
                 CHANNELS_INNER=has_channels_last_strides(x),
@@ -217,13 +217,18 @@ def _index_type(positions: int, *tensors: Tensor) -> tl.dtype:
 
 
 def _reads_inside(g: Geometry) -> bool:
-    """Whether all window positions lie in the conv output and all taps in x, so that kernels need not look."""
+    """Whether all taps of all window positions lie in x, so that kernels need not look."""
+    return _windows_inside(g) and not any(g.settings.padding)
+
+
+def _windows_inside(g: Geometry) -> bool:
+    """Whether all window positions lie in the conv output."""
     s = g.settings
     for axis, (size, pooled) in enumerate(((g.conv_height, g.pooled_height), (g.conv_width, g.pooled_width))):
         last = (pooled - 1) * s.pool_stride[axis] + (s.pool_kernel[axis] - 1) * s.pool_dilation[axis]
         if s.pool_padding[axis] or last >= size:
             return False
-    return not any(s.padding)
+    return True
 
 
 def _on_device_of(t: Tensor) -> AbstractContextManager[object]:

@@ -93,18 +93,30 @@ class _Driver:
 
 
 def resources(kernel: Any) -> Resources:
-    """Read from the machine code. ptxas reports spills as stack; an AMD kernel says so itself."""
+    """Read from the machine code. ptxas reports spills as stack; an AMD kernel says so itself.
+
+    A stack that no instruction touches is not counted: for float32's dot products LLVM declares one byte of local
+    memory that nothing uses, and ptxas sets 8 aside for it.
+    """
     shared = kernel.metadata.shared
     if kernel.metadata.target.backend == "cuda":
         usage = _disassemble(kernel, "cuobjdump", "-res-usage")
         found = re.findall(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
         registers, stack, local = map(int, found[0])
-        return Resources(registers, stack + local, shared)
+        touched = stack + local > 0 and re.search(r"\b(STL|LDL)\b", machine_code(kernel))
+        return Resources(registers, stack + local if touched else 0, shared)
 
     def entry(name: str) -> int:
         return int(re.findall(rf"\.{name}:\s+(\d+)", kernel.asm["amdgcn"])[0])
 
     return Resources(entry("vgpr_count"), 4 * entry("vgpr_spill_count") + entry("private_segment_fixed_size"), shared)
+
+
+def uses_matrix_unit(kernel: Any) -> bool:
+    """Whether it multiplies tiles by matrix instructions: PTX's, which ptxas translates one by one, or GCN's."""
+    if kernel.metadata.target.backend == "cuda":
+        return re.search(r"\b(mma\.sync|wgmma\.mma_async|tcgen05\.mma)\b", kernel.asm["ptx"]) is not None
+    return "v_mfma" in kernel.asm["amdgcn"]
 
 
 def machine_code(kernel: Any) -> str:

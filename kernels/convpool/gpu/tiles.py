@@ -97,11 +97,15 @@ def unflatten(m, height, width):
 
 @triton.jit
 def visible(row, column, height, width, INSIDE: tl.constexpr):
-    """Whether (row, column) lies in a map; True at once where INSIDE says that no position of the call lies outside."""
+    """Whether (row, column) lies in a map; True at once where INSIDE says that no position of the call lies outside.
+
+    Counted as unsigned, a negative position is beyond every map: one comparison an axis instead of two.
+    """
     if INSIDE:
         return True
     else:
-        return (row >= 0) & (row < height) & (column >= 0) & (column < width)
+        in_height = row.to(tl.uint32) < tl.to_tensor(height).to(tl.uint32)
+        return in_height & (column.to(tl.uint32) < tl.to_tensor(width).to(tl.uint32))
 
 
 @triton.jit

@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from convpool import cases, parity, planning
+from convpool import cases, conv_relu_max_pool2d, parity, planning
 from convpool.autograd import ConvReLUMaxPool2dFunction
 from convpool.gpu import backend as gpu_backend
+from convpool.protocol import Plan
 
 if not gpu_backend.INTERPRETED:
     pytest.skip("looks into Triton's interpreter, which this process does not run", allow_module_level=True)
@@ -21,6 +22,8 @@ if not gpu_backend.INTERPRETED:
 from triton.runtime import interpreter
 
 from convpool.gpu import launch
+
+FUSED = Plan("triton", "fused", "", "")
 
 
 @contextmanager
@@ -68,12 +71,17 @@ def run(inputs: parity.Inputs) -> list[torch.Tensor]:
     return [y, code, *torch.autograd.grad(y, (x, weight), inputs.dy)]
 
 
-@pytest.mark.exhaustive
-@pytest.mark.parametrize("name", ["channels-5-7", "pool-overlap-padded", "ceil-padded"])
+# Small cases that between them launch every kernel in each of its forms: direct, from flattened taps and by channels;
+# padded, strided, dilated; one output channel and several; overlapping windows.
+SMALL = ("one-channel-each", "batch-1", "one-window", "same-even-dilated", "pool-overlap-padded")
+
+
+@pytest.mark.parametrize("name", SMALL)
 def test_addresses_stay_inside(name: str) -> None:
     inputs = parity.make_inputs(cases.by_name(name))
     with guarded():
         run(inputs)
+        split_results(inputs)
 
 
 def test_the_guard_sees_one_step_too_far(monkeypatch) -> None:
@@ -84,21 +92,22 @@ def test_the_guard_sees_one_step_too_far(monkeypatch) -> None:
         run(parity.Inputs(inputs.x, inputs.weight, inputs.bias, torch.ones(1, 4, 4, 4), padded))
 
 
-@pytest.mark.parametrize("name", ["cnn-2", "depthwise"])
-def test_pool_and_expand_serve_the_split_plan(name: str) -> None:
-    case = cases.by_name(name)
-    inputs = parity.make_inputs(case)
-    g = case.geometry
-    plan = planning.backend("triton").serves(g, torch.float32, torch.device("cpu"))
-    assert plan.plan == "fused"
-    split = type(plan)("triton", "split", "", "")
-    y, code = launch.forward(inputs.x, inputs.weight, inputs.bias, g, split, True)
-    dx, dw, db = launch.backward(
-        inputs.dy, code, inputs.x, inputs.weight, g, split, (True, True, inputs.bias is not None)
-    )
-    grads = {"dx": dx, "dw": dw} | ({} if inputs.bias is None else {"db": db})
-    found = parity.compare(inputs, y, code, grads)
-    assert found.ok, found
+def split_results(inputs: parity.Inputs) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    """y, code and gradients of the split plan, whatever the planner would choose."""
+    g, plan = inputs.geometry, Plan("triton", "split", "", "")
+    y, code = launch.forward(inputs.x, inputs.weight, inputs.bias, g, plan, True)
+    needs = (True, True, inputs.bias is not None)
+    grads = launch.backward(inputs.dy, code, inputs.x, inputs.weight, g, plan, needs)
+    return y, code, {name: grad for name, grad, need in zip(("dx", "dw", "db"), grads, needs, strict=True) if need}
+
+
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize("name", [*SMALL, "depthwise", "pool-dilated-overlap", "ceil-padded", "mixed-3"])
+def test_pool_and_expand_serve_the_split_plan(name: str, layout: parity.Layout) -> None:
+    for dtype, integers in ((torch.float32, True), (torch.bfloat16, False)):
+        inputs = parity.make_inputs(cases.by_name(name), dtype, layout, integers=integers)
+        found = parity.compare(inputs, *split_results(inputs), exact=integers)
+        assert found.ok, (dtype, found)
 
 
 class Calls(TorchDispatchMode):
@@ -117,18 +126,15 @@ class Calls(TorchDispatchMode):
         return result
 
 
-def test_nothing_waits_for_the_device_and_only_results_are_allocated() -> None:
-    inputs = parity.make_inputs(cases.by_name("cnn-2"))
+@pytest.mark.parametrize(("name", "forward"), [("cnn-1", "forward_direct"), ("cnn-2", "forward_dot")])
+def test_nothing_waits_for_the_device_and_only_results_are_allocated(name, forward, monkeypatch) -> None:
+    inputs = parity.make_inputs(cases.by_name(name))
     g = inputs.geometry
-    plan = planning.backend("triton").serves(g, torch.float32, torch.device("cpu"))
-    launch.forward(inputs.x, inputs.weight, inputs.bias, g, plan, True)
-    called: list[str] = []
-    with pytest.MonkeyPatch.context() as patch, Calls() as calls:
-        for kernel in ("forward_direct", "forward_dot", "weight_grad", "sum_partials", "input_grad"):
-            patch.setattr(launch, kernel, _Recorder(called, kernel))
-        _, code = launch.forward(inputs.x, inputs.weight, inputs.bias, g, plan, True)
-        launch.backward(inputs.dy, code, inputs.x, inputs.weight, g, plan, (True, True, True))
-    assert called == ["forward_dot", "weight_grad", "sum_partials", "input_grad"]
+    called = record_launches(monkeypatch)
+    with Calls() as calls:
+        _, code = launch.forward(inputs.x, inputs.weight, inputs.bias, g, FUSED, True)
+        launch.backward(inputs.dy, code, inputs.x, inputs.weight, g, FUSED, (True, True, True))
+    assert called == [forward, "weight_grad", "sum_partials", "input_grad"]
     assert all(name.startswith(("empty", "new_empty", "view", "detach")) for name in calls.names), calls.names
     shapes = [shape for shape, _ in calls.new if shape != (0,)]
     assert shapes[:2] == [g.output_shape, g.output_shape]
@@ -136,6 +142,28 @@ def test_nothing_waits_for_the_device_and_only_results_are_allocated() -> None:
     columns = shapes[5][1]
     assert len(shapes) == 6
     assert columns == inputs.weight.numel() + g.out_channels
+
+
+def test_the_op_reads_nothing_back(monkeypatch) -> None:
+    """As above through autograd and autocast: what would wait is a value's copy to the host."""
+    inputs = parity.make_inputs(cases.by_name("cnn-1"))
+    called = record_launches(monkeypatch)
+    leaves = [t.requires_grad_() for t in inputs.tensors]
+    with Calls() as calls, planning.use_backend("triton"), torch.autocast("cpu", dtype=torch.bfloat16):
+        y = conv_relu_max_pool2d(*leaves)
+        y.backward(inputs.dy.bfloat16())
+    assert y.dtype == torch.bfloat16
+    assert called == ["forward_direct", "weight_grad", "sum_partials", "input_grad"]
+    assert not [name for name in calls.names if name.startswith(("_local_scalar_dense", "item", "nonzero", "copy_"))]
+    assert {name for name in calls.names if name.startswith("_to_copy")} == {"_to_copy.default"}, "autocast's"
+
+
+def record_launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Kernels are named in the list instead of being run."""
+    called: list[str] = []
+    for kernel in ("forward_direct", "forward_dot", "weight_grad", "sum_partials", "input_grad"):
+        monkeypatch.setattr(launch, kernel, _Recorder(called, kernel))
+    return called
 
 
 class _Recorder:
@@ -160,33 +188,66 @@ def test_offsets_beyond_32_bits() -> None:
     assert torch.equal(near, far)
 
 
-axis = st.tuples(
-    st.integers(1, 3), st.integers(1, 2), st.integers(0, 1), st.integers(1, 2), st.integers(1, 3), st.integers(1, 3)
-)
+def sides(least: int, most: int) -> st.SearchStrategy[tuple[int, int]]:
+    return st.tuples(st.integers(least, most), st.integers(least, most))
 
 
-@pytest.mark.exhaustive
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
-@given(
-    rows=axis,
-    columns=axis,
-    groups=st.integers(1, 2),
-    channels=st.tuples(st.integers(1, 3), st.integers(1, 3)),
-    ceil=st.booleans(),
-)
-def test_any_geometry(rows, columns, groups, channels, ceil) -> None:
-    kernel, stride, padding, dilation, pool, pool_stride = zip(rows, columns, strict=True)
-    size = tuple((k - 1) * d + 1 + 7 for k, d in zip(kernel, dilation, strict=True))
+@st.composite
+def drawn_cases(draw: st.DrawFn, most: int) -> cases.Case:
+    """Any small layer that torch accepts, with kernels, pools and groups up to `most`: time grows with all of them."""
+    kernel, pool = draw(sides(1, most)), draw(sides(1, most))
+    dilation, pool_dilation = draw(sides(1, 2)), draw(sides(1, 2))
+    groups = draw(st.integers(1, most))
     options = {
-        "stride": stride,
-        "padding": padding,
+        "stride": draw(sides(1, 2)),
+        "padding": draw(sides(0, 2)),
         "dilation": dilation,
         "groups": groups,
         "pool_kernel_size": pool,
-        "pool_stride": pool_stride,
-        "ceil_mode": ceil,
+        "pool_stride": draw(sides(1, most)),
+        "pool_padding": tuple(draw(st.integers(0, side // 2)) for side in pool),
+        "pool_dilation": pool_dilation,
+        "ceil_mode": draw(st.booleans()),
     }
-    case = cases.Case("drawn", 2, channels[0] * groups, size, channels[1] * groups, kernel, options)
+    spans = zip(kernel, dilation, pool, pool_dilation, strict=True)
+    height, width = (draw(st.integers(1, 6)) + (k - 1) * d + 2 * (p - 1) * e for k, d, p, e in spans)
+    batch, inputs, outputs = draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    bias = draw(st.booleans())
+    return cases.Case("drawn", batch, inputs * groups, (height, width), outputs * groups, kernel, options, bias)
+
+
+def check_drawn(case: cases.Case, dtype: torch.dtype, layout: parity.Layout) -> None:
+    integers = dtype.itemsize >= 4  # half types round large integers
+    inputs = parity.make_inputs(case, dtype, layout, integers=integers)
     with guarded():
-        found = parity.check(parity.make_inputs(case, integers=True), "triton", exact=True)
-    assert found.ok, (case, found)
+        found = parity.check(inputs, "triton", exact=integers)
+    assert found.ok, found
+
+
+def any_layer(most: int) -> Any:
+    return given(
+        case=drawn_cases(most),
+        dtype=st.sampled_from((torch.float32, torch.float16, torch.bfloat16, torch.float64)),
+        layout=st.sampled_from(("nchw", "channels_last")),
+    )
+
+
+unhurried = {  # each example takes a second, so one that fails is not made smaller
+    "deadline": None,
+    "suppress_health_check": list(HealthCheck),
+    "derandomize": True,
+    "phases": (Phase.generate,),
+}
+
+
+@settings(max_examples=8, **unhurried)
+@any_layer(most=2)
+def test_a_few_geometries(case, dtype, layout) -> None:
+    check_drawn(case, dtype, layout)
+
+
+@pytest.mark.slow
+@settings(max_examples=25, **unhurried)
+@any_layer(most=3)
+def test_any_geometry(case, dtype, layout) -> None:
+    check_drawn(case, dtype, layout)
