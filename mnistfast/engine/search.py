@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from mnistfast.config import SearchOptions, TrainConfig
 from mnistfast.data.augment import AUGMENTATIONS
@@ -106,7 +107,7 @@ def search(given: Mapping[str, Any], options: SearchOptions, command: str, scree
     return Best(folder.path, found, best["val_accuracy"], tried[0]["val_accuracy"], len(tried))
 
 
-def _validated(config: TrainConfig, dataset: Dataset, device: Any) -> float:
+def _validated(config: TrainConfig, dataset: Dataset, device: torch.device) -> float:
     """Returns the validation accuracy of the best epoch; 0 where the training diverged."""
     trainer = Run(config, dataset, device, Screen(quiet=True)).trainer
     try:
