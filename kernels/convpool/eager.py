@@ -35,12 +35,12 @@ def pool_with_positions(z: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
 
 def relu_then_pool(x: Tensor, weight: Tensor, bias: Tensor | None, settings: Settings) -> Tensor:
     """The definition: `max_pool2d(relu(conv2d(x, weight, bias)))`."""
-    return pool(F.relu(conv(x, weight, bias, settings)), settings)
+    return _in_format(pool(F.relu(conv(x, weight, bias, settings)), settings), settings)
 
 
 def pool_then_relu(x: Tensor, weight: Tensor, bias: Tensor | None, settings: Settings) -> Tensor:
     """Same value and gradients, for ReLU is monotone; the ReLU then handles a window's worth fewer elements."""
-    return F.relu(pool(conv(x, weight, bias, settings), settings))
+    return _in_format(F.relu(pool(conv(x, weight, bias, settings), settings)), settings)
 
 
 def fastest(x: Tensor, weight: Tensor, bias: Tensor | None, settings: Settings) -> Tensor:
@@ -48,4 +48,8 @@ def fastest(x: Tensor, weight: Tensor, bias: Tensor | None, settings: Settings) 
     if x.device.type != "cpu" or x.dtype != torch.float32:
         return pool_then_relu(x, weight, bias, settings)
     y = pool_then_relu(x.contiguous(memory_format=torch.channels_last), weight, bias, settings)
-    return y.contiguous(memory_format=memory_format(x, weight))
+    return y.contiguous(memory_format=memory_format(x, weight, settings))
+
+
+def _in_format(y: Tensor, settings: Settings) -> Tensor:
+    return y.contiguous() if settings.contiguous_output else y

@@ -29,6 +29,7 @@ def conv_relu_max_pool2d(
     pool_padding: int | Pair = 0,
     pool_dilation: int | Pair = 1,
     ceil_mode: bool = False,
+    contiguous_output: bool = False,
 ) -> Tensor:
     """`max_pool2d(relu(conv2d(x, weight, bias)))` as one op: torch's value and gradients, in torch's memory format.
 
@@ -38,6 +39,7 @@ def conv_relu_max_pool2d(
         bias: (C_out,) or None.
         stride, padding, dilation, groups: as in `torch.nn.functional.conv2d`; padding may be "same" or "valid".
         pool_kernel_size, pool_stride, pool_padding, pool_dilation, ceil_mode: as in `torch.nn.functional.max_pool2d`.
+        contiguous_output: return y contiguous whatever the format of x, so that flattening it copies nothing.
 
     Returns:
         (N, C_out, pooled H, pooled W), or without N where x has none.
@@ -57,6 +59,7 @@ def conv_relu_max_pool2d(
         pool_padding,
         pool_dilation,
         ceil_mode,
+        contiguous_output,
     )
     tensors = (x, weight) if bias is None else (x, weight, bias)
     if has_torch_function(tensors):

@@ -21,9 +21,10 @@ class Settings(NamedTuple):
     pool_padding: Pair
     pool_dilation: Pair
     ceil_mode: bool
+    contiguous_output: bool
 
     def pack(self) -> tuple[int, ...]:
-        """The 18 numbers in order: one list is what an operator takes in 6 us, nine arguments take it 32."""
+        """The 19 numbers in order: one list is what an operator takes in 6 us, nine arguments take it 32."""
         return (
             *self.stride,
             *self.padding,
@@ -34,6 +35,7 @@ class Settings(NamedTuple):
             *self.pool_padding,
             *self.pool_dilation,
             int(self.ceil_mode),
+            int(self.contiguous_output),
         )
 
     @classmethod
@@ -49,6 +51,7 @@ class Settings(NamedTuple):
             pool_padding=(v[13], v[14]),
             pool_dilation=(v[15], v[16]),
             ceil_mode=bool(v[17]),
+            contiguous_output=bool(v[18]),
         )
 
     @property
@@ -150,6 +153,7 @@ def make_settings(
     pool_padding: int | Pair = 0,
     pool_dilation: int | Pair = 1,
     ceil_mode: bool = False,
+    contiguous_output: bool = False,
 ) -> Settings:
     """Normalise a call's arguments as torch does: an int counts for both axes, `pool_stride=None` is the window.
 
@@ -170,6 +174,7 @@ def make_settings(
         pool_padding=_pair("pool_padding", pool_padding, least=0),
         pool_dilation=_pair("pool_dilation", pool_dilation, least=1),
         ceil_mode=bool(ceil_mode),
+        contiguous_output=bool(contiguous_output),
     )
 
 

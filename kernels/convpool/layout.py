@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from convpool.geometry import Geometry
+from convpool.geometry import Geometry, Settings
 
 
 def has_channels_last_strides(t: Tensor) -> bool:
@@ -18,12 +18,12 @@ def has_channels_last_strides(t: Tensor) -> bool:
     return by_w >= by_c * c and by_h >= by_w * w and by_n >= by_h * h and by_h * h != by_c
 
 
-def memory_format(x: Tensor, weight: Tensor) -> torch.memory_format:
-    """channels_last if x or weight has its strides, as torch's conv2d returns.
+def memory_format(x: Tensor, weight: Tensor, settings: Settings) -> torch.memory_format:
+    """channels_last if x or weight has its strides, as torch's conv2d returns, unless `settings` ask for contiguous.
 
     A single output channel lies alike in both formats; torch's ReLU then returns the strides of the contiguous one.
     """
-    if weight.shape[0] == 1:
+    if settings.contiguous_output or weight.shape[0] == 1:
         return torch.contiguous_format
     if has_channels_last_strides(x) or has_channels_last_strides(weight):
         return torch.channels_last
@@ -32,7 +32,8 @@ def memory_format(x: Tensor, weight: Tensor) -> torch.memory_format:
 
 def new_output(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     """Uninitialised y of x's dtype, (N, C_out, pooled_height, pooled_width)."""
-    return torch.empty(geometry.output_shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x, weight))
+    layout = memory_format(x, weight, geometry.settings)
+    return torch.empty(geometry.output_shape, dtype=x.dtype, device=x.device, memory_format=layout)
 
 
 def new_code(y: Tensor, with_code: bool) -> Tensor:
@@ -40,14 +41,19 @@ def new_code(y: Tensor, with_code: bool) -> Tensor:
     return torch.empty_like(y, dtype=torch.uint8) if with_code else y.new_empty(0, dtype=torch.uint8)
 
 
+def input_format(code: Tensor, weight: Tensor, geometry: Geometry) -> torch.memory_format:
+    """The format of dx, and of what else a backward pass makes beside it: y's, or weight's where y's was asked for."""
+    model = weight if geometry.settings.contiguous_output else code
+    return torch.channels_last if has_channels_last_strides(model) else torch.contiguous_format
+
+
 def new_gradients(
     code: Tensor, weight: Tensor, geometry: Geometry, needs: tuple[bool, bool, bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Uninitialised dx (format of y), dw (strides of weight) and db; without elements where not needed."""
-    last = has_channels_last_strides(code)
+    """Uninitialised dx (`input_format`), dw (strides of weight) and db; without elements where not needed."""
     dx = weight.new_empty(0)
     if needs[0]:
-        layout = torch.channels_last if last else torch.contiguous_format
+        layout = input_format(code, weight, geometry)
         dx = torch.empty(geometry.x_shape, dtype=weight.dtype, device=weight.device, memory_format=layout)
     dw = torch.empty_like(weight) if needs[1] else weight.new_empty(0)
     db = weight.new_empty(geometry.out_channels) if needs[2] else weight.new_empty(0)

@@ -10,13 +10,17 @@ from convpool import eager
 from convpool.functional import conv_relu_max_pool2d
 from convpool.geometry import Pair, make_settings
 
+# What repr leaves out.
+_DEFAULTS = {"pool_padding": 0, "pool_dilation": 1, "ceil_mode": False, "contiguous_output": False, "plain": False}
+
 torch.fx.wrap("conv_relu_max_pool2d")  # torch.fx then records the op as one node
 
 
 class ConvReLUMaxPool2d(nn.Conv2d):
     """`max_pool2d(relu(conv2d(x)))` with the parameters, initialisation and state_dict keys of nn.Conv2d.
 
-    Takes nn.Conv2d's arguments, and nn.MaxPool2d's under names that begin with `pool_`.
+    Takes nn.Conv2d's arguments, and nn.MaxPool2d's under names that begin with `pool_`. `contiguous_output`: return a
+    contiguous tensor even in a channels_last model, so that flattening it copies nothing.
     Shapes: x (N, C_in, H, W) or (C_in, H, W) to (N, C_out, pooled H, pooled W) or (C_out, pooled H, pooled W).
 
     Attributes:
@@ -43,6 +47,7 @@ class ConvReLUMaxPool2d(nn.Conv2d):
         pool_padding: int | Pair = 0,
         pool_dilation: int | Pair = 1,
         ceil_mode: bool = False,
+        contiguous_output: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -64,6 +69,7 @@ class ConvReLUMaxPool2d(nn.Conv2d):
         self.pool_padding = pool_padding
         self.pool_dilation = pool_dilation
         self.ceil_mode = ceil_mode
+        self.contiguous_output = contiguous_output
         self.plain = False
         make_settings(self.kernel_size, padding=self.padding, **self._options())  # type: ignore[arg-type]  # or refuses
 
@@ -113,7 +119,7 @@ class ConvReLUMaxPool2d(nn.Conv2d):
         pool = f"pool_kernel_size={self.pool_kernel_size}"
         if self.pool_stride not in (None, self.pool_kernel_size):
             pool += f", pool_stride={self.pool_stride}"
-        for name, default in (("pool_padding", 0), ("pool_dilation", 1), ("ceil_mode", False), ("plain", False)):
+        for name, default in _DEFAULTS.items():
             if getattr(self, name) != default:
                 pool += f", {name}={getattr(self, name)}"
         return f"{super().extra_repr()}, {pool}"
@@ -129,6 +135,7 @@ class ConvReLUMaxPool2d(nn.Conv2d):
             "pool_padding": self.pool_padding,
             "pool_dilation": self.pool_dilation,
             "ceil_mode": self.ceil_mode,
+            "contiguous_output": self.contiguous_output,
         }
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from convpool import eager
 from convpool.geometry import DEAD, Geometry
-from convpool.layout import has_channels_last_strides, new_code, new_gradients, new_output
+from convpool.layout import input_format, new_code, new_gradients, new_output
 from convpool.protocol import Needs
 
 # pool(z, bias, geometry, y, code): fills y and, unless it is empty, code from the conv output z, in one pass over z.
@@ -51,7 +51,7 @@ def _vendor_gradients(
     dy: Tensor, code: Tensor, x: Tensor | None, weight: Tensor, geometry: Geometry, needs: Needs, expand: Expand
 ) -> tuple[Tensor | None, Tensor | None]:
     settings = geometry.settings
-    layout = torch.channels_last if has_channels_last_strides(code) else torch.contiguous_format
+    layout = input_format(code, weight, geometry)
     if x is None:  # only its shape is read
         x = torch.empty(geometry.x_shape, dtype=weight.dtype, device=weight.device, memory_format=layout)
     top, bottom, left, right = settings.padding

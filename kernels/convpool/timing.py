@@ -233,7 +233,7 @@ def _call(layer: Layer, inputs: Inputs, dx: bool, backward: bool) -> Call:
     x = leaves[0] if dx else x
     wanted = leaves if dx else leaves[1:]
     bias = leaves[2] if bias is not None else None
-    dy = dy.contiguous(memory_format=memory_format(x, weight))
+    dy = dy.contiguous(memory_format=memory_format(x, weight, inputs.settings))
 
     def train() -> object:
         return torch.autograd.grad(layer(x, leaves[1], bias, inputs.settings), wanted, dy)
@@ -264,6 +264,7 @@ class Through:
             pool_padding=s.pool_padding,
             pool_dilation=s.pool_dilation,
             ceil_mode=s.ceil_mode,
+            contiguous_output=s.contiguous_output,
         )
 
 

@@ -74,6 +74,8 @@ class Classifier(nn.Module):
         super().__init__()
         self.name, self.input_size = name, input_size
         self.arguments: dict[str, Any] = {"classes": classes, "dropout": dropout}
+        if isinstance(features[-1], ConvReLUMaxPool2d):  # its kernels write either format; flattening one would copy it
+            features[-1].contiguous_output = True
         self.features = nn.Sequential(*features)
         with torch.no_grad():  # in eval mode: a norm could not take one image, and must not learn from it
             width = prod(self.features.eval()(torch.zeros(1, *input_size)).shape)

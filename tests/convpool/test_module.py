@@ -81,6 +81,20 @@ def test_repr_names_the_pool() -> None:
     )
 
 
+@pytest.mark.parametrize("plain", [False, True])
+def test_contiguous_output_flattens_without_a_copy(backend, plain) -> None:
+    layer = ConvReLUMaxPool2d(4, 6, 3, contiguous_output=True).to(memory_format=torch.channels_last)
+    layer.plain = plain
+    x = torch.randn(2, 4, 10, 9).contiguous(memory_format=torch.channels_last).requires_grad_()
+    y = layer(x)
+    assert y.is_contiguous()
+    assert y.flatten(1).data_ptr() == y.data_ptr()
+    torch.testing.assert_close(y, layers_of(layer, x), rtol=1e-5, atol=1e-5)
+    y.sum().backward()
+    assert x.grad is not None
+    assert x.grad.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_fx_records_one_node() -> None:
     model = nn.Sequential(ConvReLUMaxPool2d(1, 4, 3), nn.Flatten())
     traced = torch.fx.symbolic_trace(model)
