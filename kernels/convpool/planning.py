@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache, lru_cache
+from functools import lru_cache
 
 import torch
 
@@ -90,10 +90,14 @@ def plain(reason: str) -> Plan:
     return Plan("torch", "plain", "torch's own layers", reason, keeps_codes=False)
 
 
-@cache
+_loaded: dict[str, Backend] = {}
+
+
 def backend(name: str) -> Backend:
     """The backend of that name, imported at first use."""
-    return _BACKENDS[name]()
+    if name not in _loaded:  # no functools.cache: torch's compiler warns where it meets one
+        _loaded[name] = _BACKENDS[name]()
+    return _loaded[name]
 
 
 def backend_names() -> list[str]:

@@ -123,6 +123,7 @@ def test_compile_with_inductor(backend) -> None:
     close(grads, [p.grad for p in model.parameters()])
 
 
+@pytest.mark.filterwarnings("error::UserWarning")
 def test_compile_in_auto_mode() -> None:
     torch._dynamo.reset()
     inputs = make(torch.float32)

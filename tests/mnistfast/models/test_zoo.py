@@ -14,7 +14,7 @@ COUNTS = {
     "lenet5": 61_706,
     "cifar-cnn": 122_570,
     "fast": 215_194,
-    "accurate": 105_162,
+    "accurate": 142_218,
     "speedrun": 19_946,
 }
 
@@ -36,7 +36,7 @@ def test_each_conv_with_a_pool_is_one_fused_layer(name):
     layers = list(build(name).modules())
     assert not any(isinstance(layer, nn.MaxPool2d) for layer in layers)
     plain = [layer for layer in layers if isinstance(layer, nn.Conv2d) and not isinstance(layer, ConvReLUMaxPool2d)]
-    assert len(plain) == (name == "cifar-cnn")
+    assert len(plain) == (name in ("cifar-cnn", "accurate"))
 
 
 @pytest.mark.parametrize("name", MODELS)
