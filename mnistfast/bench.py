@@ -11,8 +11,9 @@ from datetime import datetime
 from pathlib import Path
 
 from mnistfast import cli
-from mnistfast.config import BenchOptions, Parser, TimeToOptions, pick
+from mnistfast.config import BenchOptions, TimeToOptions
 from mnistfast.errors import ThresholdError
+from mnistfast.parser import Parser, pick
 from mnistfast.report.page import percent
 
 PROG = "mnistfast bench"

@@ -9,7 +9,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from mnistfast import cli
-from mnistfast.config import ExportOptions, Parser, pick
+from mnistfast.config import ExportOptions
+from mnistfast.parser import Parser, pick
 
 if TYPE_CHECKING:
     from mnistfast.engine.exporter import Written

@@ -7,7 +7,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mnistfast.config import FinetuneConfig, Parser, RunOptions, TrainConfig, pick
+from mnistfast.config import FinetuneConfig, RunOptions, TrainConfig
+from mnistfast.parser import Parser, pick
 
 Config = TypeVar("Config", TrainConfig, FinetuneConfig)
 

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mnistfast import cli
-from mnistfast.config import Parser, PredictOptions, pick
+from mnistfast.config import PredictOptions
 from mnistfast.errors import DataError
+from mnistfast.parser import Parser, pick
 from mnistfast.report.page import percent
 
 if TYPE_CHECKING:

@@ -166,7 +166,7 @@ def _fast(**kwargs: Any) -> Classifier:
 
 
 def _accurate(**kwargs: Any) -> Classifier:
-    """Three fused layers that keep the size before their pools (28, 14, 7, 3 pixels), and a plain one before the second.
+    """Three fused layers that keep the size before their pools (28, 14, 7, 3 pixels), a plain one before the second.
 
     Each is normalised after its pool: there a norm sees a quarter of what it would before, and no array of the conv
     output's size comes into being.

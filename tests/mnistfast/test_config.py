@@ -1,4 +1,4 @@
-"""Options: their presets, their rules, their two other views."""
+"""Options: their presets and their rules."""
 
 from dataclasses import fields
 
@@ -9,11 +9,8 @@ from mnistfast.config import (
     MOST_EPOCHS,
     PRESETS,
     EvaluateOptions,
-    Parser,
     Preset,
-    RunOptions,
     TrainConfig,
-    pick,
 )
 from mnistfast.errors import UsageError
 from mnistfast.models.zoo import MODELS
@@ -75,23 +72,6 @@ def test_impossible_values(options):
     (name,) = options
     with pytest.raises(UsageError, match=name.replace("_", "-")):
         TrainConfig(**options)
-
-
-def test_yaml_and_back(tmp_path):
-    config = TrainConfig(model="fast", betas=(0.5, 0.75), lr=1e-5, data="/some where/mnist", threads=2)
-    (tmp_path / "a.yaml").write_text(config.to_yaml())
-    parser = Parser("prog", "words", TrainConfig, RunOptions)
-    assert TrainConfig(**parser.given_in_file(tmp_path / "a.yaml")) == config
-
-
-def test_line_and_back():
-    parser = Parser("prog", "words", TrainConfig, RunOptions)
-    line = "--model fast --betas [0.5,0.75] --val 500 --overwrite --out=/tmp/x --weight-decay 1e-4"
-    given = parser.given(line.split())
-    assert set(given) == {"model", "betas", "val", "overwrite", "out", "weight_decay"}
-    config = TrainConfig.from_options({name: given[name] for name in ("model", "betas", "val", "weight_decay")})
-    assert (config.betas, config.val, config.weight_decay) == ((0.5, 0.75), 500.0, 1e-4)
-    assert pick(RunOptions, given) == RunOptions(overwrite=True, out="/tmp/x")
 
 
 def test_min_accuracy_is_a_fraction():
