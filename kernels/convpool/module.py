@@ -88,21 +88,12 @@ class ConvReLUMaxPool2d(nn.Conv2d):
         if pool.return_indices:
             raise ValueError("pool must have return_indices=False: the fused layer keeps no such indices")
         layer = cls(
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size,  # type: ignore[arg-type]
-            conv.stride,  # type: ignore[arg-type]
-            conv.padding,  # type: ignore[arg-type]
-            conv.dilation,  # type: ignore[arg-type]
-            conv.groups,
-            conv.bias is not None,
-            conv.padding_mode,
+            **conv_arguments(conv),
             pool_kernel_size=pool.kernel_size,
             pool_stride=pool.stride,
             pool_padding=pool.padding,
             pool_dilation=pool.dilation,
             ceil_mode=pool.ceil_mode,
-            device="meta",
         )
         layer.weight, layer.bias = conv.weight, conv.bias
         return layer.train(conv.training)
@@ -137,6 +128,12 @@ class ConvReLUMaxPool2d(nn.Conv2d):
             "ceil_mode": self.ceil_mode,
             "contiguous_output": self.contiguous_output,
         }
+
+
+def conv_arguments(conv: nn.Conv2d) -> dict[str, Any]:
+    """What nn.Conv2d takes to make conv again, without parameters: those on the device "meta" wait to be replaced."""
+    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+    return {name: getattr(conv, name) for name in names} | {"bias": conv.bias is not None, "device": "meta"}
 
 
 def padded_input(conv: nn.Conv2d, x: Tensor) -> tuple[Tensor, Any]:

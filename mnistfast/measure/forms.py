@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from convpool import ConvReLUMaxPool2d
+from convpool.module import conv_arguments
 
 FUSED = "convpool"  # the layers as they come
 FUSED_LAST = f"{FUSED}, channels_last"
@@ -25,18 +26,7 @@ class TorchLayers(nn.Conv2d):
     """A fused layer's parameters under torch's own three layers, with no cost of ours around them."""
 
     def __init__(self, layer: ConvReLUMaxPool2d, *, pool_first: bool) -> None:
-        super().__init__(
-            layer.in_channels,
-            layer.out_channels,
-            layer.kernel_size,  # type: ignore[arg-type]
-            layer.stride,  # type: ignore[arg-type]
-            layer.padding,  # type: ignore[arg-type]
-            layer.dilation,  # type: ignore[arg-type]
-            layer.groups,
-            layer.bias is not None,
-            layer.padding_mode,
-            device="meta",
-        )
+        super().__init__(**conv_arguments(layer))
         self.weight, self.bias = layer.weight, layer.bias
         pool = nn.MaxPool2d(
             layer.pool_kernel_size,
