@@ -104,6 +104,24 @@ def make_optimizer(config: LearnConfig, parameters: Any) -> torch.optim.Optimize
     return adam(parameters, config.lr, config.betas, weight_decay=config.weight_decay, fused=True)
 
 
+def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float, count: int) -> Tensor:
+    """Returns the share that some images have in the mean cross-entropy of a batch.
+
+    Against probabilities: with smoothing, torch's own way from class numbers takes nine small operations backwards
+    instead of four, and 0.4 ms of a step of 10.
+
+    Args:
+        logits: float (N, classes).
+        labels: int64 (N,).
+        smoothing: share of the probability that is spread evenly over the classes.
+        count: images of the whole batch.
+    """
+    rest = smoothing / logits.shape[1]
+    wanted = torch.full_like(logits, rest / count, dtype=torch.float32, requires_grad=False)
+    wanted.scatter_(1, labels[:, None], (1 - smoothing + rest) / count)
+    return F.cross_entropy(logits.float(), wanted, reduction="sum")
+
+
 @torch.inference_mode()
 def predict(model: Classifier, data: DeviceData, batch_size: int | None = None, head: int = 0) -> tuple[Tensor, Tensor]:
     """Returns logits float32 (N, classes) and labels int64 (N,) of all of `data`, in its order, on the CPU.
@@ -186,6 +204,9 @@ class Trainer:
         self.device = next(model.parameters()).device
         self.losses = torch.zeros(self.plan.steps_per_epoch, device=self.device)  # a slot for each step of this epoch
         self.hits = torch.zeros(self.plan.steps_per_epoch, dtype=torch.int64, device=self.device)
+        self._answers: list[tuple[Tensor, Tensor]] = []  # logits and labels of the steps whose hits are not yet counted
+        # Over the processes gradients are averaged, while each one's loss is its share of the batch's.
+        self.upstream = torch.tensor(float(ranks.world), device=self.device)
         self.step = 0
         self.stale_epochs = 0
         self.best: Record | None = None
@@ -234,24 +255,25 @@ class Trainer:
         """Takes one step with the images at `index`: the whole batch's, of which this process uses its slice."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate(self.step) * group["lr_scale"]
+            for parameter in group["params"]:
+                parameter.grad = None  # optimizer.zero_grad: 160 us
         count, rows = len(index), self.ranks.share(len(index))
         images, labels = self._samples(self.train, index, rows)
         if self.ranks.world > 1:
             share_batch(self.model, count, rows)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             logits = self.learner(images)
-        loss = self._loss(logits, labels) / count
+        loss = cross_entropy(logits, labels, self.config.label_smoothing, count)
         if self.replay:
             loss = loss + self._replayed(self.replay, count, rows)
-        self.optimizer.zero_grad(set_to_none=True)
-        (loss * self.ranks.world).backward()  # times the processes, over which the gradients are averaged
+        loss.backward(self.upstream)
         if self.config.clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
         self.optimizer.step()
         if self.average:
             self.average.update_parameters(self.model)
         self.losses[slot] = loss.detach()
-        self.hits[slot] = (logits.detach().argmax(1) == labels).sum()
+        self._answers.append((logits.detach(), labels))
         self.step += 1
         if (slot + 1) % CHECK_EVERY == 0:
             self._check_losses(slot + 1)
@@ -265,15 +287,12 @@ class Trainer:
             images = augment(images, self.augmentation, draws[rows])
         return images, labels
 
-    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=self.config.label_smoothing)
-
     def _replayed(self, replay: Replay, count: int, rows: slice) -> Tensor:
-        """Returns the mean loss of `count` old samples."""
+        """Returns this process' share in the mean loss of `count` old samples."""
         images, labels = self._samples(replay.data, replay.draw(count, (self.config.seed, self.step)), rows)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             logits = self.learner(images, replay.head)
-        return self._loss(logits, labels) / count
+        return cross_entropy(logits, labels, self.config.label_smoothing, count)
 
     @property
     def judged(self) -> Classifier:
@@ -316,10 +335,20 @@ class Trainer:
 
     def _epoch_means(self, steps: int) -> tuple[float, float]:
         """Returns loss and accuracy over the first `steps` steps of this epoch; every image counts the same."""
+        self._count_hits(steps)
         bounds = torch.tensor(self.plan.bounds[: steps + 1], dtype=torch.float64)
         sizes, images = bounds.diff(), self.plan.bounds[steps]
         loss = (self.ranks.total(self.losses[:steps]).cpu().double() * sizes).sum() / images
         return loss.item(), self.ranks.total(self.hits[:steps]).sum().item() / images
+
+    def _count_hits(self, steps: int) -> None:
+        """Fills in the hits of the last of `steps` steps, for all at once: a step's four operations took it 0.2 ms."""
+        if self._answers:
+            logits, labels = zip(*self._answers, strict=True)
+            right = torch.cat(logits).argmax(1) == torch.cat(labels)
+            counts = [part.sum() for part in right.split([len(some) for some in labels])]
+            self.hits[steps - len(counts) : steps] = torch.stack(counts)
+            self._answers.clear()
 
     def _check_losses(self, steps: int) -> None:
         if not steps:
@@ -346,6 +375,7 @@ class Trainer:
         """
         done = self.step % self.plan.steps_per_epoch
         self._check_losses(done)
+        self._count_hits(done)
         if not all(bool(torch.isfinite(weight).all()) for weight in self.model.parameters()):
             self._diverged(f"a weight is not a finite number after step {self.step}", self.step - 1)
         self._count_time()

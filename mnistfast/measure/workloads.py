@@ -13,7 +13,6 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convpool import parity, timing, use_backend
@@ -25,7 +24,7 @@ from mnistfast.config import TrainConfig
 from mnistfast.data.datasets import Split, channel_stats, load
 from mnistfast.data.loader import DeviceData
 from mnistfast.engine.recipe import built, learn
-from mnistfast.engine.trainer import make_optimizer
+from mnistfast.engine.trainer import cross_entropy, make_optimizer
 from mnistfast.measure.forms import FORMS, FUSED, FUSED_LAST, backend_for
 
 Form = TypeVar("Form")
@@ -175,7 +174,7 @@ class Step(Workload[nn.Module]):
         def step() -> object:
             optimizer.zero_grad()
             with use_backend(self.backend):
-                loss = F.cross_entropy(form(images), labels, label_smoothing=self.config.label_smoothing)
+                loss = cross_entropy(form(images), labels, self.config.label_smoothing, len(labels))
             loss.backward()
             optimizer.step()
             return loss
