@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import math
 import os
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +20,7 @@ import numpy as np
 from mnistfast.data import fetch, formats, published
 from mnistfast.data.idx import Kind, content_md5, read_idx, read_idx_stream
 from mnistfast.data.published import IdxSet
+from mnistfast.data.sampling import holdout
 from mnistfast.errors import DataError, StorageError, UsageError, nearest
 
 SAMPLE = Path(__file__).parent / "sample"
@@ -145,87 +145,6 @@ def _load(spec: str | None, offline: bool, read_folders: Callable[..., formats.A
 def anywhere(spec: str) -> str:
     """Returns what `load` finds the same data by from any working folder."""
     return spec if spec in NAMES else str(Path(spec).expanduser().resolve())
-
-
-def holdout(labels: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draws a stratified validation split: each class gives its share of `count`, rounded so that the sum is exact.
-
-    Args:
-        labels: int64 (N,).
-        count: samples to hold out; 0 for none.
-        seed: at least 0; the same labels, count and seed give the same split.
-
-    Returns:
-        Indices that train and indices held out, int64, each sorted; together they are 0..N-1, none twice. Every class
-        keeps at least one sample to train on.
-
-    Raises:
-        UsageError: `count` is negative or leaves a class without training samples.
-    """
-    total = len(labels)
-    classes, sizes = np.unique(labels, return_counts=True)
-    most = total - len(classes)
-    if not 0 <= count <= most:
-        what = f"cannot hold out {count:,} of {total:,} training images for validation"
-        raise UsageError(what, "Each class needs one to train on", f"a count from 0 to {max(most, 0):,}")
-    # Largest remainder, in integers (all times `total`): round down, then add where the shortfall is greatest.
-    shares = sizes * count // total
-    for _ in range(count - shares.sum()):
-        shortfall = np.where(shares < sizes - 1, sizes * count - shares * total, np.iinfo(np.int64).min)
-        shares[np.argmax(shortfall)] += 1
-    return _drawn(labels, classes, shares, seed)
-
-
-def draw_shots(labels: np.ndarray, shots: int, seed: int) -> np.ndarray:
-    """Draws `shots` samples of each class.
-
-    Args:
-        labels: int64 (N,).
-        shots: at least 1.
-        seed: at least 0; the same arguments give the same draw.
-
-    Returns:
-        Their indices, int64, sorted.
-
-    Raises:
-        UsageError: a class has fewer.
-    """
-    classes, sizes = np.unique(labels, return_counts=True)
-    if shots > sizes.min():
-        raise UsageError(f"--shots is {shots}", f"A class has {sizes.min():,} training images")
-    return _drawn(labels, classes, np.full(len(classes), shots), seed)[1]
-
-
-def _drawn(labels: np.ndarray, classes: np.ndarray, shares: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draws as many samples of each class as its share; returns the indices of the others and of those drawn."""
-    generator = np.random.default_rng(seed)
-    held_out = np.zeros(len(labels), bool)
-    for label, share in zip(classes, shares, strict=True):
-        held_out[generator.permutation(np.flatnonzero(labels == label))[:share]] = True
-    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
-
-
-def channel_stats(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Returns mean and (population) standard deviation of pixel / 255 for each channel of uint8 (N, C, H, W).
-
-    The sums are of whole numbers far below 2^53, so float64 holds them and the result is exact to the last rounding.
-
-    Raises:
-        DataError: a channel has one value everywhere (or no pixels): nothing to learn, and a deviation of 0.
-    """
-    means, stds = [], []
-    for channel in range(images.shape[1]):
-        total, squares, n = 0.0, 0.0, images[:, channel].size
-        # In blocks of MNIST images that fit a core's cache: all of MNIST takes 0.05 s, a histogram of it 0.25.
-        for first in range(0, len(images), 64):
-            values = images[first : first + 64, channel].astype(np.float64).ravel()
-            total, squares = total + values.sum(), squares + np.einsum("i,i", values, values)
-        spread = n * int(squares) - int(total) ** 2  # n^2 times the variance, in whole numbers
-        if not spread:
-            raise DataError(f"channel {channel} of the training images has the same value in every pixel")
-        means.append(int(total) / (255 * n))
-        stds.append(math.sqrt(spread) / (255 * n))
-    return tuple(means), tuple(stds)
 
 
 def _mnist_or_sample(offline: bool) -> Dataset:

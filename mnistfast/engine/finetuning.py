@@ -16,8 +16,9 @@ import torch
 
 from mnistfast.config import BACKBONES, FinetuneConfig, RunOptions
 from mnistfast.data.check import content_keys
-from mnistfast.data.datasets import Dataset, Split, anywhere, draw_shots, holdout, load, only
+from mnistfast.data.datasets import Dataset, Split, anywhere, load, only
 from mnistfast.data.loader import DeviceData
+from mnistfast.data.sampling import draw_shots, holdout
 from mnistfast.engine import run_folder
 from mnistfast.engine.checkpoint import (
     ADAPTER_OF,

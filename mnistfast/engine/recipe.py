@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 
 from mnistfast.config import TrainConfig
-from mnistfast.data.datasets import Split, channel_stats
+from mnistfast.data.datasets import Split
 from mnistfast.data.loader import DeviceData
+from mnistfast.data.statistics import channel_stats
 from mnistfast.engine.trainer import Trainer
 from mnistfast.models.zoo import Classifier, build
 

@@ -15,8 +15,10 @@ import torch
 
 from mnistfast.config import LearnConfig, RunOptions, TrainConfig
 from mnistfast.data.augment import AUGMENTATIONS
-from mnistfast.data.datasets import Dataset, Split, anywhere, channel_stats, holdout, load
+from mnistfast.data.datasets import Dataset, Split, anywhere, load
 from mnistfast.data.loader import DeviceData
+from mnistfast.data.sampling import holdout
+from mnistfast.data.statistics import channel_stats
 from mnistfast.engine import run_folder
 from mnistfast.engine.checkpoint import BEST, LAST, STATE, CheckpointInfo, load_state, save_checkpoint, save_state
 from mnistfast.engine.devices import choose_device, environment, use_deterministic, use_threads

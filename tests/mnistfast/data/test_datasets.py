@@ -1,4 +1,4 @@
-"""Where data is looked for, what is refused of it, and what is drawn and computed from it."""
+"""Where data is looked for, and what is refused of it."""
 
 import re
 import subprocess
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mnistfast.data import datasets
-from mnistfast.data.datasets import channel_stats, draw_shots, holdout, load
+from mnistfast.data.datasets import load
 from mnistfast.errors import DataError, StorageError, UsageError
 
 IMAGES = np.zeros((30, 4, 5), np.uint8)
@@ -221,55 +221,6 @@ def test_mnist_by_name_never_becomes_the_sample():
         load("mnist")
 
 
-@pytest.mark.parametrize(
-    ("sizes", "count"), [([50] * 10, 100), ([7, 31, 2, 60], 23), ([1, 1, 1, 1, 6], 5), ([5, 5], 8), ([3, 9], 0)]
-)
-def test_holdout_is_stratified_disjoint_and_covers(sizes, count):
-    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(sizes)), sizes))
-    train, held_out = holdout(labels, count, seed=1)
-    assert len(held_out) == count
-    for index in (train, held_out):
-        assert index.dtype == np.int64
-        assert (np.diff(index) > 0).all()
-    assert sorted([*train, *held_out]) == list(range(len(labels)))
-    assert set(labels[train]) == set(range(len(sizes)))
-    shares = np.bincount(labels[held_out], minlength=len(sizes))
-    exact = np.array(sizes) * count / len(labels)
-    if 1 not in sizes:  # a class that must keep its one sample passes its share on
-        assert (np.abs(shares - exact) < 1).all()
-
-
-def test_holdout_depends_on_the_seed_alone():
-    labels = np.repeat(np.arange(10), 30)
-    first, again, other = (holdout(labels, 60, seed)[1] for seed in (4, 4, 5))
-    np.testing.assert_array_equal(first, again)
-    assert len(np.intersect1d(first, other)) < 30  # 12 by chance
-
-
-@pytest.mark.parametrize("count", [-1, 9, 10, 12])
-def test_holdout_that_is_impossible(count):
-    with pytest.raises(UsageError, match=rf"cannot hold out {count} of 10 .*FIX: a count from 0 to 8"):
-        holdout(np.repeat([0, 1], 5), count, seed=0)
-
-
-def test_channel_stats_is_the_plain_formula():
-    images = np.random.default_rng(0).integers(
-        0, 256, (5000, 3, 4, 3), np.uint8
-    )  # more than one block of the histogram
-    images[:, 1] //= 9
-    mean, std = channel_stats(images)
-    scaled = images.astype(np.float64) / 255
-    np.testing.assert_allclose(mean, scaled.mean(axis=(0, 2, 3)), rtol=1e-12)
-    np.testing.assert_allclose(std, scaled.std(axis=(0, 2, 3)), rtol=1e-12)
-    assert all(type(value) is float for value in (*mean, *std))
-
-
-@pytest.mark.parametrize("images", [np.full((4, 1, 2, 2), 7, np.uint8), np.zeros((0, 1, 2, 2), np.uint8)])
-def test_channel_stats_of_nothing(images):
-    with pytest.raises(DataError, match="channel 0 of the training images has the same value"):
-        channel_stats(images)
-
-
 def test_importing_is_cheap():
     heavy = "{'torch', 'pooch', 'requests', 'platformdirs'} & set(sys.modules)"
     code = f"import sys, mnistfast.errors, mnistfast.data.datasets; print({heavy})"
@@ -289,14 +240,3 @@ def test_only_some_classes():
     assert some.hashes != whole.hashes
     with pytest.raises(UsageError, match="sample has no class 'x'"):
         load("sample", classes="1,x")
-
-
-def test_shots():
-    labels = np.repeat([0, 1, 2], [9, 4, 20])
-    drawn = draw_shots(labels, 4, seed=3)
-    assert np.bincount(labels[drawn]).tolist() == [4, 4, 4]
-    assert np.array_equal(drawn, np.unique(drawn))
-    assert np.array_equal(drawn, draw_shots(labels, 4, seed=3))
-    assert not np.array_equal(drawn, draw_shots(labels, 4, seed=4))
-    with pytest.raises(UsageError, match=r"--shots is 5. A class has 4 training images"):
-        draw_shots(labels, 5, seed=0)

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from mnistfast.data.datasets import Split, channel_stats
+from mnistfast.data.datasets import Split
 from mnistfast.data.loader import DeviceData, epoch_order
+from mnistfast.data.statistics import channel_stats
 
 CPU = torch.device("cpu")
 

@@ -21,7 +21,8 @@ WORKER = """
 import sys
 import torch
 from mnistfast.config import TrainConfig
-from mnistfast.data.datasets import channel_stats, load, Split
+from mnistfast.data.datasets import load, Split
+from mnistfast.data.statistics import channel_stats
 from mnistfast.data.loader import DeviceData
 from mnistfast.engine.ranks import Ranks
 from mnistfast.engine.trainer import Trainer
