@@ -19,7 +19,9 @@ import numpy as np
 
 from mnistfast.data import fetch, formats, published
 from mnistfast.data.idx import Kind, content_md5, read_idx, read_idx_stream
+from mnistfast.data.images import class_folders, fit_images, read_class_folders
 from mnistfast.data.published import IdxSet
+from mnistfast.data.reading import Arrays
 from mnistfast.data.sampling import holdout
 from mnistfast.errors import DataError, StorageError, UsageError, nearest
 
@@ -94,7 +96,7 @@ def load(
         StorageError: a set was asked for by name and no mirror delivers it, or a file cannot be read or written.
         UsageError: `spec` is neither a name nor an existing path, or has none of a class of `classes`.
     """
-    dataset = _load(spec, offline, partial(formats.read_class_folders, resize=resize, gray=gray))
+    dataset = _load(spec, offline, partial(read_class_folders, resize=resize, gray=gray))
     dataset = _fitted(dataset, resize, gray)
     return dataset if classes is None else only(dataset, [name.strip() for name in classes.split(",")])
 
@@ -125,7 +127,7 @@ def only(dataset: Dataset, names: Sequence[str]) -> Dataset:
     return replace(dataset, classes=kept, notice=notice, hashes=hashes, train=train, test=test)
 
 
-def _load(spec: str | None, offline: bool, read_folders: Callable[..., formats.Arrays]) -> Dataset:
+def _load(spec: str | None, offline: bool, read_folders: Callable[..., Arrays]) -> Dataset:
     if spec is None:
         return _mnist_or_sample(offline)
     if spec in _NAMED:
@@ -209,7 +211,7 @@ NAMES = tuple(_NAMED)
 # Paths
 
 
-def _from_folder(folder: Path, read_folders: Callable[..., formats.Arrays]) -> Dataset:
+def _from_folder(folder: Path, read_folders: Callable[..., Arrays]) -> Dataset:
     """Loads what lies in `folder`, whatever of the formats it is."""
     if _find(folder, published.ROLES):
         return _read_idx_set(_complete(folder, published.ROLES), folder.resolve().name, published.SETS["mnist"])
@@ -223,9 +225,9 @@ def _from_folder(folder: Path, read_folders: Callable[..., formats.Arrays]) -> D
     if tables := [path for path in files if path.suffix.lower() == ".csv"]:
         return _from_csv(folder, tables)
     parts = {part: folder / part for part in ("train", "test") if os.path.isdir(folder / part)}
-    if len(parts) == 2 and formats.class_folders(parts["train"]):
+    if len(parts) == 2 and class_folders(parts["train"]):
         return _from_class_folders(folder, parts["train"], parts["test"], read_folders)
-    if formats.class_folders(folder):
+    if class_folders(folder):
         return _from_class_folders(folder, folder, None, read_folders)
     _complete(folder, published.ROLES)
     raise AssertionError("_complete found four files where _find found none")
@@ -270,14 +272,14 @@ def _from_csv(source: Path, tables: Sequence[Path]) -> Dataset:
 
 
 def _from_class_folders(
-    source: Path, train_folder: Path, test_folder: Path | None, read: Callable[..., formats.Arrays]
+    source: Path, train_folder: Path, test_folder: Path | None, read: Callable[..., Arrays]
 ) -> Dataset:
-    classes = tuple(path.name for path in formats.class_folders(train_folder))
+    classes = tuple(path.name for path in class_folders(train_folder))
     train = Split(*read(train_folder, classes))
     if test_folder is None:
         train, test = _cut(train)
         return _checked(source, classes, train, test, _cut_notice("There are no folders train and test", test))
-    if not formats.class_folders(test_folder):
+    if not class_folders(test_folder):
         raise DataError(f"{test_folder}: no folder of a class with images in it")
     return _checked(source, classes, train, Split(*read(test_folder, classes)))
 
@@ -337,7 +339,7 @@ def _recognised(dataset: Dataset) -> Dataset:
 
 def _fitted(dataset: Dataset, resize: int | None, gray: bool) -> Dataset:
     train, test = (
-        Split(formats.fit_images(split.images, resize=resize, gray=gray), split.labels)
+        Split(fit_images(split.images, resize=resize, gray=gray), split.labels)
         for split in (dataset.train, dataset.test)
     )
     if train.images is dataset.train.images:

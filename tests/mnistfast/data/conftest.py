@@ -5,9 +5,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mnistfast.data import published
+from mnistfast.data.datasets import load
 from mnistfast.data.idx import content_md5, header
+from mnistfast.errors import DataError
 
 NAMES = published.ROLES
 
@@ -66,3 +69,50 @@ def use_mirrors(monkeypatch):
         monkeypatch.setitem(published.SETS, "mnist", replace(published.SETS["mnist"], mirrors=mirrors))
 
     return use
+
+
+@pytest.fixture
+def refused():
+    """Loads data that must be refused in one line with `words` in it."""
+
+    def check(path, words):
+        with pytest.raises(DataError) as caught:
+            load(str(path))
+        assert words in str(caught.value), str(caught.value)
+        assert "\n" not in str(caught.value)
+
+    return check
+
+
+@pytest.fixture
+def save_csv():
+    """Writes images, with their labels where there are some, as Kaggle does."""
+
+    def save(path, images, labels, header=True):
+        count = images[0].size
+        lines = (
+            [",".join([*(["label"] if labels is not None else []), *(f"pixel{k}" for k in range(count))])]
+            if header
+            else []
+        )
+        for k, image in enumerate(images):
+            lines.append(",".join(map(str, [*([labels[k]] if labels is not None else []), *image.flatten()])))
+        path.write_text("\n".join(lines) + "\n")
+        return path
+
+    return save
+
+
+@pytest.fixture
+def save_folders():
+    """Writes images to folders of the classes `names` in turn."""
+
+    def save(root, images, names, parts=("train", "test"), suffix=".png"):
+        for part in parts:
+            for k, image in enumerate(images):
+                folder = root / part / names[k % len(names)]
+                folder.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(image).save(folder / f"{k:03}{suffix}")
+        return root
+
+    return save

@@ -19,6 +19,7 @@ from PIL import Image
 
 from mnistfast.data import formats
 from mnistfast.data.idx import header, read_idx
+from mnistfast.data.images import _read_image
 from mnistfast.errors import MnistfastError
 
 seed, count = int(sys.argv[1]), int(sys.argv[2])
@@ -57,7 +58,7 @@ def cifar():
 
 
 def image(path):
-    formats._read_image(path, resize=8, gray=False)
+    _read_image(path, resize=8, gray=False)
 
 
 images, labels = (noise.integers(0, 10, shape, np.uint8) for shape in ((5, 6, 7), (40,)))

@@ -1,0 +1,134 @@
+"""Images in folders named by their classes, and fitting images to one size and number of channels.
+
+An image is decoded by Pillow, which is imported only when there is one; a damaged one is a `DataError` with one line.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mnistfast.data.idx import MAX_BYTES
+from mnistfast.data.reading import Arrays, opened, reason, whole
+from mnistfast.errors import DataError, StorageError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+SIDE_MAX = 4096
+"""Pixels along an image's side that a class folder may have; more would be a photo archive, or a decompression bomb."""
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".webp")
+_IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "WEBP")
+
+
+def class_folders(folder: Path) -> list[Path]:
+    """Returns the sub-folders of `folder` that hold images directly, in the order of their classes: 2 before 10."""
+    found = [path for path in _entries(folder) if path.is_dir() and any(_image_files(path))]
+    numbers = all(path.name.isdigit() for path in found)
+    return sorted(found, key=lambda path: (int(path.name) if numbers else 0, path.name))
+
+
+def read_class_folders(folder: Path, classes: Sequence[str], *, resize: int | None, gray: bool) -> Arrays:
+    """Reads `folder`/<class>/<image>: one channel when all images are grey or `gray` asks for it, else three.
+
+    Raises:
+        DataError: a folder that is no class, an image that cannot be read, sizes that differ without `resize`.
+    """
+    pictures: list[np.ndarray] = []
+    labels: list[int] = []
+    sizes: dict[tuple[int, ...], Path] = {}
+    for path in class_folders(folder):
+        if path.name not in classes:
+            raise DataError(f"{path}: no class of the training images is called {path.name}")
+        for file in sorted(_image_files(path)):
+            picture = _read_image(file, resize=resize, gray=gray)
+            sizes.setdefault(picture.shape[:2], file)
+            if len(sizes) > 1:
+                (first, one), (second, other) = sizes.items()
+                what = f"{other} is {second[0]}x{second[1]}, {one} is {first[0]}x{first[1]}"
+                raise DataError(what, "Images of one set have one size", "--resize 28")
+            pictures.append(picture)
+            labels.append(classes.index(path.name))
+            if len(pictures) * picture.nbytes > MAX_BYTES:
+                raise DataError(f"{folder}: more than {MAX_BYTES:,} bytes of pixels", fix="a smaller --resize")
+    colour = any(picture.ndim == 3 for picture in pictures)
+    stacked = [_planes(picture, colour) for picture in pictures]
+    return np.stack(stacked), np.array(labels, np.int64)
+
+
+def fit_images(images: np.ndarray, *, resize: int | None, gray: bool) -> np.ndarray:
+    """Returns uint8 (N, C, H, W) made grey and resized to `resize` x `resize`, each where asked for and not so yet."""
+    to_gray = gray and images.shape[1] == 3
+    if not to_gray and resize in (None, images.shape[2]) and resize in (None, images.shape[3]):
+        return images
+    from PIL import Image
+
+    pictures = (
+        np.squeeze(image.transpose(1, 2, 0), 2) if len(image) == 1 else image.transpose(1, 2, 0) for image in images
+    )
+    fitted = (_fit(Image.fromarray(picture), resize, to_gray) for picture in pictures)
+    return np.stack([_planes(picture, images.shape[1] == 3 and not to_gray) for picture in fitted])
+
+
+def _fit(image: Image.Image, resize: int | None, gray: bool) -> np.ndarray:
+    if gray and image.mode != "L":
+        image = image.convert("L")
+    if resize and image.size != (resize, resize):
+        image = image.resize(
+            (resize, resize), 2
+        )  # BILINEAR: Pillow's is anti-aliased, and adds no light beside strokes
+    return np.asarray(image)
+
+
+def _planes(picture: np.ndarray, colour: bool) -> np.ndarray:
+    """Returns (H, W) or (H, W, 3) as (C, H, W)."""
+    if picture.ndim == 3:
+        return picture.transpose(2, 0, 1)
+    return np.repeat(picture[np.newaxis], 3 if colour else 1, 0)
+
+
+def _read_image(path: Path, *, resize: int | None, gray: bool) -> np.ndarray:
+    """Returns (H, W) of a grey image, else (H, W, 3); what is transparent becomes white."""
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings(), opened(path) as stream:
+            warnings.simplefilter("ignore")  # of odd metadata and of bombs: their size is looked at here
+            # From memory: a file's read(n) allocates n bytes, and in a damaged PNG n is anything up to 4 GiB.
+            with Image.open(io.BytesIO(whole(path, stream)), formats=_IMAGE_FORMATS) as image:
+                if max(image.size) > SIDE_MAX:
+                    raise DataError(f"{path}: {image.size[0]}x{image.size[1]} pixels, {SIDE_MAX} a side are allowed")
+                if image.mode.startswith(("I", "F")):
+                    picture = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+                elif image.has_transparency_data:
+                    drawn = image.convert("RGBA")
+                    picture = Image.alpha_composite(Image.new("RGBA", image.size, "white"), drawn)
+                    picture = picture.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
+                else:
+                    picture = image.convert("L" if image.mode in ("1", "L") else "RGB")
+                return _fit(picture, resize, gray)
+    except (DataError, StorageError, MemoryError):
+        raise
+    except Exception as error:  # Pillow's decoders raise a dozen types on damaged files, SyntaxError among them
+        raise DataError(f"{path}: cannot be read as an image", reason(error), "delete or replace it") from error
+
+
+def _image_files(folder: Path) -> Iterator[Path]:
+    return (
+        path for path in _entries(folder) if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    )
+
+
+def _entries(folder: Path) -> Iterable[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError as error:
+        raise StorageError(
+            f"{folder}: cannot be read", error.strerror or str(error), "check its permissions"
+        ) from error
