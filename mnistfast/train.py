@@ -55,7 +55,7 @@ def _train(argv: Sequence[str]) -> int:
 
 def _check_data(config: TrainConfig, options: RunOptions) -> int:
     from mnistfast.data.check import look_through
-    from mnistfast.data.datasets import load
+    from mnistfast.data.sources import load
 
     findings = look_through(load(config.data, offline=options.offline, resize=config.resize, gray=config.gray))
     if options.json:

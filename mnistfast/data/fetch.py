@@ -1,4 +1,4 @@
-"""Fetching files from mirrors: a bound on the waiting, nothing kept that was not verified, nothing half written."""
+"""Downloads into the cache: a bound on the waiting, nothing kept that was not verified, nothing half written."""
 
 from __future__ import annotations
 
@@ -73,6 +73,16 @@ def fetch(
         _log.info("mirror failed: %s", failures[-1])
     more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
     raise StorageError(f"could not download {missing[0]}{more}", "; ".join(failures))
+
+
+def cache_folder(name: str) -> Path:
+    """Returns the folder that holds, or will hold, what is downloaded under `name`: a set, or weights."""
+    root = os.environ.get("MNISTFAST_CACHE")
+    if not root:
+        import pooch  # 0.2 s that only a search of the platform's cache should pay
+
+        root = pooch.os_cache("mnistfast")
+    return Path(os.path.expanduser(root)) / name
 
 
 class _Unavailable(Exception):

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from mnistfast.config import EvaluateOptions
-from mnistfast.data.datasets import Dataset, Split, load
+from mnistfast.data.datasets import Dataset, Split
 from mnistfast.data.loader import DeviceData
+from mnistfast.data.sources import load
 from mnistfast.engine.checkpoint import CheckpointInfo, find_checkpoint, load_checkpoint
 from mnistfast.engine.devices import choose_device, use_threads
 from mnistfast.engine.files import make_folder, write_atomic, write_json

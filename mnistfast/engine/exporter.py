@@ -25,8 +25,9 @@ from torch import Tensor, nn
 
 import convpool
 from convpool import ConvReLUMaxPool2d
-from mnistfast.data.datasets import Split, load
+from mnistfast.data.datasets import Split
 from mnistfast.data.loader import DeviceData
+from mnistfast.data.sources import load
 from mnistfast.engine.checkpoint import CheckpointInfo, find_checkpoint, load_checkpoint
 from mnistfast.engine.files import make_folder, write_atomic
 from mnistfast.engine.trainer import predict

@@ -16,9 +16,10 @@ import torch
 
 from mnistfast.config import BACKBONES, FinetuneConfig, RunOptions
 from mnistfast.data.check import content_keys
-from mnistfast.data.datasets import Dataset, Split, anywhere, load, only
+from mnistfast.data.datasets import Dataset, Split, only
 from mnistfast.data.loader import DeviceData
 from mnistfast.data.sampling import draw_shots, holdout
+from mnistfast.data.sources import anywhere, load
 from mnistfast.engine import run_folder
 from mnistfast.engine.checkpoint import (
     ADAPTER_OF,

@@ -11,8 +11,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from mnistfast.data.datasets import cache_folder
-from mnistfast.data.fetch import fetch
+from mnistfast.data.fetch import cache_folder, fetch
 from mnistfast.errors import CheckpointError, DataError, StorageError
 from mnistfast.models import backbones
 from mnistfast.models.zoo import Classifier

@@ -15,9 +15,10 @@ import torch
 
 from mnistfast.config import LearnConfig, RunOptions, TrainConfig
 from mnistfast.data.augment import AUGMENTATIONS
-from mnistfast.data.datasets import Dataset, Split, anywhere, load
+from mnistfast.data.datasets import Dataset, Split
 from mnistfast.data.loader import DeviceData
 from mnistfast.data.sampling import holdout
+from mnistfast.data.sources import anywhere, load
 from mnistfast.data.statistics import channel_stats
 from mnistfast.engine import run_folder
 from mnistfast.engine.checkpoint import BEST, LAST, STATE, CheckpointInfo, load_state, save_checkpoint, save_state

@@ -12,7 +12,8 @@ import torch
 
 from mnistfast.config import SearchOptions, TrainConfig
 from mnistfast.data.augment import AUGMENTATIONS
-from mnistfast.data.datasets import Dataset, Split, load
+from mnistfast.data.datasets import Dataset, Split
+from mnistfast.data.sources import load
 from mnistfast.engine import run_folder
 from mnistfast.engine.devices import choose_device
 from mnistfast.engine.files import write_atomic, write_json

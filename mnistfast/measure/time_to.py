@@ -19,9 +19,10 @@ import torch
 
 from convpool import timing, use_backend
 from mnistfast.config import TimeToOptions, TrainConfig
-from mnistfast.data.datasets import Dataset, Split, load
+from mnistfast.data.datasets import Dataset, Split
 from mnistfast.data.loader import DeviceData
 from mnistfast.data.sampling import holdout
+from mnistfast.data.sources import load
 from mnistfast.engine.devices import choose_device, environment, use_threads
 from mnistfast.engine.recipe import built, learn
 from mnistfast.engine.trainer import predict

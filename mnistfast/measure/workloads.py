@@ -21,8 +21,9 @@ from convpool.fusion.memory import kept_bytes
 from convpool.roofline import Work, work
 from convpool.timing import Call, Candidate, ParityError
 from mnistfast.config import TrainConfig
-from mnistfast.data.datasets import Split, load
+from mnistfast.data.datasets import Split
 from mnistfast.data.loader import DeviceData
+from mnistfast.data.sources import load
 from mnistfast.data.statistics import channel_stats
 from mnistfast.engine.recipe import built, learn
 from mnistfast.engine.trainer import cross_entropy, make_optimizer

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mnistfast import train
-from mnistfast.data.datasets import load
+from mnistfast.data.sources import load
 
 
 def write_idx(path, array):

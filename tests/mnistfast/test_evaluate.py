@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from mnistfast import evaluate
-from mnistfast.data.datasets import load
 from mnistfast.data.loader import DeviceData
+from mnistfast.data.sources import load
 from mnistfast.engine.checkpoint import CheckpointInfo, load_checkpoint, save_checkpoint
 from mnistfast.engine.trainer import predict
 from mnistfast.models.zoo import build

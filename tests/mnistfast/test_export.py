@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 
 from mnistfast import export
-from mnistfast.data.datasets import load
+from mnistfast.data.sources import load
 from mnistfast.engine import exporter
 from mnistfast.engine.checkpoint import CheckpointInfo, load_checkpoint, save_checkpoint
 from mnistfast.errors import ThresholdError

@@ -39,7 +39,7 @@ REFUSED = [
 def test_refused_in_one_line_before_any_work(words, code, message, finished, tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     if "fashion" in words:  # which a distribution may have installed
-        monkeypatch.setattr("mnistfast.data.datasets._at_hand", lambda name, found: None)
+        monkeypatch.setattr("mnistfast.data.obtain._at_hand", lambda name, found: None)
     words, message = (text.replace("RUN", str(finished)).replace("DATA", str(tiny)) for text in (words, message))
     assert finetune.main(words.split()) == code
     error = capsys.readouterr().err

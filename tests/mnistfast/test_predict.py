@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from mnistfast import predict
-from mnistfast.data.datasets import load
+from mnistfast.data.sources import load
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import yaml
 
 from mnistfast import search, train
 from mnistfast.config import TrainConfig
-from mnistfast.data.datasets import load
+from mnistfast.data.sources import load
 from mnistfast.engine import search as engine
 from mnistfast.engine.run import Run
 

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from mnistfast.data import published
-from mnistfast.data.datasets import load
 from mnistfast.data.idx import content_md5, header
-from mnistfast.errors import DataError
+from mnistfast.data.sources import load
+from mnistfast.errors import DataError, StorageError
 
 NAMES = published.ROLES
 
@@ -116,3 +116,14 @@ def save_folders():
         return root
 
     return save
+
+
+@pytest.fixture
+def no_network(monkeypatch, use_mirrors):
+    """Serves nothing: whoever asks for the network gets no MNIST."""
+
+    def unreachable(*args, **kwargs):
+        raise StorageError("could not download f", "a: HTTP 403; b: timed out")
+
+    use_mirrors()
+    monkeypatch.setattr("mnistfast.data.obtain.fetch", unreachable)

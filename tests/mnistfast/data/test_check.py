@@ -8,7 +8,8 @@ import pytest
 
 from mnistfast import train
 from mnistfast.data.check import look_through
-from mnistfast.data.datasets import Split, load
+from mnistfast.data.datasets import Split
+from mnistfast.data.sources import load
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mnistfast.data import datasets, fetch, published
+from mnistfast.data import fetch, published, sources
 from mnistfast.data.idx import header
 from mnistfast.errors import StorageError
 
@@ -120,7 +120,7 @@ def cache(tmp_path):
 def refusal(spec="mnist"):
     """Returns the error of a load that must fail."""
     with pytest.raises(StorageError) as caught:
-        datasets.load(spec)
+        sources.load(spec)
     assert caught.value.code == 7
     assert "put train-images-idx3-ubyte[.gz], " in caught.value.fix
     return caught.value
@@ -129,20 +129,20 @@ def refusal(spec="mnist"):
 def test_fetches_once_then_reads_the_cache(good, mirrors, cache, arrays, caplog):
     (mirror,) = mirrors(good)
     with caplog.at_level(logging.INFO):
-        data = datasets.load("mnist")
+        data = sources.load("mnist")
     assert data.name == "mnist"
     assert data.notice == ""
     np.testing.assert_array_equal(data.train.images[:, 0], arrays["train-images"])
     assert sorted(path.name for path in cache.iterdir()) == sorted(good)
     assert f"downloading {mirror.url}{FIRST}" in caplog.messages  # what a progress display can show
     for spec, offline in (("mnist", False), (None, False), ("mnist", True), (None, True)):
-        assert datasets.load(spec, offline=offline).name == "mnist"
+        assert sources.load(spec, offline=offline).name == "mnist"
     assert sorted(mirror.asked) == sorted(good)
 
 
 def test_403_then_the_second_mirror(good, mirrors):
     refusing, serving = mirrors(dict.fromkeys(good, status(403)), good)
-    assert datasets.load("mnist").notice == ""
+    assert sources.load("mnist").notice == ""
     assert refusing.asked == [FIRST]  # a mirror that failed is not asked for the other files
     assert sorted(serving.asked) == sorted(good)
 
@@ -151,14 +151,14 @@ def test_only_what_is_missing_is_fetched(good, mirrors, cache, write_set):
     write_set(cache)
     (cache / FIRST).unlink()
     (mirror,) = mirrors(good)
-    datasets.load("mnist")
+    sources.load("mnist")
     assert mirror.asked == [FIRST]
 
 
 def test_a_file_that_failed_half_way_is_taken_from_the_next_mirror(good, mirrors):
     labels = "t10k-labels-idx1-ubyte.gz"
     _, second = mirrors({**good, labels: status(503)}, good)
-    datasets.load("mnist")
+    sources.load("mnist")
     assert second.asked == [labels]
 
 
@@ -187,7 +187,7 @@ def test_bad_answer_is_refused_and_leaves_nothing(case, spec, good, mirrors, cac
     monkeypatch.setattr(fetch, "MAX_BYTES", 2000)
     (mirror,) = mirrors({**good, FIRST: answer})
     if spec is None:
-        data = datasets.load(None)
+        data = sources.load(None)
         assert data.name == "sample"
         assert reason in data.notice
         assert "\n" not in data.notice
@@ -216,7 +216,7 @@ def test_silent_network_delays_no_longer_than_the_patience(spec, silent, short_p
     use_mirrors(silent, silent)
     started = time.monotonic()
     if spec is None:
-        assert "timed out after 0.2 s of waiting (0 KiB came)" in datasets.load(None).notice
+        assert "timed out after 0.2 s of waiting (0 KiB came)" in sources.load(None).notice
     else:
         assert refusal().why.count("timed out after 0.2 s of waiting (0 KiB came)") == 2
     assert PATIENCE_S * 0.9 < time.monotonic() - started < PATIENCE_S + SLACK_S
@@ -228,7 +228,7 @@ def test_a_silent_mirror_leaves_time_for_the_next(silent, good, mirrors, monkeyp
     (serving,) = mirrors(good)
     use_mirrors(silent, serving.url)
     started = time.monotonic()
-    assert datasets.load("mnist").notice == ""
+    assert sources.load("mnist").notice == ""
     assert 0.5 < time.monotonic() - started < 0.6 + SLACK_S
 
 
@@ -276,7 +276,7 @@ def test_slow_but_steady_gets_through(good, mirrors, arrays, monkeypatch):
     pause_s = 1.2 / len(pieces)  # 1.2 s in all, twice the patience
     mirrors({**good, FIRST: drip(pieces, pause_s)})
     started = time.monotonic()
-    assert datasets.load("mnist").notice == ""
+    assert sources.load("mnist").notice == ""
     assert time.monotonic() - started > 1.1
 
 
@@ -287,7 +287,7 @@ def test_failed_rename_leaves_no_partial_file(good, mirrors, cache, monkeypatch)
     mirrors(good)
     monkeypatch.setattr(Path, "replace", fail)
     with pytest.raises(StorageError, match=r"cannot write .*No space left on device\. FIX: set MNISTFAST_CACHE"):
-        datasets.load("mnist")
+        sources.load("mnist")
     assert list(cache.iterdir()) == []
 
 
@@ -301,7 +301,7 @@ def test_a_file_appears_whole_or_not_at_all(good, mirrors, cache, monkeypatch):
         return replace(self, target)
 
     monkeypatch.setattr(Path, "replace", spy)
-    datasets.load("mnist")
+    sources.load("mnist")
     names = list(good)
     assert [(same, existed) for same, existed, _ in seen] == [(True, False)] * 4
     assert [body for *_, body in seen] == [(cache / name).read_bytes() for name in names]
@@ -311,8 +311,8 @@ def test_cache_that_cannot_be_made(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MNISTFAST_CACHE", str(tmp_path / "file"))
     with pytest.raises(StorageError, match=r"cannot write .*FIX: set MNISTFAST_CACHE"):
-        datasets.load("mnist")
-    assert "cannot write" in datasets.load(None).notice
+        sources.load("mnist")
+    assert "cannot write" in sources.load(None).notice
 
 
 @pytest.mark.parametrize("spec", ["mnist", None])
@@ -323,10 +323,10 @@ def test_offline_opens_no_socket(spec, monkeypatch):
     for name in ("socket", "create_connection", "getaddrinfo"):
         monkeypatch.setattr(socket, name, refuse)
     if spec is None:
-        assert "--offline" in datasets.load(None, offline=True).notice
+        assert "--offline" in sources.load(None, offline=True).notice
     else:
         with pytest.raises(StorageError, match="--offline forbids a download") as caught:
-            datasets.load("mnist", offline=True)
+            sources.load("mnist", offline=True)
         assert "MNISTFAST_DATA (not set)" in caught.value.what
 
 
@@ -334,3 +334,10 @@ def test_never_asks_the_home_that_refuses():
     urls = published.SETS["mnist"].mirrors
     assert len(urls) > 1
     assert all(url.startswith("https://") and url.endswith("/") and "lecun" not in url for url in urls)
+
+
+def test_cache_of_the_platform(tmp_path, write_set, official, monkeypatch, no_network):
+    monkeypatch.delenv("MNISTFAST_CACHE")
+    monkeypatch.setattr("pooch.os_cache", lambda project: tmp_path / "platform" / project)
+    write_set(tmp_path / "platform" / "mnistfast" / "mnist")
+    assert sources.load("mnist").name == "mnist"

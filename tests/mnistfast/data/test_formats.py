@@ -6,10 +6,9 @@ import zipfile
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from mnistfast.data import formats
-from mnistfast.data.datasets import load
+from mnistfast.data.sources import load
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (30, 6, 6), np.uint8)
@@ -42,14 +41,6 @@ def test_npz_in_colour_and_compressed(tmp_path):
     data = load(str(tmp_path / "a.npz"))
     np.testing.assert_array_equal(data.train.images, COLOUR.transpose(0, 3, 1, 2))
     np.testing.assert_array_equal(data.test.images, COLOUR.transpose(0, 3, 1, 2))
-
-
-def test_mnist_in_another_format_is_called_mnist(tmp_path, arrays, official):
-    path = save_npz(
-        tmp_path / "mine.npz",
-        **{f"{'x' if 'images' in role else 'y'}_{role.split('-')[0]}": array for role, array in arrays.items()},
-    )
-    assert load(str(path)).name == "mnist"
 
 
 @pytest.mark.parametrize(
@@ -105,18 +96,6 @@ def test_csv_of_two_files(tmp_path, header, save_csv):
     assert data.notice == ""
 
 
-@pytest.mark.parametrize("kaggle", [True, False])
-def test_csv_without_test_labels_says_how_it_is_cut(tmp_path, kaggle, save_csv):
-    save_csv(tmp_path / "train.csv", np.concatenate([GREY] * 2), np.concatenate([LABELS] * 2))
-    if kaggle:
-        save_csv(tmp_path / "test.csv", GREY, labels=None)
-    data = load(str(tmp_path if kaggle else tmp_path / "train.csv"))
-    assert np.bincount(data.train.labels).tolist() == [5] * 8 + [4] * 2 or len(data.train.labels) == 48
-    assert len(data.test.labels) == 12
-    reason = "test.csv has no labels" if kaggle else "There is one file"
-    assert data.notice.startswith(f"{reason}: one image in 5 (12, the same share of each class, drawn with seed 0)")
-
-
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -136,48 +115,6 @@ def test_csv_without_test_labels_says_how_it_is_cut(tmp_path, kaggle, save_csv):
 def test_csv_refused(tmp_path, text, words, refused):
     (tmp_path / "a.csv").write_bytes(text.encode("latin-1"))
     refused(tmp_path / "a.csv", words)
-
-
-# Class folders
-
-
-def test_class_folders_in_colour_with_a_stated_cut(tmp_path, save_folders):
-    mixed = [*COLOUR[:19], GREY[0]]
-    data = load(str(save_folders(tmp_path, mixed, ["cat", "dog"], parts=(".",))))
-    assert (data.classes, data.train.images.shape, data.test.images.shape) == (
-        ("cat", "dog"),
-        (16, 3, 6, 6),
-        (4, 3, 6, 6),
-    )
-    assert "There are no folders train and test: one image in 5 (4, the same share" in data.notice
-    again = load(str(tmp_path))
-    np.testing.assert_array_equal(again.test.images, data.test.images)
-    grey = load(str(tmp_path), gray=True)
-    assert grey.train.images.shape == (16, 1, 6, 6)
-
-
-def test_too_few_images_to_cut(tmp_path, refused, save_folders):
-    save_folders(tmp_path, COLOUR[:9], ["cat", "dog"], parts=(".",))
-    refused(tmp_path, "9 images are too few to hold a test set out of them. 5 of each class are needed")
-
-
-def test_empty_folder_names_what_it_may_hold(tmp_path, refused):
-    refused(
-        tmp_path, "an .npz file, .csv files, cifar-10-batches-bin, folders of images by class; missing: all of them"
-    )
-
-
-@pytest.mark.parametrize("resize", [None, 6, 9])
-@pytest.mark.parametrize("gray", [False, True])
-def test_arrays_are_fitted_too(tmp_path, resize, gray):
-    path = save_npz(tmp_path / "a.npz", x_train=COLOUR, x_test=COLOUR[:10])
-    data = load(str(path), resize=resize, gray=gray)
-    side = resize or 6
-    assert data.train.images.shape == (30, 1 if gray else 3, side, side)
-    image = Image.fromarray(COLOUR[4]).convert("L") if gray else Image.fromarray(COLOUR[4])
-    expected = np.asarray(image.resize((side, side), Image.Resampling.BILINEAR))
-    np.testing.assert_array_equal(data.train.images[4], expected[None] if gray else expected.transpose(2, 0, 1))
-    assert (data.hashes == load(str(path)).hashes) is (resize != 9 and not gray)
 
 
 # CIFAR-10

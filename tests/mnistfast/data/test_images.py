@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mnistfast.data.datasets import load
+from mnistfast.data.sources import load
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (30, 6, 6), np.uint8)

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image, ImageDraw
 
 from mnistfast.data import photo
-from mnistfast.data.datasets import load
 from mnistfast.data.photo import prepare
+from mnistfast.data.sources import load
 from mnistfast.errors import DataError
 
 GREY = (1, 28, 28)

@@ -10,8 +10,9 @@ from safetensors.torch import load_file
 
 from mnistfast import evaluate, finetune
 from mnistfast.config import FinetuneConfig
-from mnistfast.data.datasets import Split, load
+from mnistfast.data.datasets import Split
 from mnistfast.data.loader import DeviceData
+from mnistfast.data.sources import load
 from mnistfast.data.statistics import channel_stats
 from mnistfast.engine import finetuning
 from mnistfast.engine.checkpoint import load_checkpoint

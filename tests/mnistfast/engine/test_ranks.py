@@ -21,9 +21,10 @@ WORKER = """
 import sys
 import torch
 from mnistfast.config import TrainConfig
-from mnistfast.data.datasets import load, Split
-from mnistfast.data.statistics import channel_stats
+from mnistfast.data.datasets import Split
 from mnistfast.data.loader import DeviceData
+from mnistfast.data.sources import load
+from mnistfast.data.statistics import channel_stats
 from mnistfast.engine.ranks import Ranks
 from mnistfast.engine.trainer import Trainer
 from mnistfast.models.zoo import build

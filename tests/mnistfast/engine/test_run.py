@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from mnistfast import train
-from mnistfast.data.datasets import load
+from mnistfast.data.sources import load
 from mnistfast.engine.checkpoint import load_checkpoint, load_state
 from mnistfast.engine.trainer import Trainer
 

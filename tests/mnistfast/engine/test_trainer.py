@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from mnistfast.config import TrainConfig
-from mnistfast.data.datasets import Split, load
+from mnistfast.data.datasets import Split
 from mnistfast.data.loader import DeviceData, epoch_order
+from mnistfast.data.sources import load
 from mnistfast.data.statistics import channel_stats
 from mnistfast.engine import trainer as trainer_module
 from mnistfast.engine.schedules import learning_rate

@@ -8,7 +8,7 @@ import torch
 
 from mnistfast import bench
 from mnistfast.config import TimeToOptions
-from mnistfast.data.datasets import load
+from mnistfast.data.sources import load
 from mnistfast.measure import time_to
 from mnistfast.measure.forms import FUSED
 from mnistfast.measure.time_to import Entrant

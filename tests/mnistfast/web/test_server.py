@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from mnistfast import demo
-from mnistfast.data.datasets import load
+from mnistfast.data.sources import load
 from mnistfast.engine.predictor import Predictor
 from mnistfast.errors import DataError, StorageError
 from mnistfast.web import server as web

@@ -1,0 +1,147 @@
+"""The files of published sets: where they lie on this machine, else fetched into the cache and verified."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import zipfile
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+from mnistfast.data import formats, idx_set, published
+from mnistfast.data.fetch import cache_folder, fetch, write_atomically
+from mnistfast.data.idx import content_md5, read_idx_stream
+from mnistfast.data.published import IdxSet
+from mnistfast.errors import DataError, StorageError
+
+
+def idx_files(name: str, *, offline: bool) -> dict[str, Path]:
+    """Returns the four IDX files of the set `name` of `published.SETS`, by role.
+
+    Raises:
+        DataError: `$MNISTFAST_DATA` is no folder or has a part of them, or an archive is damaged.
+        StorageError: they are not on this machine, and `offline` forbids a download or no mirror delivers them.
+    """
+    found = published.SETS[name]
+    return _at_hand(name, found) or _download(name, found, offline)
+
+
+def cifar10(*, offline: bool) -> Path:
+    """Returns the archive of CIFAR-10's binary version, or the folder that was unpacked of it.
+
+    Raises:
+        DataError: `$MNISTFAST_DATA` is no folder.
+        StorageError: it is not on this machine, and `offline` forbids a download or no mirror delivers it.
+    """
+    archive, md5 = published.CIFAR10_ARCHIVE
+    cache = cache_folder("cifar10")
+    folders = [*_environment_folders("cifar10", unique=True), cache]
+    candidates = [folder / name for folder in folders for name in ("cifar-10-batches-bin", archive, ".")]
+    for path in candidates:
+        if path.is_file() or (path / formats.CIFAR_TEST).is_file():
+            return path
+    if offline:
+        raise _forbidden("cifar10", cache, f"put {archive} there")
+    fetch([archive], cache, published.CIFAR10_MIRRORS, partial(_verify_whole, md5), max_bytes=published.CIFAR10_BYTES)
+    return cache / archive
+
+
+def title(name: str) -> str:
+    """Returns what messages call the set `name`."""
+    return "MNIST" if name == "mnist" else name
+
+
+def _environment_folders(name: str, *, unique: bool) -> list[Path]:
+    """Returns where `$MNISTFAST_DATA` may hold the set `name`.
+
+    The folder itself is one of them for MNIST and where the set's file names are its own (`unique`): the files of
+    Fashion-MNIST and KMNIST are called as MNIST's.
+    """
+    value = os.environ.get("MNISTFAST_DATA")
+    if not value:
+        return []
+    root = Path(os.path.expanduser(value))
+    if not os.path.isdir(root):
+        raise DataError(f"MNISTFAST_DATA is {value}", "There is no such folder", "correct it or unset it")
+    own = unique or name in ("mnist", root.name)
+    return [*([root] if own else []), root / name]
+
+
+def _at_hand(name: str, found: IdxSet) -> dict[str, Path] | None:
+    """Returns the set's four files by role from where they may lie on this machine, None where they do not."""
+    unique = found.files is not published.ROLES
+    for folder in _environment_folders(name, unique=unique):
+        if idx_set.find(folder, found.files):
+            return idx_set.complete(folder, found.files)
+    for folder in (cache_folder(name), *map(Path, found.folders)):
+        files = idx_set.find(folder, found.files)
+        if len(files) == len(found.files):
+            return files
+    if found.archive:
+        for folder in [*_environment_folders(name, unique=True), cache_folder("emnist")]:
+            if os.path.isfile(folder / found.archive[0]):
+                return _unpacked(folder / found.archive[0], name, found)
+    return None
+
+
+def _download(name: str, found: IdxSet, offline: bool) -> dict[str, Path]:
+    """Fetches into the cache folder what is missing there and returns its four files by role."""
+    folder = cache_folder(name)
+    if offline:
+        raise _forbidden(name, folder, _place_them(found))
+    try:
+        if found.archive:
+            archive, md5 = found.archive
+            folder, limit = cache_folder("emnist"), published.EMNIST_BYTES
+            fetch([archive], folder, found.mirrors, partial(_verify_whole, md5), max_bytes=limit)
+            return _unpacked(folder / archive, name, found)
+        present = idx_set.find(folder, found.files)
+        wanted = {f"{file}.gz": role for role, file in found.files.items() if role not in present}
+        fetch(list(wanted), folder, found.mirrors, partial(_verify_idx, name, found, wanted))
+    except StorageError as error:
+        raise StorageError(error.what, error.why, error.fix or _place_them(found)) from error
+    return idx_set.complete(folder, found.files)
+
+
+def _place_them(found: IdxSet) -> str:
+    return f"put {idx_set.listed(found.files)} in a folder and give it with --data FOLDER or in MNISTFAST_DATA"
+
+
+def _forbidden(name: str, folder: Path, fix: str) -> StorageError:
+    what = f"no {title(name)} in MNISTFAST_DATA ({os.environ.get('MNISTFAST_DATA') or 'not set'}) nor in {folder}"
+    return StorageError(what, "--offline forbids a download", fix)
+
+
+def _verify_idx(name: str, found: IdxSet, roles: Mapping[str, str], file: str, content: bytes, url: str) -> None:
+    role = roles[file]
+    array = read_idx_stream(io.BytesIO(content), url, expect=idx_set.kind(role))
+    if role in found.md5:
+        md5 = content_md5(array)
+        if md5 != found.md5[role]:
+            raise DataError(f"{url}: not the official {title(name)} (md5 {md5}, expected {found.md5[role]})")
+    else:
+        _verify_whole(found.served_md5[role], file, content, url)
+
+
+def _verify_whole(expected: str, file: str, content: bytes, url: str) -> None:
+    md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    if md5 != expected:
+        raise DataError(f"{url}: not the official {file} (md5 {md5}, expected {expected})")
+
+
+def _unpacked(archive: Path, name: str, found: IdxSet) -> dict[str, Path]:
+    """Takes the set's four files out of the archive of all of EMNIST, into the cache."""
+    folder = cache_folder(name)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            for file in found.files.values():
+                member = next((entry for entry in opened.namelist() if entry.endswith(f"{file}.gz")), None)
+                if member is None:
+                    raise DataError(f"{archive}: has no {file}.gz", fix="delete it and fetch it again")
+                write_atomically(folder / f"{file}.gz", opened.read(member))
+    except zipfile.BadZipFile as error:
+        raise DataError(f"{archive}: not a whole .zip file", str(error), "delete it and fetch it again") from error
+    return idx_set.complete(folder, found.files)
