@@ -95,7 +95,7 @@ def _planes(picture: np.ndarray, colour: bool) -> np.ndarray:
 
 def _read_image(path: Path, *, resize: int | None, gray: bool) -> np.ndarray:
     """Returns (H, W) of a grey image, else (H, W, 3); what is transparent becomes white."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with warnings.catch_warnings(), opened(path) as stream:
@@ -115,6 +115,11 @@ def _read_image(path: Path, *, resize: int | None, gray: bool) -> np.ndarray:
                 return _fit(picture, resize, gray)
     except (DataError, StorageError, MemoryError):
         raise
+    except UnidentifiedImageError as error:  # which names the buffer in memory
+        formats = ", ".join(_IMAGE_FORMATS)
+        raise DataError(
+            f"{path}: cannot be read as an image", f"It is none of {formats}", "delete or replace it"
+        ) from error
     except Exception as error:  # Pillow's decoders raise a dozen types on damaged files, SyntaxError among them
         raise DataError(f"{path}: cannot be read as an image", reason(error), "delete or replace it") from error
 

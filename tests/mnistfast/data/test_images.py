@@ -55,6 +55,12 @@ def test_unreadable_image_is_named(tmp_path, content, refused, save_folders):
     refused(tmp_path, "b/bad.png: cannot be read as an image")
 
 
+def test_other_content_is_told_from_damage(tmp_path, refused, save_folders):
+    save_folders(tmp_path, GREY[:4], ["a", "b"])
+    (tmp_path / "train" / "b" / "bad.png").write_bytes(b"hello")
+    refused(tmp_path, "b/bad.png: cannot be read as an image. It is none of PNG, JPEG,")
+
+
 def test_huge_image_is_not_unpacked(tmp_path, refused):
     folder = tmp_path / "a"
     folder.mkdir()
