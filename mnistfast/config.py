@@ -390,6 +390,7 @@ class EvaluateOptions(ScreenOptions):
     resize: int | None = _option(None, "make every image this many pixels wide and high; default: as in the run")
     gray: bool = _option(False, "make colour images grey; default: as in the run")
     batch_size: int | None = _option(None, "images a step; default: the model's")
+    tta: int = _option(0, "test-time augmentation: look at each image moved by up to so many pixels, take the mean")
     head: int = _option(0, HEAD_HELP)
     device: str = _option("auto", "auto, cpu, cuda, cuda:1, mps")
     threads: int | None = _option(None, "CPU threads; default: torch's choice")
@@ -398,6 +399,7 @@ class EvaluateOptions(ScreenOptions):
     def __post_init__(self) -> None:
         for name in ("batch_size", "threads"):
             _require(name, getattr(self, name), lambda value: value is None or value >= 1, "at least 1")
+        _require("tta", self.tta, lambda value: 0 <= value <= 4, "from 0 to 4")
         _require("head", self.head, lambda value: value >= 0, "0 or more")
         if self.min_accuracy is not None:
             _require("min_accuracy", self.min_accuracy, lambda value: 0 <= value <= 1, "a fraction between 0 and 1")

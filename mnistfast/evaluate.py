@@ -55,6 +55,7 @@ def _summary(scores: dict[str, Any], written: list[Path]) -> list[str]:
             for path, accuracy in zip(scores["checkpoints"], scores["alone"], strict=True)
             if len(scores["alone"]) > 1
         ),
+        *([f"looks         {(2 * scores['tta'] + 1) ** 2} at each image"] if scores["tta"] else []),
         f"accuracy      {accuracy_line(scores)} on the test images of {scores['data']} ({scores['source']})",
         f"calibrated    {calibrated} (temperature {scores['temperature']:.3f})",
         f"uncalibrated  {raw}",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,9 @@ def evaluate(checkpoints: Sequence[str], options: EvaluateOptions) -> tuple[dict
         gray=options.gray or of_run.get("gray", False),
     )
     test = in_classes(dataset, classes)
-    answers = [answer(model, info, test, dataset.name, device, options.batch_size) for model, info in loaded]
+    answers = [
+        answer(model, info, test, dataset.name, device, options.batch_size, tta=options.tta) for model, info in loaded
+    ]
     labels = answers[0][1]
     if len(answers) == 1:
         logits, temperature = answers[0][0], loaded[0][1].temperature
@@ -72,11 +74,12 @@ def evaluate(checkpoints: Sequence[str], options: EvaluateOptions) -> tuple[dict
             logits.double() / info.temperature for (logits, _), (_, info) in zip(answers, loaded, strict=True)
         ]
         logits, temperature = mean_of(calibrated), 1.0
-    scores = {
+    scores: dict[str, Any] = {
         "checkpoints": [str(path) for path in paths],
         "data": dataset.name,
         "source": dataset.source,
         "notice": dataset.notice,
+        "tta": options.tta,
         "alone": [(logits.argmax(1) == labels).double().mean().item() for logits, _ in answers],
     } | metrics.score(logits, labels, classes, temperature)
     folder = make_folder(Path(options.out) if options.out else paths[0].parent / f"evaluate-{dataset.name}")
@@ -100,8 +103,9 @@ def answer(
     device: torch.device,
     batch_size: int | None = None,
     head: int = 0,
+    tta: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """Returns `predict` of a model on `test`.
+    """Returns `predict` of a model on `test`, or the mean of its calibrated probabilities over several looks.
 
     Args:
         model: what answers.
@@ -110,6 +114,7 @@ def answer(
         source: the name of their data set, for messages.
         device: where the model is.
         batch_size, head: of `predict`.
+        tta: the model looks at each image in its place and moved by up to this many pixels down and across.
 
     Raises:
         DataError: images or labels that the model cannot take.
@@ -120,7 +125,23 @@ def answer(
         index = int(unknown.argmax())
         what = f"{source}: label {test.labels[index]} at index {index}"
         raise DataError(what, f"The model has {len(info.classes)} classes", "--data with the classes of the model")
-    return predict(model, DeviceData(test, device, info.mean, info.std), batch_size, head)
+    looks = []
+    for images in _moved(test.images, tta):
+        data = DeviceData(Split(images, test.labels), device, info.mean, info.std)
+        logits, labels = predict(model, data, batch_size, head)
+        looks.append(logits)
+    if len(looks) > 1:  # so that the mean is of calibrated probabilities, and the temperature still fits
+        logits = mean_of([look.double() / info.temperature for look in looks]) * info.temperature
+    return logits, labels
+
+
+def _moved(images: np.ndarray, most: int) -> Iterator[np.ndarray]:
+    """Yields `images` (N, C, H, W) moved by each of -most..most pixels both ways; what comes in repeats the border."""
+    height, width = images.shape[2:]
+    padded = np.pad(images, ((0, 0), (0, 0), (most, most), (most, most)), mode="edge")
+    for y in range(2 * most + 1):
+        for x in range(2 * most + 1):
+            yield np.ascontiguousarray(padded[:, :, y : y + height, x : x + width])
 
 
 def score(

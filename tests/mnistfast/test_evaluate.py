@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mnistfast import evaluate
+from mnistfast.data.datasets import Split
 from mnistfast.data.loader import DeviceData
 from mnistfast.data.sources import load
 from mnistfast.engine.checkpoint import CheckpointInfo, load_checkpoint, save_checkpoint
@@ -57,6 +58,23 @@ def test_several_answer_with_the_mean_of_their_probabilities(trained, reader, no
     assert capsys.readouterr().out.count("alone  ") == 3
 
 
+def test_tta_answers_with_the_mean_over_nine_places(trained, no_pictures, tmp_path, capsys):
+    assert evaluate.main([str(trained), "--data", "sample", "--out", str(tmp_path), "--tta", "1", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    test, (model, info) = load("sample").test, load_checkpoint(trained)
+    padded = np.pad(test.images, ((0, 0), (0, 0), (1, 1), (1, 1)), mode="edge")
+    shares = []
+    for y in range(3):
+        for x in range(3):
+            place = Split(padded[:, :, y : y + 28, x : x + 28].copy(), test.labels)
+            logits, labels = predict(model, DeviceData(place, torch.device("cpu"), info.mean, info.std))
+            shares.append((logits.double() / info.temperature).softmax(1))
+    mean = sum(shares) / 9
+    assert found["accuracy"] == (mean.argmax(1) == labels).double().mean().item()
+    assert found["nll"] == pytest.approx(-mean[range(len(labels)), labels].log().mean().item())
+    assert (found["tta"], found["temperature"]) == (1, info.temperature)
+
+
 def test_only_models_of_the_same_classes_answer_together(trained, tmp_path, capsys):
     model = build("lenet5", classes=3)
     info = CheckpointInfo("lenet5", model.arguments, ("a", "b", "c"), (0.1,), (0.3,), model.input_size)
@@ -82,6 +100,7 @@ def test_threshold(trained, no_pictures, capsys):
         ("RUN/test.json", 4, "is damaged"),
         ("RUN --min-accuracy 98", 2, "--min-accuracy is 98.0. It must be a fraction between 0 and 1"),
         ("RUN --batch-size 0", 2, "--batch-size is 0"),
+        ("RUN --tta 5", 2, "--tta is 5. It must be from 0 to 4"),
         ("RUN --data nowhere/at/all", 3, "no folder"),
         ("RUN --dataa sample", 2, "unknown option --dataa (did you mean '--data'?)"),
         ("", 2, "the following arguments are required: RUN|CKPT"),
