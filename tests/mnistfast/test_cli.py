@@ -70,6 +70,15 @@ def test_json(capsys):
     assert json.loads(capsys.readouterr().err) == {"code": 3, "kind": "data", "message": "x. y. FIX: z", "hint": "z"}
 
 
+@pytest.fixture
+def heeded_interrupts():
+    """Python's own answer to SIGINT, also where a shell started the tests in the background and has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeded_interrupts")
 def test_interrupts(capsys):
     assert cli.run(raising(KeyboardInterrupt()), []) == 130
     assert cli.run(lambda argv: signal.raise_signal(signal.SIGTERM), []) == 143
