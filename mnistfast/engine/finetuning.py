@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections.abc import Callable
@@ -14,12 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from mnistfast.config import BACKBONES, FinetuneConfig, RunOptions
+from mnistfast.config import FinetuneConfig, RunOptions
 from mnistfast.data.check import content_keys
-from mnistfast.data.datasets import Dataset, Split, only
+from mnistfast.data.datasets import Dataset, Split
 from mnistfast.data.loader import DeviceData
 from mnistfast.data.sampling import draw_shots, holdout
-from mnistfast.data.sources import anywhere, load
+from mnistfast.data.sources import load
 from mnistfast.engine import run_folder
 from mnistfast.engine.checkpoint import (
     ADAPTER_OF,
@@ -33,37 +32,16 @@ from mnistfast.engine.checkpoint import (
 from mnistfast.engine.devices import choose_device, use_deterministic
 from mnistfast.engine.evaluation import in_classes, score
 from mnistfast.engine.files import write_atomic, write_json
-from mnistfast.engine.pretrained import RANDOM, find_weights, load_weights
+from mnistfast.engine.finetune_source import Source, md5_of, open_source
 from mnistfast.engine.run import Outcome, Run, carry_out
-from mnistfast.engine.run_folder import RunFolder, data_of_run
+from mnistfast.engine.run_folder import RunFolder
 from mnistfast.engine.trainer import Replay, Trainer, embed
-from mnistfast.errors import CheckpointError, DataError, StorageError, UsageError
+from mnistfast.errors import CheckpointError, DataError, UsageError
 from mnistfast.models.adapters import adapter, choose, merge, merged, with_adapter
 from mnistfast.models.zoo import Classifier, build
 from mnistfast.report import metrics, page
 from mnistfast.report.screen import Screen
 from mnistfast.report.tensorboard import check_installed
-
-
-@dataclass(frozen=True)
-class Source:
-    """What is fine-tuned.
-
-    Attributes:
-        make: returns the model, fresh, on the CPU, and its header, which has no classes for a backbone.
-        info: that header.
-        words: where it comes from.
-        md5: of the file with its weights, "" where there is none.
-        old: the data that it was trained on, in its own classes; None where they are not known.
-        notice: what the user should know, "" when there is nothing to say.
-    """
-
-    make: Callable[[], tuple[Classifier, CheckpointInfo]]
-    info: CheckpointInfo
-    words: str
-    md5: str
-    old: Dataset | None
-    notice: str
 
 
 class FinetuneRun(Run[FinetuneConfig]):
@@ -261,64 +239,6 @@ def _among(split: Split, others: list[Split]) -> np.ndarray:
     return np.array([key in known for key in content_keys(split)], bool)
 
 
-def open_source(config: FinetuneConfig, dataset: Dataset, *, offline: bool) -> tuple[FinetuneConfig, Source]:
-    """Finds what is to be fine-tuned, and the data that it was trained on.
-
-    Returns:
-        `config` with what was found in the place of what was asked for, and the source.
-
-    Raises:
-        CheckpointError, DataError, DeviceError, StorageError, UsageError: what is named is missing, damaged or unfit.
-    """
-    if config.source in BACKBONES:
-        return _backbone(config, dataset, offline=offline)
-    path = find_checkpoint(config.source).resolve()
-    info = load_checkpoint(path)[1]
-    old, notice = _old_data(config, path, info, offline=offline)
-    config = replace(config, source=str(path), old_data=config.old_data and anywhere(config.old_data))
-    words = f"{path} ({info.model}, classes {', '.join(info.classes)})"
-    return config, Source(partial(load_checkpoint, path), info, words, _md5(path), old, notice)
-
-
-def _backbone(config: FinetuneConfig, dataset: Dataset, *, offline: bool) -> tuple[FinetuneConfig, Source]:
-    name, size = config.source, dataset.train.images.shape[1:]
-    weights, words = find_weights(name, config.weights, offline=offline)
-    hidden = [config.hidden] if config.hidden else []
-    plain = (0.0,) * size[0], (1.0,) * size[0]  # it normalises as its weights want it
-
-    def make() -> tuple[Classifier, CheckpointInfo]:
-        model = build(name, classes=1, size=size, side=config.side, hidden=hidden)
-        if weights != RANDOM:
-            load_weights(model, Path(weights))
-        return model, CheckpointInfo(name, model.arguments, (), *plain, model.input_size)
-
-    info = make()[1]  # which refuses unfit weights
-    md5 = "" if weights == RANDOM else _md5(Path(weights))
-    return replace(config, weights=weights), Source(make, info, words, md5, None, "")
-
-
-def _old_data(config: FinetuneConfig, path: Path, info: CheckpointInfo, *, offline: bool) -> tuple[Dataset | None, str]:
-    """Returns the data that the checkpoint at `path` was trained on, and a notice where they cannot be had."""
-    of_run = data_of_run(path.parent)
-    named = config.old_data or config.replayed[0]
-    spec = named or of_run.get("data")
-    unknown = "no test images of its can be left out, and what it forgets is not measured; --old-data names them"
-    if spec is None:
-        return None, f"what {path} was trained on is not known: {unknown}"
-    try:
-        old = load(spec, offline=offline, resize=of_run.get("resize"), gray=of_run.get("gray", False))
-    except (DataError, StorageError) as error:
-        if named:
-            raise
-        return None, f"what {path} was trained on cannot be read ({error.what}): {unknown}"
-    if set(info.classes) < set(old.classes):
-        old = only(old, info.classes)
-    if not set(old.classes) <= set(info.classes):
-        what = f"{old.name} has the classes {', '.join(old.classes)}"
-        raise DataError(what, f"{path} answers {', '.join(info.classes)}", "--old-data with what it was trained on")
-    return old, ""
-
-
 @dataclass(frozen=True)
 class Draws:
     """What several fine-tunings came to, which differ in their seeds.
@@ -432,7 +352,7 @@ def merge_adapter(source: str, adapter_path: str, out: str, *, overwrite: bool) 
     header, learnt = read_tensors(file)
     if ADAPTER_OF not in header:
         raise CheckpointError(f"{file} is no adapter", fix="--merge takes the adapter.safetensors of a lora run")
-    if header[ADAPTER_OF] != _md5(path):
+    if header[ADAPTER_OF] != md5_of(path):
         raise CheckpointError(f"{file} was learnt from another checkpoint than {path}", fix="--from with that one")
     info = CheckpointInfo.from_header(header, file)
     model, of_source = load_checkpoint(path)
@@ -440,7 +360,3 @@ def merge_adapter(source: str, adapter_path: str, out: str, *, overwrite: bool) 
     save_checkpoint(Path(out), with_adapter(model.state_dict(), learnt), info)
     load_checkpoint(out)
     return Path(out)
-
-
-def _md5(path: Path) -> str:
-    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()

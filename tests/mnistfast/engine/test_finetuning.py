@@ -16,7 +16,8 @@ from mnistfast.data.sources import load
 from mnistfast.data.statistics import channel_stats
 from mnistfast.engine import finetuning
 from mnistfast.engine.checkpoint import load_checkpoint
-from mnistfast.engine.finetuning import FinetuneRun, open_source
+from mnistfast.engine.finetune_source import open_source
+from mnistfast.engine.finetuning import FinetuneRun
 from mnistfast.engine.trainer import Trainer, embed, predict
 from mnistfast.models.zoo import build
 from mnistfast.report.screen import Screen
