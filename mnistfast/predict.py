@@ -62,7 +62,7 @@ def find_pictures(sources: Sequence[str]) -> list[str]:
     Raises:
         DataError: a folder without pictures.
     """
-    from mnistfast.data.photo import SUFFIXES
+    from mnistfast.data.picture import SUFFIXES
 
     found: dict[str, None] = {}  # once each, in order
     for source in sources:
@@ -90,7 +90,7 @@ def _saving(answers: Iterator[Answer], folder: Path) -> Iterator[Answer]:
 
 def _save_view(answer: Answer, folder: Path, taken: set[str]) -> None:
     """Writes the view of `answer` to `folder` under the name of its picture; `taken` are the names given so far."""
-    from mnistfast.data.photo import to_png
+    from mnistfast.data.picture import to_png
     from mnistfast.engine.files import write_atomic
 
     stem = "stdin" if answer.file == STDIN else Path(answer.file).stem

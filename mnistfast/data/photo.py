@@ -7,26 +7,16 @@ arithmetic on grey values: no step was learnt, and `View` says what was done.
 
 from __future__ import annotations
 
-import io
 import math
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageOps
+from scipy import ndimage
 
+from mnistfast.data.picture import decode
 from mnistfast.errors import DataError
 
-MAX_BYTES = 64 << 20
-MAX_PIXELS = 50_000_000  # a 50-megapixel phone; as RGBA its decoding takes 400 MB, our greatest need of memory
-MIN_SIDE = 8  # below that no digit is legible
-MAX_ASPECT = 40  # a longer strip would be shrunk to less than MIN_SIDE pixels
-# Raster formats alone. Pillow would hand an EPS to Ghostscript, which runs programs.
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
-
-# Larger pictures are shrunk by a whole factor to this or a little more: fast, and a stroke stays wider than a pixel.
-WORKING_SIDE = 384
 LEAST_CONTRAST = 20.0  # grey levels between ink and paper: what a JPEG makes of blank paper stays below
 LEAST_SIGNAL = 5.0  # ... and standard deviations of the paper's noise
 MASK = 0.35  # share of the ink's strength that makes a pixel part of the character
@@ -69,7 +59,7 @@ def prepare(content: bytes, input_size: tuple[int, int, int]) -> View:
         DataError: no readable image, too large or too small, or nothing drawn on it.
     """
     channels, height, width = input_size
-    image = _open(content)
+    image = decode(content)
     if channels != 1:
         square = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
         return View(np.asarray(square).transpose(2, 0, 1).copy(), untouched=image.size == (width, height))
@@ -77,68 +67,6 @@ def prepare(content: bytes, input_size: tuple[int, int, int]) -> View:
     if grey.shape == (height, width) and _is_light_on_dark(grey):
         return View(grey[np.newaxis].copy(), ink=float((grey > 127).mean()), untouched=True)
     return _view_of_character(grey.astype(np.float32), height, width)
-
-
-def to_png(pixels: np.ndarray) -> bytes:
-    """Returns uint8 (C, H, W), C 1 or 3, as a PNG file."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-# Files
-
-
-def _open(content: bytes) -> Image.Image:
-    """Decodes an image to RGB: upright, on white where it is transparent, shrunk to about `WORKING_SIDE`."""
-    if len(content) > MAX_BYTES:
-        raise DataError(f"{len(content):,} bytes are too many for a picture", f"At most {MAX_BYTES:,} are read")
-    try:
-        # Pillow warns of large images and odd metadata. What matters of that is checked or raised below.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(content), formats=FORMATS)
-            _check_size(*image.size)
-            image.draft(None, (WORKING_SIDE, WORKING_SIDE))  # a JPEG is decoded at an eighth where that is enough
-            return _flatten(ImageOps.exif_transpose(image))
-    except DataError:
-        raise
-    except Image.DecompressionBombError:
-        raise DataError("the image has too many pixels", f"At most {MAX_PIXELS:,} are read", "shrink it") from None
-    except Image.UnidentifiedImageError:
-        raise DataError("cannot identify image", f"Readable: {', '.join(FORMATS)}", "save it as PNG or JPEG") from None
-    except Exception as error:  # damaged files make Pillow's parsers raise anything: ValueError, struct.error, KeyError
-        raise DataError("cannot decode image", " ".join(str(error).split()) or type(error).__name__) from error
-
-
-def _check_size(width: int, height: int) -> None:
-    short, long = sorted((width, height))
-    if short < MIN_SIDE or long > MAX_ASPECT * short:
-        why = f"At least {MIN_SIDE} x {MIN_SIDE} are needed, and no side more than {MAX_ASPECT} times the other"
-        raise DataError(f"the image is {width:,} x {height:,} pixels", why)
-    if width * height > MAX_PIXELS:
-        why = f"At most {MAX_PIXELS:,} pixels are read"
-        raise DataError(f"the image is {width:,} x {height:,} pixels", why, "shrink it")
-
-
-def _flatten(image: Image.Image) -> Image.Image:
-    factor = max(1, max(image.size) // WORKING_SIDE)
-    if image.mode.startswith(("I", "F")):
-        image = _to_eight_bits(image)
-    if image.has_transparency_data:
-        image = image.convert("RGBA").reduce(factor)
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB").reduce(factor)
-
-
-def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """Returns an image of 16 bits a pixel, or of 32 in any range, as mode L."""
-    values = np.asarray(image, np.float32)
-    if not np.isfinite(values).all():
-        raise DataError("the image holds values that are no numbers")
-    low, high = (0.0, 65535.0) if image.mode.startswith("I;16") else (float(values.min()), float(values.max()))
-    return Image.fromarray(((values - low) * (255 / max(high - low, 1.0))).astype(np.uint8))
 
 
 # Grey values
@@ -236,37 +164,9 @@ def _components(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         For each pixel the number of its component from 1, 0 outside the mask; for each component its box (top, left,
         bottom, right; the last two exclusive) and its area.
     """
-    steps = np.diff(np.pad(mask, ((0, 0), (1, 1))).astype(np.int8), axis=1)
-    rows, starts = np.nonzero(steps == 1)  # a run is a stretch of mask in one row, [start, end)
-    ends = np.nonzero(steps == -1)[1]
-    # A run touches those of the row above that start at its end or before and end at its start or after.
-    stride = mask.shape[1] + 2
-    first = np.searchsorted(rows * stride + ends, (rows - 1) * stride + starts, "left")
-    last = np.searchsorted(rows * stride + starts, (rows - 1) * stride + ends, "right")
-    count = np.maximum(last - first, 0)
-    below = np.repeat(np.arange(len(rows)), count)
-    above = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count) + np.repeat(first, count)
-    # Each run points to the lowest-numbered run it is known to hang together with, until nothing changes.
-    root = np.arange(len(rows))
-    while True:
-        lowest = np.minimum(root[below], root[above])
-        linked = root.copy()
-        np.minimum.at(linked, root[below], lowest)
-        np.minimum.at(linked, root[above], lowest)
-        linked = linked[linked]
-        if np.array_equal(linked, root):
-            break
-        root = linked
-    _, number = np.unique(root, return_inverse=True)
-    labels = np.zeros(mask.shape, np.int64)
-    labels[mask] = np.repeat(number + 1, ends - starts)
-    size = int(number.max(initial=-1)) + 1
-    # Runs of one component are scattered over `number`; sorted by it they lie side by side.
-    order = np.argsort(number, kind="stable")
-    begin = np.searchsorted(number[order], np.arange(size))
-    edges = [(np.minimum, rows), (np.minimum, starts), (np.maximum, rows + 1), (np.maximum, ends)]
-    boxes = np.stack([pick.reduceat(values[order], begin) for pick, values in edges], 1)
-    return labels, boxes, np.bincount(number, ends - starts, size)
+    labels, count = ndimage.label(mask, np.ones((3, 3)))
+    boxes = [[*(side.start for side in box), *(side.stop for side in box)] for box in ndimage.find_objects(labels)]
+    return labels, np.array(boxes, np.int64).reshape(count, 4), np.bincount(labels.flat, minlength=count + 1)[1:]
 
 
 def _choose(boxes: np.ndarray, areas: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, int]:
@@ -318,10 +218,10 @@ def _place(ink: np.ndarray, own: np.ndarray, height: int, width: int) -> np.ndar
     top, left = rows[0], columns[0]
     window = (slice(top, rows[-1] + 1 + 2 * margin), slice(left, columns[-1] + 1 + 2 * margin))
     own, ink = (np.pad(array, margin)[window] for array in (own, ink))
-    ink = ink * _grow(own, math.ceil(size / 20))
+    ink = ink * ndimage.maximum_filter(own, 2 * math.ceil(size / 20) + 1)
     thin = THINNEST_STROKE * size - _stroke(own)
     if thin > 1:
-        ink = _grow(ink, round(thin / 2))
+        ink = ndimage.maximum_filter(ink, 2 * round(thin / 2) + 1)
     rows, columns = (np.flatnonzero((ink > EDGE).any(axis)) for axis in (1, 0))
     ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     scale = BOX * min(height, width) / max(ink.shape)
@@ -342,14 +242,5 @@ def _place(ink: np.ndarray, own: np.ndarray, height: int, width: int) -> np.ndar
 
 def _stroke(mask: np.ndarray) -> float:
     """Returns the mean width of the strokes of `mask` in pixels: a stroke's area is its length times its width."""
-    inner = mask[1:-1, 1:-1] & mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
     area = int(mask.sum())
-    return 2 * area / max(1, area - int(inner.sum()))
-
-
-def _grow(values: np.ndarray, radius: int) -> np.ndarray:
-    """Returns the greatest value within `radius` pixels along both axes, for each pixel of an array (H, W)."""
-    for axis in (0, 1):
-        padded = np.pad(values, [(radius, radius) if axis == along else (0, 0) for along in (0, 1)])
-        values = np.lib.stride_tricks.sliding_window_view(padded, 2 * radius + 1, axis).max(-1)
-    return values
+    return 2 * area / max(1, area - int(ndimage.binary_erosion(mask).sum()))

@@ -13,7 +13,8 @@ import numpy as np
 
 from mnistfast.data.datasets import Split
 from mnistfast.data.loader import DeviceData
-from mnistfast.data.photo import MAX_BYTES, View, prepare
+from mnistfast.data.photo import View, prepare
+from mnistfast.data.picture import MAX_BYTES
 from mnistfast.engine.checkpoint import find_checkpoint, load_checkpoint, newest_checkpoint
 from mnistfast.engine.devices import choose_device
 from mnistfast.engine.trainer import predict

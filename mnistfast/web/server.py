@@ -13,7 +13,7 @@ from importlib import resources
 from typing import Any
 
 from mnistfast import __version__
-from mnistfast.data.photo import to_png
+from mnistfast.data.picture import to_png
 from mnistfast.engine.predictor import Predictor
 from mnistfast.errors import DataError, StorageError
 
