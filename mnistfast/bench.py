@@ -11,8 +11,8 @@ from datetime import datetime
 from pathlib import Path
 
 from mnistfast import cli
-from mnistfast.config import BenchOptions, TimeToOptions
 from mnistfast.errors import ThresholdError
+from mnistfast.options import BenchOptions, TimeToOptions
 from mnistfast.parser import Parser, pick
 from mnistfast.report.page import percent
 

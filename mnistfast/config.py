@@ -1,4 +1,4 @@
-"""The options of the commands as dataclasses, and the models' presets. `parser` reads them from a command line or YAML.
+"""What is learnt and how, as dataclasses, and the models' presets. A run keeps it, as YAML.
 
 A flag beats `--config FILE`, the file beats the model's preset, the preset beats a default.
 """
@@ -6,20 +6,20 @@ A flag beats `--config FILE`, the file beats the model's preset, the preset beat
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import yaml
 
-from mnistfast.errors import UsageError, nearest
+from mnistfast.errors import UsageError
+from mnistfast.fields import DEVICE_HELP, THREADS_HELP, one_of, option, require, require_positive
 
 OPTIMIZERS = ("adam", "adamw", "sgd", "muon")
 STARTS = ("random", "patches")
 SCHEDULES = ("constant", "step", "cosine", "linear", "onecycle")
 PRECISIONS = ("fp32", "bf16")
 AUGMENTATIONS = ("none", "mild", "sources", "objects")  # of data.augment, which would bring torch with it
-FORMATS = ("onnx", "pt2", "safetensors")
 
 # A preset's epochs suit a set of MNIST's size. A run on a smaller set goes over it more often, until it has seen this
 # many images: the 3,600 training images of the shipped sample make 12 epochs.
@@ -74,14 +74,6 @@ PRESETS = {
 }
 
 
-HEAD_HELP = "of a fine-tuned model: 0 is its present task's head, 1 that of the task before, and so on"
-
-
-def _option(default: Any, text: str, *, flag: str = "", preset: bool = False) -> Any:
-    """Returns a field; `flag` is its option where that is not its name, `preset` says that a preset may set it."""
-    return field(default=default, metadata={"help": text, "flag": flag, "preset": preset})
-
-
 @dataclass(frozen=True)
 class LearnConfig:
     """How something is learnt, and from which images. `None` stands for what only the run can know; it fills it in.
@@ -90,63 +82,62 @@ class LearnConfig:
         UsageError: a value that cannot work.
     """
 
-    data: str | None = _option(None, "name or path of the data; default: mnist where it can be had, else the sample")
-    epochs: int | None = _option(None, "times over the training images; default: the preset's, more for a small set")
-    batch_size: int = _option(128, "images a step", preset=True)
-    first_batch: int | None = _option(None, "images of an epoch's first step, growing to --batch-size", preset=True)
-    optimizer: str = _option(
+    data: str | None = option(None, "name or path of the data; default: mnist where it can be had, else the sample")
+    epochs: int | None = option(None, "times over the training images; default: the preset's, more for a small set")
+    batch_size: int = option(128, "images a step", preset=True)
+    first_batch: int | None = option(None, "images of an epoch's first step, growing to --batch-size", preset=True)
+    optimizer: str = option(
         "adam", f"one of {', '.join(OPTIMIZERS)}; sgd and muon with Nesterov's momentum", preset=True
     )
-    lr: float = _option(4e-3, "peak learning rate", preset=True)
-    schedule: str = _option("onecycle", f"learning rate over the steps: {', '.join(SCHEDULES)}", preset=True)
-    betas: tuple[float, float] = _option(
+    lr: float = option(4e-3, "peak learning rate", preset=True)
+    schedule: str = option("onecycle", f"learning rate over the steps: {', '.join(SCHEDULES)}", preset=True)
+    betas: tuple[float, float] = option(
         (0.9, 0.999), "Adam's and AdamW's averaging factors, as [0.9, 0.999]", preset=True
     )
-    momentum: float = _option(0.9, "SGD's and Muon's momentum")
-    weight_decay: float = _option(0.0, "weight decay (decoupled for adamw)")
-    label_smoothing: float = _option(0.1, "share of the target spread over all classes", preset=True)
-    augment: str = _option(
+    momentum: float = option(0.9, "SGD's and Muon's momentum")
+    weight_decay: float = option(0.0, "weight decay (decoupled for adamw)")
+    label_smoothing: float = option(0.1, "share of the target spread over all classes", preset=True)
+    augment: str = option(
         "none", f"how images are moved as they are learnt from: {', '.join(AUGMENTATIONS)}", preset=True
     )
-    ema: float = _option(
+    ema: float = option(
         0.0, "keep the average of the weights over the steps with this decay, as 0.999; 0: no average", preset=True
     )
-    clip: float = _option(0.0, "largest norm of a step's gradient; 0: any")
-    patience: int = _option(0, "stop after this many epochs without a better validation result; 0: never")
-    val: float = _option(0.1, "held out of the training images: a share below 1 or a count; 0: nothing", preset=True)
-    limit: int | None = _option(None, "learn from this many training images only, the same share of each class")
-    max_steps: int | None = _option(
+    clip: float = option(0.0, "largest norm of a step's gradient; 0: any")
+    patience: int = option(0, "stop after this many epochs without a better validation result; 0: never")
+    val: float = option(0.1, "held out of the training images: a share below 1 or a count; 0: nothing", preset=True)
+    limit: int | None = option(None, "learn from this many training images only, the same share of each class")
+    max_steps: int | None = option(
         None, "stop after this many steps, which the schedule is stretched over", preset=True
     )
-    classes: str | None = _option(None, "only the images of these classes, named with commas between: 0,1,2,3,4")
-    resize: int | None = _option(None, "make every image this many pixels wide and high")
-    gray: bool = _option(False, "make colour images grey")
-    seed: int = _option(0, "seed of the weights, the shuffles, the dropout and the held-out images")
-    device: str = _option("auto", "auto, cpu, cuda, cuda:1, mps")
-    threads: int | None = _option(None, "CPU threads; default: torch's choice")
-    precision: str = _option("fp32", f"one of {', '.join(PRECISIONS)}: bf16 is autocast, the weights stay float32")
-    compile: bool = _option(False, "compile the model with torch.compile")
-    deterministic: bool = _option(False, "only algorithms that give the same bits every time, on a GPU too")
+    classes: str | None = option(None, "only the images of these classes, named with commas between: 0,1,2,3,4")
+    resize: int | None = option(None, "make every image this many pixels wide and high")
+    gray: bool = option(False, "make colour images grey")
+    seed: int = option(0, "seed of the weights, the shuffles, the dropout and the held-out images")
+    device: str = option("auto", DEVICE_HELP)
+    threads: int | None = option(None, THREADS_HELP)
+    precision: str = option("fp32", f"one of {', '.join(PRECISIONS)}: bf16 is autocast, the weights stay float32")
+    compile: bool = option(False, "compile the model with torch.compile")
+    deterministic: bool = option(False, "only algorithms that give the same bits every time, on a GPU too")
 
     def __post_init__(self) -> None:
-        _one_of("optimizer", self.optimizer, OPTIMIZERS)
-        _one_of("schedule", self.schedule, SCHEDULES)
-        _one_of("precision", self.precision, PRECISIONS)
-        _one_of("augment", self.augment, AUGMENTATIONS)
-        for name in ("batch_size", "first_batch", "epochs", "threads", "limit", "max_steps"):
-            _require(name, getattr(self, name), lambda value: value is None or value >= 1, "at least 1")
-        _require("resize", self.resize, lambda value: value is None or 1 <= value <= 1024, "from 1 to 1024")
+        one_of("optimizer", self.optimizer, OPTIMIZERS)
+        one_of("schedule", self.schedule, SCHEDULES)
+        one_of("precision", self.precision, PRECISIONS)
+        one_of("augment", self.augment, AUGMENTATIONS)
+        require_positive(self, "batch_size", "first_batch", "epochs", "threads", "limit", "max_steps")
+        require("resize", self.resize, lambda value: value is None or 1 <= value <= 1024, "from 1 to 1024")
         for name in ("seed", "patience", "weight_decay", "clip"):
-            _require(name, getattr(self, name), lambda value: 0 <= value < math.inf, "0 or more")
+            require(name, getattr(self, name), lambda value: 0 <= value < math.inf, "0 or more")
         for name in ("label_smoothing", "momentum", "ema"):
-            _require(name, getattr(self, name), lambda value: 0 <= value < 1, "at least 0 and below 1")
-        _require("betas", self.betas, lambda pair: all(0 <= beta < 1 for beta in pair), "two numbers in [0, 1)")
-        _require("lr", self.lr, lambda value: 0 < value < math.inf, "above 0 and finite")
+            require(name, getattr(self, name), lambda value: 0 <= value < 1, "at least 0 and below 1")
+        require("betas", self.betas, lambda pair: all(0 <= beta < 1 for beta in pair), "two numbers in [0, 1)")
+        require("lr", self.lr, lambda value: 0 < value < math.inf, "above 0 and finite")
         if self.patience and not self.val:
             raise UsageError(
                 f"--patience is {self.patience} and --val is 0", "Nothing is held out to judge the epochs by"
             )
-        _require("val", self.val, lambda v: 0 <= v < 1 or (v < math.inf and v == int(v)), "a share below 1 or a count")
+        require("val", self.val, lambda v: 0 <= v < 1 or (v < math.inf and v == int(v)), "a share below 1 or a count")
 
     @property
     def usual_epochs(self) -> int:
@@ -188,16 +179,16 @@ class LearnConfig:
 class TrainConfig(LearnConfig):
     """What is trained from random weights, on what, and how."""
 
-    model: str = _option("cnn2", f"network: {', '.join(PRESETS)}")
-    dropout: float = _option(0.0, "share of hidden units dropped before the last layer", preset=True)
-    start: str = _option(
+    model: str = option("cnn2", f"network: {', '.join(PRESETS)}")
+    dropout: float = option(0.0, "share of hidden units dropped before the last layer", preset=True)
+    start: str = option(
         "random", "the first weights: random; or patches: the first layer from the images, and fixed", preset=True
     )
 
     def __post_init__(self) -> None:
-        _one_of("model", self.model, PRESETS)
-        _one_of("start", self.start, STARTS)
-        _require("dropout", self.dropout, lambda value: 0 <= value < 1, "at least 0 and below 1")
+        one_of("model", self.model, PRESETS)
+        one_of("start", self.start, STARTS)
+        require("dropout", self.dropout, lambda value: 0 <= value < 1, "at least 0 and below 1")
         super().__post_init__()
 
     @classmethod
@@ -232,42 +223,40 @@ BACKBONES = ("vgg16", "resnet50")
 class FinetuneConfig(LearnConfig):
     """What is made good at a new task, how, and what it must not forget."""
 
-    epochs: int | None = _option(None, "times over the training images; default: 5, more for a small set")
-    batch_size: int = _option(64, "images a step; default: 64, 16 for --shots")
-    optimizer: str = _option("adam", f"one of {', '.join(OPTIMIZERS)} (Nesterov)")
-    lr: float = _option(2e-3, "peak learning rate; default: 0.002, 0.001 for --shots")
-    schedule: str = _option("onecycle", f"learning rate over the steps: {', '.join(SCHEDULES)}")
-    betas: tuple[float, float] = _option((0.9, 0.999), "Adam's and AdamW's averaging factors, as [0.9, 0.999]")
-    label_smoothing: float = _option(0.1, "share of the target spread over all classes")
-    val: float = _option(
-        0.1, "held out of the training images: a share below 1 or a count; default: 0.1, 0 for --shots"
-    )
+    epochs: int | None = option(None, "times over the training images; default: 5, more for a small set")
+    batch_size: int = option(64, "images a step; default: 64, 16 for --shots")
+    optimizer: str = option("adam", f"one of {', '.join(OPTIMIZERS)} (Nesterov)")
+    lr: float = option(2e-3, "peak learning rate; default: 0.002, 0.001 for --shots")
+    schedule: str = option("onecycle", f"learning rate over the steps: {', '.join(SCHEDULES)}")
+    betas: tuple[float, float] = option((0.9, 0.999), "Adam's and AdamW's averaging factors, as [0.9, 0.999]")
+    label_smoothing: float = option(0.1, "share of the target spread over all classes")
+    val: float = option(0.1, "held out of the training images: a share below 1 or a count; default: 0.1, 0 for --shots")
 
-    source: str = _option("", f"a run's folder, a checkpoint, or one of {', '.join(BACKBONES)}", flag="--from")
-    method: str = _option(
+    source: str = option("", f"a run's folder, a checkpoint, or one of {', '.join(BACKBONES)}", flag="--from")
+    method: str = option(
         "full",
         "what learns: full; head; last:K, the last K layers; bias; lora:R, updates of rank R; scratch, the same "
         "network from random weights, to compare with",
     )
-    augment: str = _option("none", f"how images are moved as they are learnt from: {', '.join(AUGMENTATIONS)}")
-    ema: float = _option(0.0, "keep the average of the weights over the steps with this decay, as 0.999; 0: no average")
-    lr_mult: float = _option(1.0, "the body's learning rate is this many times the head's")
-    unfreeze_at: str | None = _option(
+    augment: str = option("none", f"how images are moved as they are learnt from: {', '.join(AUGMENTATIONS)}")
+    ema: float = option(0.0, "keep the average of the weights over the steps with this decay, as 0.999; 0: no average")
+    lr_mult: float = option(1.0, "the body's learning rate is this many times the head's")
+    unfreeze_at: str | None = option(
         None,
         "epochs, as 2,3,4, at each of which one more layer below the head begins to learn, at the last one the rest",
     )
-    drop_old_head: bool = _option(False, "do not keep the old head beside the new one where the classes differ")
-    replay: str | None = _option(
+    drop_old_head: bool = option(False, "do not keep the old head beside the new one where the classes differ")
+    replay: str | None = option(
         None, "OLD[:fraction]: learn from that share (0.1) of these old training images too, so as not to forget them"
     )
-    old_data: str | None = _option(None, "what the source was trained on; default: what its run says, or --replay's")
-    shots: int | None = _option(None, "learn from so many images of each class only")
-    repeats: int = _option(1, "draw so many times (images, head, order), and give mean and interval")
-    weights: str | None = _option(
+    old_data: str | None = option(None, "what the source was trained on; default: what its run says, or --replay's")
+    shots: int | None = option(None, "learn from so many images of each class only")
+    repeats: int = option(1, "draw so many times (images, head, order), and give mean and interval")
+    weights: str | None = option(
         None, "of a backbone: a file of torchvision's, or random; default: torchvision's, else random, which is said"
     )
-    side: int = _option(64, "of a backbone: pixels that it sees the images with")
-    hidden: int | None = _option(None, "of a backbone: units of a layer before the last one; default: none")
+    side: int = option(64, "of a backbone: pixels that it sees the images with")
+    hidden: int | None = option(None, "of a backbone: units of a layer before the last one; default: none")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -277,17 +266,16 @@ class FinetuneConfig(LearnConfig):
         if self.data is None:
             raise UsageError("--data is missing", "It says what to learn")
         kind, count = self.how
-        _one_of("method", kind, METHODS)
+        one_of("method", kind, METHODS)
         if bool(METHODS[kind]) != (count > 0):
             raise UsageError(f"--method is {self.method}", f"It takes {', '.join(map(''.join, METHODS.items()))}")
         at = self.unfrozen_at
         if any(low >= high for low, high in zip((0, *at), at, strict=False)):
             raise UsageError(f"--unfreeze-at is {self.unfreeze_at}", "It takes rising epochs from 1, as 2,3,4")
-        _require("lr_mult", self.lr_mult, lambda value: 0 < value < math.inf, "above 0 and finite")
-        for name in ("shots", "repeats", "hidden"):
-            _require(name, getattr(self, name), lambda value: value is None or value >= 1, "at least 1")
-        _require("side", self.side, lambda value: 32 <= value <= 1024, "from 32 to 1024")
-        _require(
+        require("lr_mult", self.lr_mult, lambda value: 0 < value < math.inf, "above 0 and finite")
+        require_positive(self, "shots", "repeats", "hidden")
+        require("side", self.side, lambda value: 32 <= value <= 1024, "from 32 to 1024")
+        require(
             "replay", self.replay, lambda value: value is None or 0 < self.replayed[1] <= 1, "OLD:fraction, up to 1"
         )
         if self.replay and (kind in ("head", "scratch") or self.drop_old_head):
@@ -331,208 +319,3 @@ class FinetuneConfig(LearnConfig):
             return (name, float(share)) if name else (share, 0.1)
         except ValueError:  # the colon belongs to a path
             return self.replay or "", 0.1
-
-
-@dataclass(frozen=True)
-class ScreenOptions:
-    """What a command prints."""
-
-    quiet: bool = _option(False, "print nothing but errors")
-    json: bool = _option(False, "print the result, or an error, as one JSON object")
-    debug: bool = _option(False, "print the traceback of an error")
-
-
-@dataclass(frozen=True)
-class RunOptions(ScreenOptions):
-    """Where a training run writes."""
-
-    out: str | None = _option(None, "the run's folder; default: runs/<date-time>-<model>-s<seed>")
-    resume: str | None = _option(None, "continue the run in this folder as if it had never stopped")
-    overwrite: bool = _option(False, "replace the run that is in --out")
-    offline: bool = _option(False, "never open a connection")
-    tensorboard: bool = _option(False, "write the figures of each epoch for TensorBoard too (its extra: tensorboard)")
-    data_check: bool = _option(False, "look through the data, say what is in it and what is wrong, and train nothing")
-
-    def __post_init__(self) -> None:
-        if self.resume is not None and (self.out is not None or self.overwrite):
-            raise UsageError("--resume continues in the run's own folder", "--out and --overwrite start a new run")
-
-
-@dataclass(frozen=True)
-class SearchOptions(ScreenOptions):
-    """How long is searched, and where what is found goes.
-
-    Raises:
-        UsageError: a value that cannot work.
-    """
-
-    trials: int = _option(20, "how many trainings to try")
-    out: str | None = _option(None, "the search's folder; default: runs/<date-time>-search-<model>-s<seed>")
-    overwrite: bool = _option(False, "replace the search that is in --out")
-    offline: bool = _option(False, "never open a connection")
-
-    def __post_init__(self) -> None:
-        _require("trials", self.trials, lambda value: value >= 1, "at least 1")
-
-
-@dataclass(frozen=True)
-class EvaluateOptions(ScreenOptions):
-    """What is scored on what.
-
-    Raises:
-        UsageError: a value that cannot work.
-    """
-
-    data: str | None = _option(None, "name or path of the data; default: what the run was trained on")
-    out: str | None = _option(None, "folder to write to; default: evaluate-<data> beside the checkpoint")
-    min_accuracy: float | None = _option(None, "exit with 8 when the accuracy, a fraction, is below this")
-    classes: str | None = _option(None, "only the images of these classes; default: as in the run, on its own data")
-    resize: int | None = _option(None, "make every image this many pixels wide and high; default: as in the run")
-    gray: bool = _option(False, "make colour images grey; default: as in the run")
-    batch_size: int | None = _option(None, "images a step; default: the model's")
-    tta: int = _option(0, "test-time augmentation: look at each image moved by up to so many pixels, take the mean")
-    head: int = _option(0, HEAD_HELP)
-    device: str = _option("auto", "auto, cpu, cuda, cuda:1, mps")
-    threads: int | None = _option(None, "CPU threads; default: torch's choice")
-    offline: bool = _option(False, "never open a connection")
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "threads"):
-            _require(name, getattr(self, name), lambda value: value is None or value >= 1, "at least 1")
-        _require("tta", self.tta, lambda value: 0 <= value <= 4, "from 0 to 4")
-        _require("head", self.head, lambda value: value >= 0, "0 or more")
-        if self.min_accuracy is not None:
-            _require("min_accuracy", self.min_accuracy, lambda value: 0 <= value <= 1, "a fraction between 0 and 1")
-
-
-@dataclass(frozen=True)
-class BenchOptions(ScreenOptions):
-    """What is measured, and how long.
-
-    Raises:
-        UsageError: a value that cannot work.
-    """
-
-    only: str | None = _option(None, 'measure what has this in its name alone, as "inference" or "layer, training"')
-    all: bool = _option(False, "the whole table of shapes, every form compiled, and max-autotune: takes hours")
-    seconds: float = _option(1.0, "of measuring each workload, all forms together")
-    no_compile: bool = _option(False, "leave torch.compile out, which takes seconds a graph to compile")
-    out: str | None = _option(None, "folder to write to; default: runs/<date-time>-bench")
-    device: str = _option("auto", "auto, cpu, cuda, cuda:1")
-    threads: int | None = _option(None, "CPU threads; default: torch's choice")
-
-    def __post_init__(self) -> None:
-        _require("seconds", self.seconds, lambda value: 0 < value < math.inf, "above 0 and finite")
-        _require("threads", self.threads, lambda value: value is None or value >= 1, "at least 1")
-
-
-@dataclass(frozen=True)
-class TimeToOptions(ScreenOptions):
-    """Which recipes are timed until which accuracy.
-
-    Raises:
-        UsageError: a value that cannot work.
-    """
-
-    model: str = _option("fast", "network whose preset is the recipe")
-    against: str | None = _option(None, "network whose preset is timed beside it, in the same run")
-    target: float = _option(99.0, "mean accuracy to reach, in percent")
-    seeds: int = _option(5, "trainings of each recipe in each form")
-    forms: str = _option(
-        "all", "all; channels_last, of torch's own layers in that form only; or fused, of none of them"
-    )
-    validate: bool = _option(False, "hold training images out and judge by these: the test images are not looked at")
-    data: str | None = _option(None, "name or path of the data; default: mnist where it can be had, else the sample")
-    out: str | None = _option(None, "folder for time_to.json; default: nothing is written")
-    device: str = _option("auto", "auto, cpu, cuda, cuda:1, mps")
-    threads: int | None = _option(None, "CPU threads; default: torch's choice")
-    offline: bool = _option(False, "never open a connection")
-
-    def __post_init__(self) -> None:
-        _one_of("model", self.model, PRESETS)
-        _one_of("against", self.against or self.model, PRESETS)
-        _one_of("forms", self.forms, ("all", "channels_last", "fused"))
-        _require("target", self.target, lambda value: 0 < value <= 100, "above 0 and at most 100")
-        for name in ("seeds", "threads"):
-            _require(name, getattr(self, name), lambda value: value is None or value >= 1, "at least 1")
-
-
-@dataclass(frozen=True)
-class PredictOptions(ScreenOptions):
-    """What reads pictures, and what is said of them.
-
-    Raises:
-        UsageError: a value that cannot work.
-    """
-
-    checkpoint: str | None = _option(None, "a run's folder or a checkpoint; default: the newest run in runs")
-    head: int = _option(0, HEAD_HELP)
-    top_k: int = _option(3, "how many classes to name for each picture")
-    reject_below: float = _option(0.0, "give no label when the best class is less probable than this")
-    save_view: str | None = _option(None, "folder for the small pictures that the model saw; default: not written")
-    csv: bool = _option(False, "print CSV instead of text")
-    device: str = _option("auto", "auto, cpu, cuda, cuda:1, mps")
-    threads: int | None = _option(None, "CPU threads; default: torch's choice")
-
-    def __post_init__(self) -> None:
-        for name in ("top_k", "threads"):
-            _require(name, getattr(self, name), lambda value: value is None or value >= 1, "at least 1")
-        _require("head", self.head, lambda value: value >= 0, "0 or more")
-        _require("reject_below", self.reject_below, lambda value: 0 <= value <= 1, "a probability between 0 and 1")
-        if self.csv and self.json:
-            raise UsageError("--csv and --json exclude each other")
-
-
-@dataclass(frozen=True)
-class ExportOptions(ScreenOptions):
-    """What a model is written as.
-
-    Raises:
-        UsageError: a value that cannot work.
-    """
-
-    format: str = _option(",".join(FORMATS), f"one or more of {', '.join(FORMATS)}, with commas between")
-    head: int = _option(0, HEAD_HELP)
-    out: str | None = _option(None, "folder to write to; default: export beside the checkpoint")
-    overwrite: bool = _option(False, "replace files that are there")
-    threads: int | None = _option(None, "CPU threads; default: torch's choice")
-
-    def __post_init__(self) -> None:
-        for name in self.formats:
-            _one_of("format", name, FORMATS)
-        _require("head", self.head, lambda value: value >= 0, "0 or more")
-        _require("threads", self.threads, lambda value: value is None or value >= 1, "at least 1")
-
-    @property
-    def formats(self) -> list[str]:
-        """The formats, one by one."""
-        return list(dict.fromkeys(name.strip() for name in self.format.split(",")))
-
-
-@dataclass(frozen=True)
-class DemoOptions(ScreenOptions):
-    """What the page reads with, and where it is served.
-
-    Raises:
-        UsageError: a value that cannot work.
-    """
-
-    checkpoint: str | None = _option(None, "a run's folder or a checkpoint; default: the newest run in runs")
-    host: str = _option("127.0.0.1", "address to listen on; 127.0.0.1 lets nobody else in")
-    port: int = _option(8765, "port to listen on; 0: any free one")
-    device: str = _option("auto", "auto, cpu, cuda, cuda:1, mps")
-    threads: int | None = _option(None, "CPU threads; default: torch's choice")
-
-    def __post_init__(self) -> None:
-        _require("port", self.port, lambda value: 0 <= value <= 65535, "from 0 to 65535")
-        _require("threads", self.threads, lambda value: value is None or value >= 1, "at least 1")
-
-
-def _require(name: str, value: Any, test: Any, allowed: str) -> None:
-    if not test(value):
-        raise UsageError(f"--{name.replace('_', '-')} is {value}", f"It must be {allowed}")
-
-
-def _one_of(name: str, value: str, choices: Sequence[str] | Mapping[str, Any]) -> None:
-    if value not in choices:
-        raise UsageError(f"unknown {name} {value!r}{nearest(value, choices)}", f"--{name} takes {', '.join(choices)}")

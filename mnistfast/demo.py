@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mnistfast import cli
-from mnistfast.config import DemoOptions
+from mnistfast.options import DemoOptions
 from mnistfast.parser import Parser, pick
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from mnistfast import cli
-from mnistfast.config import EvaluateOptions
 from mnistfast.errors import ThresholdError
+from mnistfast.options import EvaluateOptions
 from mnistfast.parser import Parser, pick
 from mnistfast.report.page import accuracy_line, class_lines, percent
 

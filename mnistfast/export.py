@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from mnistfast import cli
-from mnistfast.config import ExportOptions
+from mnistfast.options import ExportOptions
 from mnistfast.parser import Parser, pick
 
 if TYPE_CHECKING:

@@ -8,8 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from mnistfast import cli
-from mnistfast import options as options_of
+from mnistfast import cli, training_cli
 from mnistfast.config import FinetuneConfig
 from mnistfast.errors import UsageError
 from mnistfast.report.page import percent
@@ -27,14 +26,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _finetune(argv: Sequence[str]) -> int:
-    parser = options_of.parser(PROG, "Make a trained model good at a new task, and say what that did.", FinetuneConfig)
+    parser = training_cli.parser(
+        PROG, "Make a trained model good at a new task, and say what that did.", FinetuneConfig
+    )
     parser.add_argument(
         "--merge", metavar="ADAPTER", help="write --from and this adapter as a checkpoint to file --out"
     )
     flags = parser.given(argv)
     if "merge" in flags:
         return _merge(flags)
-    config, options = options_of.read(PROG, FinetuneConfig, flags)
+    config, options = training_cli.read(PROG, FinetuneConfig, flags)
     if flags.get("print_config"):
         print(config.to_yaml(), end="")
         return 0

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mnistfast import cli
-from mnistfast.config import PredictOptions
 from mnistfast.errors import DataError
+from mnistfast.options import PredictOptions
 from mnistfast.parser import Parser, pick
 from mnistfast.report.page import percent
 

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 
 from mnistfast import cli
-from mnistfast.config import SearchOptions, TrainConfig
+from mnistfast.config import TrainConfig
+from mnistfast.options import SearchOptions
 from mnistfast.parser import Parser, pick
 from mnistfast.report.page import percent
 

@@ -9,10 +9,10 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from mnistfast import cli
-from mnistfast import options as options_of
-from mnistfast.config import RunOptions, TrainConfig
+from mnistfast import cli, training_cli
+from mnistfast.config import TrainConfig
 from mnistfast.errors import DataError
+from mnistfast.options import RunOptions
 from mnistfast.report.page import accuracy_line, percent
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _train(argv: Sequence[str]) -> int:
     description = "Train a model, save it, and say how good it is on the test images."
-    flags = options_of.parser(PROG, description, TrainConfig).given(argv)
-    config, options = options_of.read(PROG, TrainConfig, flags)
+    flags = training_cli.parser(PROG, description, TrainConfig).given(argv)
+    config, options = training_cli.read(PROG, TrainConfig, flags)
     if flags.get("print_config"):
         print(config.to_yaml(), end="")
         return 0

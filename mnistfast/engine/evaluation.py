@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mnistfast.config import EvaluateOptions
 from mnistfast.data.datasets import Dataset, Split
 from mnistfast.data.loader import DeviceData
 from mnistfast.data.sources import load
@@ -22,6 +21,7 @@ from mnistfast.engine.run_folder import data_of_run
 from mnistfast.engine.trainer import predict
 from mnistfast.errors import CheckpointError, DataError, UsageError
 from mnistfast.models.zoo import Classifier, check_images
+from mnistfast.options import EvaluateOptions
 from mnistfast.report import metrics, plots
 
 

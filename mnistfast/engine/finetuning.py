@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mnistfast.config import FinetuneConfig, RunOptions
+from mnistfast.config import FinetuneConfig
 from mnistfast.data.check import content_keys
 from mnistfast.data.datasets import Dataset, Split
 from mnistfast.data.loader import DeviceData
@@ -39,6 +39,7 @@ from mnistfast.engine.trainer import Replay, Trainer, embed
 from mnistfast.errors import CheckpointError, DataError, UsageError
 from mnistfast.models.adapters import adapter, choose, merge, merged, with_adapter
 from mnistfast.models.zoo import Classifier, build
+from mnistfast.options import RunOptions
 from mnistfast.report import metrics, page
 from mnistfast.report.screen import Screen
 from mnistfast.report.tensorboard import check_installed

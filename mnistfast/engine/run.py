@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import torch
 
-from mnistfast.config import LearnConfig, RunOptions, TrainConfig
+from mnistfast.config import LearnConfig, TrainConfig
 from mnistfast.data.augment import AUGMENTATIONS
 from mnistfast.data.datasets import Dataset, Split
 from mnistfast.data.loader import DeviceData
@@ -32,6 +32,7 @@ from mnistfast.engine.trainer import Record, Trainer, predict
 from mnistfast.errors import CheckpointError, UsageError
 from mnistfast.models.adapters import merge, merged
 from mnistfast.models.zoo import Classifier, build, check_images
+from mnistfast.options import RunOptions
 from mnistfast.report import metrics, page, plots
 from mnistfast.report.screen import Screen
 from mnistfast.report.tensorboard import ScalarWriter, check_installed

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mnistfast.config import SearchOptions, TrainConfig
+from mnistfast.config import TrainConfig
 from mnistfast.data.augment import AUGMENTATIONS
 from mnistfast.data.datasets import Dataset, Split
 from mnistfast.data.sources import load
@@ -20,6 +20,7 @@ from mnistfast.engine.files import write_atomic, write_json
 from mnistfast.engine.run import Run, data_option
 from mnistfast.engine.run_folder import RunFolder
 from mnistfast.errors import DeviceError, DivergedError, UsageError
+from mnistfast.options import SearchOptions
 from mnistfast.report.page import percent
 from mnistfast.report.screen import Screen
 

@@ -10,11 +10,11 @@ import torch
 
 from convpool import roofline, timing
 from convpool.timing import ParityError, Race, Timing
-from mnistfast.config import BenchOptions
 from mnistfast.engine.devices import choose_device, environment, use_threads
 from mnistfast.errors import UsageError
 from mnistfast.measure.forms import FUSED
 from mnistfast.measure.workloads import Workload, workloads
+from mnistfast.options import BenchOptions
 from mnistfast.report import bench_page
 from mnistfast.report.screen import Screen
 

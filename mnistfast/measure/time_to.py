@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from convpool import timing, use_backend
-from mnistfast.config import TimeToOptions, TrainConfig
+from mnistfast.config import TrainConfig
 from mnistfast.data.datasets import Dataset, Split
 from mnistfast.data.loader import DeviceData
 from mnistfast.data.sampling import holdout
@@ -28,6 +28,7 @@ from mnistfast.engine.recipe import built, learn
 from mnistfast.engine.trainer import predict
 from mnistfast.measure.forms import FORMS, FUSED, backend_for
 from mnistfast.models.zoo import check_images
+from mnistfast.options import TimeToOptions
 from mnistfast.report.page import percent
 from mnistfast.report.screen import Screen
 

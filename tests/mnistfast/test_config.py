@@ -1,17 +1,10 @@
-"""Options: their presets and their rules."""
+"""Configurations: their presets and their rules."""
 
 from dataclasses import fields
 
 import pytest
 
-from mnistfast.config import (
-    LEAST_IMAGES,
-    MOST_EPOCHS,
-    PRESETS,
-    EvaluateOptions,
-    Preset,
-    TrainConfig,
-)
+from mnistfast.config import LEAST_IMAGES, MOST_EPOCHS, PRESETS, Preset, TrainConfig
 from mnistfast.errors import UsageError
 from mnistfast.models.zoo import MODELS
 
@@ -72,9 +65,3 @@ def test_impossible_values(options):
     (name,) = options
     with pytest.raises(UsageError, match=name.replace("_", "-")):
         TrainConfig(**options)
-
-
-def test_min_accuracy_is_a_fraction():
-    assert EvaluateOptions(min_accuracy=0.98).min_accuracy == 0.98
-    with pytest.raises(UsageError, match="--min-accuracy is 98"):
-        EvaluateOptions(min_accuracy=98)

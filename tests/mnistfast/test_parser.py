@@ -1,6 +1,7 @@
 """Options read from a command line and from YAML."""
 
-from mnistfast.config import RunOptions, TrainConfig
+from mnistfast.config import TrainConfig
+from mnistfast.options import RunOptions
 from mnistfast.parser import Parser, pick
 
 

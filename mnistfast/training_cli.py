@@ -1,0 +1,46 @@
+"""What the line of a command that trains says: its configuration from flags, a file or a run, and where it writes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mnistfast.config import FinetuneConfig, TrainConfig
+from mnistfast.options import RunOptions
+from mnistfast.parser import Parser, pick
+
+Config = TypeVar("Config", TrainConfig, FinetuneConfig)
+
+
+def parser(prog: str, description: str, cls: type) -> Parser:
+    """Returns the parser of a command that trains by a configuration of class `cls`."""
+    made = Parser(prog, description, cls, RunOptions)
+    made.add_argument("--config", metavar="FILE", help="YAML file with options, such as a run's config.yaml")
+    made.add_argument("--print-config", "--print_config", action="store_true", help="print the options as YAML")
+    return made
+
+
+def read(prog: str, cls: type[Config], flags: Mapping[str, Any]) -> tuple[Config, RunOptions]:
+    """Returns the configuration and the options that the parsed `flags` come to.
+
+    Raises:
+        CheckpointError: the run to resume is none.
+        UsageError: values that cannot work, or that the run to resume was not started with.
+    """
+    options = pick(RunOptions, flags)
+    given = _in_file(prog, cls, flags["config"]) if "config" in flags else {}
+    given |= {option.name: flags[option.name] for option in fields(cls) if option.name in flags}
+    if options.resume is None:
+        return cls.from_options(given), options
+    from mnistfast.engine import run_folder
+    from mnistfast.engine.run import resumed_config
+
+    run_folder.check(Path(options.resume))
+    saved = _in_file(prog, cls, Path(options.resume) / run_folder.CONFIG)
+    return cls(**resumed_config(saved, given, options.resume)), options
+
+
+def _in_file(prog: str, cls: type, path: str | Path) -> dict[str, Any]:
+    return Parser(prog, "", cls).given_in_file(path)  # what to train, not where to write
