@@ -1,10 +1,9 @@
-"""The op inside torch: second derivatives, torch.func, compile, export, autocast, FLOPs, torch's operator checks."""
+"""The op inside torch: second derivatives, torch.func, compile, export, autocast."""
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
-from convpool import ConvReLUMaxPool2d, cases, conv_relu_max_pool2d, eager, parity, planning, use_backend
+from convpool import ConvReLUMaxPool2d, cases, conv_relu_max_pool2d, eager, planning, use_backend
 from convpool.geometry import make_settings
 
 OPTIONS = {"padding": 1, "groups": 2, "pool_kernel_size": 3, "pool_stride": 2, "ceil_mode": True}
@@ -141,24 +140,6 @@ def test_export_with_dynamic_batch(plain, backend) -> None:
     torch.testing.assert_close(exported(x), layer(x))
 
 
-@pytest.mark.parametrize("name", ["cnn-2", "mixed-1", "batch-0"])
-def test_opcheck(name, backend) -> None:
-    """Schema and fake tensors; torch's other checks are for operators with an autograd kernel, and ours have none."""
-    case = cases.by_name(name)
-    inputs = parity.make_inputs(case)
-    checks = ("test_schema", "test_faketensor")
-    forward = torch.ops.convpool.conv_relu_max_pool2d.default
-    backward = torch.ops.convpool.conv_relu_max_pool2d_backward.default
-    for x in (inputs.x, inputs.x.contiguous(memory_format=torch.channels_last)):
-        settings = inputs.settings.pack()
-        arguments = (x, inputs.weight, inputs.bias, settings, backend, True)
-        torch.library.opcheck(forward, arguments, test_utils=checks)
-        y, code = forward(*arguments)
-        for needs in ([True, True, True], [False, True, True], [True, False, False]):
-            arguments = (torch.ones_like(y), code, x, inputs.weight, x.shape[2:], settings, backend, needs)
-            torch.library.opcheck(backward, arguments, test_utils=checks)
-
-
 def test_autocast(backend) -> None:
     x, weight, bias = make(torch.float32)
     served = planning.backend(backend).serves(cases.by_name("mixed-1").geometry, torch.bfloat16, torch.device("cpu"))
@@ -176,18 +157,6 @@ def test_autocast(backend) -> None:
     doubles = make(torch.float64)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert layers(*doubles).dtype == torch.float64
-
-
-def test_flops_are_counted_as_torch_counts_its_layers(backend) -> None:
-    layer, x = ConvReLUMaxPool2d(3, 8, 3, padding=1), torch.randn(2, 3, 9, 9, requires_grad=True)
-
-    def count(plain: bool) -> int:
-        layer.plain = plain
-        with FlopCounterMode(display=False) as counter:
-            layer(x).sum().backward()
-        return counter.get_total_flops()
-
-    assert count(plain=False) == count(plain=True) == 3 * 2 * (2 * 8 * 9 * 9) * 27
 
 
 def test_the_forwards_backend_serves_its_backward() -> None:
