@@ -133,9 +133,22 @@ INLINE void add_channels(uint64_t won, const float* dy, int64_t dy_channel, cons
     }
 }
 
-// The same for 2x2 windows whose positions lie a run and a vector apart: what a window reads stays in registers for all four.
+// How the positions of a window lie in dx: what they share is summed in registers before it is added.
+enum class Positions {
+    ANYHOW,
+    RUN_APART,             // in 2x2 windows, the rows are a run apart
+    RUN_AND_VECTOR_APART,  // and the columns a vector
+};
+
+inline Positions positions_of(const Problem& p, const PatchLayout& layout) {
+    const bool run_apart = p.plain_pool() && layout.row == layout.line && layout.runs == p.kernel[ROW] && p.dilation[ROW] == 1;
+    if (!run_apart) return Positions::ANYHOW;
+    return layout.column == L && layout.pixel == L ? Positions::RUN_AND_VECTOR_APART : Positions::RUN_APART;
+}
+
+// add_winners for RUN_AND_VECTOR_APART: all that a window reads stays in registers.
 template <int RUNS, int VECTORS>
-void add_plain_winners(float* dx, const int64_t* runs, const Winners& winners, const float* weights, int64_t) {
+void add_window_winners(float* dx, const int64_t* runs, const Winners& winners, const float* weights, int64_t) {
     const int64_t line = winners.position_offsets[2];
     const uint64_t* bits = winners.bits;
     const float* dy = winners.dy;
@@ -153,6 +166,31 @@ void add_plain_winners(float* dx, const int64_t* runs, const Winners& winners, c
     }
 }
 
+// add_winners for RUN_APART: what a column of a window's positions reads stays in registers.
+template <int RUNS, int VECTORS>
+void add_column_winners(float* dx, const int64_t* runs, const Winners& winners, const float* weights, int64_t used) {
+    const Mask tail = first_lanes((int)(used - (VECTORS - 1) * L));
+    const int64_t line = winners.position_offsets[2];
+    const uint64_t* bits = winners.bits;
+    const float* dy = winners.dy;
+    for (int64_t window = 0; window < winners.windows; window++, bits += 4, dy += winners.dy_window) {
+        winners.ahead->fetch();
+        for (int column = 0; column < 2; column++) {
+            if (!(bits[column] | bits[2 + column])) continue;
+            Vec sums[RUNS + 1][VECTORS] = {};
+            add_channels<RUNS, VECTORS, 0, 0>(bits[column], dy, winners.dy_channel, weights, sums);
+            add_channels<RUNS, VECTORS, 1, 0>(bits[2 + column], dy, winners.dy_channel, weights, sums);
+            float* patch = dx + winners.window_offsets[window] + winners.position_offsets[column] + runs[0];
+            UNROLL for (int r = 0; r <= RUNS; r++, patch += line) {
+                UNROLL for (int v = 0; v < VECTORS; v++) {
+                    const Vec sum = v == VECTORS - 1 ? select(tail, sums[r][v], Vec{}) : sums[r][v];
+                    store(patch + v * L, load(patch + v * L) + sum);
+                }
+            }
+        }
+    }
+}
+
 using AddPatches = decltype(&add_patches<1, 1>);
 using AddWinners = decltype(&add_winners<1, 1>);
 
@@ -166,27 +204,31 @@ AddPatches patch_kernel(const Tile& tile, std::integer_sequence<int, I...>) {
     }()...};
     return KERNELS[(tile.runs - 1) * MOST_VECTORS + tile.vectors - 1];
 }
+
+template <Positions POSITIONS, int RUNS, int VECTORS>
+constexpr AddWinners winner_kernel() {
+    constexpr int MOST = REGISTERS - 4;
+    if constexpr (POSITIONS == Positions::RUN_AND_VECTOR_APART && (RUNS + 1) * (VECTORS + 1) <= MOST)
+        return add_window_winners<RUNS, VECTORS>;
+    else if constexpr (POSITIONS != Positions::ANYHOW && (RUNS + 1) * VECTORS <= MOST) return add_column_winners<RUNS, VECTORS>;
+    else if constexpr (RUNS * VECTORS <= DX_REGISTERS || VECTORS == 1) return add_winners<RUNS, VECTORS>;
+    else return nullptr;
+}
 template <int... I>
-AddWinners winner_kernel(const Tile& tile, bool plain, std::integer_sequence<int, I...>) {
-    static constexpr AddWinners KERNELS[] = {[] {
-        constexpr int RUNS = I / MOST_VECTORS + 1, VECTORS = I % MOST_VECTORS + 1;
-        if constexpr (RUNS * VECTORS <= DX_REGISTERS || VECTORS == 1) return add_winners<RUNS, VECTORS>;
-        else return (AddWinners) nullptr;
-    }()...};
-    static constexpr AddWinners PLAIN_KERNELS[] = {[] {
-        constexpr int RUNS = I / MOST_VECTORS + 1, VECTORS = I % MOST_VECTORS + 1;
-        if constexpr ((RUNS + 1) * (VECTORS + 1) <= REGISTERS - 4) return add_plain_winners<RUNS, VECTORS>;
-        else return (AddWinners) nullptr;
-    }()...};
-    const int64_t i = (tile.runs - 1) * MOST_VECTORS + tile.vectors - 1;
-    return plain && PLAIN_KERNELS[i] ? PLAIN_KERNELS[i] : KERNELS[i];
+AddWinners winner_kernel(const Tile& tile, Positions positions, std::integer_sequence<int, I...>) {
+    static constexpr AddWinners KERNELS[][sizeof...(I)] = {
+        {winner_kernel<Positions::ANYHOW, I / MOST_VECTORS + 1, I % MOST_VECTORS + 1>()...},
+        {winner_kernel<Positions::RUN_APART, I / MOST_VECTORS + 1, I % MOST_VECTORS + 1>()...},
+        {winner_kernel<Positions::RUN_AND_VECTOR_APART, I / MOST_VECTORS + 1, I % MOST_VECTORS + 1>()...},
+    };
+    return KERNELS[(int)positions][(tile.runs - 1) * MOST_VECTORS + tile.vectors - 1];
 }
 using TileSizes = std::make_integer_sequence<int, MOST_RUNS * MOST_VECTORS>;
 
 // For each float of the tiled patches of all slabs, the offset of its element in a weight of these strides; -1 where a
 // vector's end is unused.
 inline void element_offsets(const Problem& p, const PatchLayout& layout, const Tiling& tiling, const int64_t (&stride)[4],
-                            int64_t* offsets) {
+                            int32_t* offsets) {
     for (int64_t i = 0; i < layout.slabs(p) * tiling.count(); i++) {
         const Tile tile = tiling[i % tiling.count()];
         const int64_t first = i / tiling.count() * layout.channels;
@@ -194,8 +236,8 @@ inline void element_offsets(const Problem& p, const PatchLayout& layout, const T
             for (int64_t q = tile.vector * L; q < (tile.vector + tile.vectors) * L; q++) {
                 const int64_t tap = r * layout.taps_in_run + q / layout.pixel, channel = first + q % layout.pixel;
                 const bool exists = q < layout.length() && q % layout.pixel < layout.channels && channel < p.in_channels;
-                *offsets++ = exists ? channel * stride[CHANNEL] + tap / p.kernel[COLUMN] * stride[HEIGHT] +
-                                          tap % p.kernel[COLUMN] * stride[WIDTH]
+                *offsets++ = exists ? (int32_t)(channel * stride[CHANNEL] + tap / p.kernel[COLUMN] * stride[HEIGHT] +
+                                                tap % p.kernel[COLUMN] * stride[WIDTH])
                                     : -1;
             }
         }
@@ -207,13 +249,13 @@ struct Side {
     PatchLayout layout;
     Tiling tiling;  // of one slab
     int64_t slabs, size;  // size: floats of the patches of all slabs
-    int64_t* elements;    // element_offsets of dw, or of weight
+    int32_t* elements;    // element_offsets of dw, or of weight
     int64_t* run_offset;  // of each run of a patch
 
     Side(const Problem& p, const PatchLayout& of, int64_t registers, const int64_t (&weight_stride)[4], Scratch& memory)
         : layout(of), tiling(layout, registers), slabs(layout.slabs(p)), size(slabs * tiling.size()) {
-        elements = memory.get<int64_t>(size + layout.runs);
-        run_offset = elements + size;
+        run_offset = memory.get<int64_t>(layout.runs + size / 2);
+        elements = (int32_t*)(run_offset + layout.runs);
         element_offsets(p, layout, tiling, weight_stride, elements);
         for (int64_t r = 0; r < layout.runs; r++) run_offset[r] = layout.run_offset(p, r);
     }
@@ -297,8 +339,7 @@ inline void add_input_gradient(const Backward& b, Range images, int64_t group, c
     const Offsets where(p, side.layout, band, offsets);
     const WinnerBits won(p, b.code + first, images.size(), band.rows, bits, copy);
     const float* weights = b.dx_weights + group * p.out_channels * side.size;
-    const bool plain = p.plain_pool() && side.layout.row == side.layout.line && side.layout.column == L && side.layout.pixel == L &&
-                       side.layout.runs == p.kernel[ROW] && p.dilation[ROW] == 1;
+    const Positions positions = positions_of(p, side.layout);
     // Where whole images go to dx at once, it is fetched before they do.
     const bool whole_images = band.rows.size() == p.pooled_size[ROW] && p.groups == 1;
     Ahead ahead(b.dx + images.begin * p.dx_stride[BATCH], whole_images ? images.size() * p.dx_stride[BATCH] : 0,
@@ -306,7 +347,7 @@ inline void add_input_gradient(const Backward& b, Range images, int64_t group, c
     for (int64_t slab = 0; slab < side.slabs; slab++) {
         for (int64_t t = 0; t < side.tiling.count(); t++) {
             const Tile tile = side.tiling[t];
-            const AddWinners add = winner_kernel(tile, plain, TileSizes());
+            const AddWinners add = winner_kernel(tile, positions, TileSizes());
             for (int64_t word = 0; word < won.words; word++) {
                 for (int64_t image = 0; image < images.size(); image++) {
                     const Winners winners{windows, p.window(), where.windows(), where.codes(),
@@ -352,15 +393,22 @@ inline void reduce(const Backward& b, int64_t group, int64_t channel) {
     }
     if (!b.dw) return;
     const Side& side = *b.x_side;
-    const int64_t* element = side.elements;
+    const int32_t* element = side.elements;
+    float* to = b.dw + out * p.dw_stride[BATCH];
     int64_t begin = 0;
     for (int64_t i = 0; i < side.slabs * side.tiling.count(); i++) {
         const int64_t size = side.tiling[i % side.tiling.count()].size();
         for (int64_t q = 0; q < size; q += L, element += L) {
             Vec total = {};
             for (int64_t chunk = 0; chunk < b.chunks; chunk++) total += load(b.sums(chunk, group) + begin + channel * size + q);
-            for (int lane = 0; lane < L; lane++)
-                if (element[lane] >= 0) b.dw[out * p.dw_stride[BATCH] + element[lane]] = total[lane];
+            const IVec elements = load(element);
+            const unsigned existing = mask_bits(differ(elements, splat(-1)));
+            if (mask_bits(equal(elements, splat(element[0]) + lane_numbers())) == existing) {  // neighbours in dw too
+                store_first(to + element[0], total, __builtin_popcount(existing));
+            } else {
+                for (int lane = 0; lane < L; lane++)
+                    if (element[lane] >= 0) to[element[lane]] = total[lane];
+            }
         }
         begin += p.out_channels * size;
     }
@@ -370,7 +418,7 @@ inline void pack_dx_weights(const Backward& b, float* packed) {
     const Problem& p = b.p;
     const Side& side = *b.dx_side;
     for (int64_t group = 0; group < p.groups; group++) {
-        const int64_t* tile_elements = side.elements;
+        const int32_t* tile_elements = side.elements;
         for (int64_t i = 0; i < side.slabs * side.tiling.count(); i++) {
             const int64_t size = side.tiling[i % side.tiling.count()].size();
             for (int64_t c = 0; c < p.out_channels; c++, packed += size) {
@@ -382,7 +430,7 @@ inline void pack_dx_weights(const Backward& b, float* packed) {
     }
 }
 
-constexpr int64_t FIRST_CACHE = 7 << 10, SECOND_CACHE = 64 << 10;  // floats of patches: 28 of 48 KB, and 256 KB
+constexpr int64_t FIRST_CACHE = 11 << 10, SECOND_CACHE = 64 << 10;  // floats of patches: 44 of 48 KB, and 256 KB
 
 // How many windows a block may have for one slab of its patches to stay in the first-level cache.
 inline int64_t block_windows(const Problem& p, const PatchLayout& layout, int64_t rows) {

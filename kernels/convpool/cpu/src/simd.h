@@ -121,14 +121,19 @@ INLINE Mask is_finite(Vec v) { return _mm512_cmp_ps_mask(_mm512_sub_ps((__m512)v
 INLINE Mask equal(IVec a, IVec b) { return _mm512_cmpeq_epi32_mask((__m512i)a, (__m512i)b); }
 INLINE Mask differ(IVec a, IVec b) { return _mm512_cmpneq_epi32_mask((__m512i)a, (__m512i)b); }
 INLINE unsigned mask_bits(Mask m) { return m; }
-// Which of `n` bytes, at most 64, equal `value`: a bit each.
-INLINE uint64_t equal_bytes(const uint8_t* p, int n, uint8_t value) {
+// At most 64 bytes.
+struct Bytes {
+    __m512i bytes;
+    __mmask64 exist;
+    INLINE Bytes(const uint8_t* p, int n) : exist(~uint64_t{0} >> (64 - n)) {
 #ifdef __SANITIZE_ADDRESS__
-    (void)*(volatile const uint8_t*)p, (void)*(volatile const uint8_t*)(p + n - 1);
+        (void)*(volatile const uint8_t*)p, (void)*(volatile const uint8_t*)(p + n - 1);
 #endif
-    const __mmask64 wanted = ~uint64_t{0} >> (64 - n);
-    return _mm512_mask_cmpeq_epi8_mask(wanted, _mm512_maskz_loadu_epi8(wanted, p), _mm512_set1_epi8((char)value));
-}
+        bytes = _mm512_maskz_loadu_epi8(exist, p);
+    }
+    // Which of them equal `value`: a bit each.
+    INLINE uint64_t equal(uint8_t value) const { return _mm512_mask_cmpeq_epi8_mask(exist, bytes, _mm512_set1_epi8((char)value)); }
+};
 // In each lane four[index & 3], or 0 where not `wanted`.
 INLINE Vec pick_of_four(const float* four, IVec index, Mask wanted) {
     touch(four, 4);
@@ -196,14 +201,17 @@ INLINE void store_quads(float* to, Vec a, Vec right, Vec below, Vec both) {
     }
 }
 INLINE unsigned mask_bits(Mask m) { return (unsigned)_mm256_movemask_ps((__m256)m); }
-INLINE uint64_t equal_bytes(const uint8_t* p, int n, uint8_t value) {
+struct Bytes {
     __m256i bytes[2];
-    memcpy(bytes, p, n);
-    const __m256i wanted = _mm256_set1_epi8((char)value);
-    const uint64_t low = (uint32_t)_mm256_movemask_epi8(_mm256_cmpeq_epi8(bytes[0], wanted));
-    const uint64_t high = (uint32_t)_mm256_movemask_epi8(_mm256_cmpeq_epi8(bytes[1], wanted));
-    return (high << 32 | low) & ~uint64_t{0} >> (64 - n);
-}
+    uint64_t exist;
+    INLINE Bytes(const uint8_t* p, int n) : bytes(), exist(~uint64_t{0} >> (64 - n)) { memcpy(bytes, p, n); }
+    INLINE uint64_t equal(uint8_t value) const {
+        const __m256i wanted = _mm256_set1_epi8((char)value);
+        const uint64_t low = (uint32_t)_mm256_movemask_epi8(_mm256_cmpeq_epi8(bytes[0], wanted));
+        const uint64_t high = (uint32_t)_mm256_movemask_epi8(_mm256_cmpeq_epi8(bytes[1], wanted));
+        return (high << 32 | low) & exist;
+    }
+};
 INLINE Vec select(Mask m, Vec yes, Vec no) { return m ? yes : no; }
 INLINE IVec select(Mask m, IVec yes, IVec no) { return m ? yes : no; }
 INLINE void store_first_winners(uint8_t* p, Mask right, Mask right_below, Mask bottom, Mask dead, int n) {

@@ -123,12 +123,11 @@ struct WinnerBits {
                 transpose_matrix(from, p.y_stride[CHANNEL], p.out_channels, windows, by_window, step);
                 from = by_window;
             }
-            for (int64_t w = 0; w < windows; w++, from += step) {
-                for (int64_t position = 0; position < p.window(); position++, to++) {
-                    for (int64_t i = 0; i < words; i++) {
-                        const int channels = (int)std::min<int64_t>(64, p.out_channels - i * 64);
-                        to[i * word] = equal_bytes(from + i * 64, channels, (uint8_t)position);
-                    }
+            for (int64_t w = 0; w < windows; w++, from += step, to += p.window()) {
+                for (int64_t i = 0; i < words; i++) {
+                    const Bytes codes(from + i * 64, (int)std::min<int64_t>(64, p.out_channels - i * 64));
+                    for (int64_t position = 0; position < p.window(); position++)
+                        to[i * word + position] = codes.equal((uint8_t)position);
                 }
             }
         }
