@@ -477,9 +477,10 @@ inline void backward(const Problem& p, const float* x, const float* w, const flo
     }
     if (dw) b.block = block_windows(p, b.x_side->layout, b.height);
 
-    // 8 to 32 chunks as 1 MB of sums allows: clearing and adding more of them showed in the time of small layers.
+    // 8 to 32 chunks as 1 MB of sums allows: clearing and adding more of them showed in the time of small layers. A multiple
+    // of 8, so that 2, 4 or 8 threads get equally many.
     const int64_t floats = p.groups * b.partial_size();
-    b.chunks = std::min(p.batch, std::clamp<int64_t>((256 << 10) / floats, 8, 32));
+    b.chunks = std::min(p.batch, std::clamp<int64_t>(round_up((256 << 10) / floats, 8), 8, 32));
     b.partial = partial_memory.get<float>(b.chunks * floats);
 #pragma omp parallel num_threads((int)p.threads) if (p.threads > 1)
     {
