@@ -250,9 +250,8 @@ def _rank(capability: str) -> int:
 
 def _load(path: Path) -> ctypes.CDLL | str:
     try:
-        library = ctypes.CDLL(
-            str(path)
-        )  # releases the GIL during calls; its GOMP_* symbols are those of torch's libgomp
+        # Releases the GIL during calls; its GOMP_* symbols are those of torch's libgomp.
+        library = ctypes.CDLL(str(path))
     except OSError as error:
         return f"{path.name} does not load: {error}"
     library.convpool_problem_size.restype = ctypes.c_int64

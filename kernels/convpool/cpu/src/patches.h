@@ -158,7 +158,7 @@ INLINE void copy_loosely(const float* from, int64_t count, float* to) {
     for (int64_t i = 0; i < count; i += L) store(to + i, load(from + i));
 }
 
-// unfold for kernel rows of so many vectors, consecutive in x: a tenth of a backward pass less than by the loops for any patch.
+// unfold for kernel rows of so many vectors, consecutive in x; the loops for any patch made a backward pass a tenth slower.
 template <int VECTORS>
 void unfold_rows(const Problem& p, const PatchLayout& layout, const Band& band, const float* pixels, float* to) {
     const int64_t line = band.input[COLUMN].size() * layout.pixel, right = p.stride[COLUMN] * layout.pixel;
