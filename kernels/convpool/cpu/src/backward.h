@@ -228,7 +228,7 @@ using TileSizes = std::make_integer_sequence<int, MOST_RUNS * MOST_VECTORS>;
 // For each float of the tiled patches of all slabs, the offset of its element in a weight of these strides; -1 where a
 // vector's end is unused.
 inline void element_offsets(const Problem& p, const PatchLayout& layout, const Tiling& tiling, const int64_t (&stride)[4],
-                            int32_t* offsets) {
+                            int64_t* offsets) {
     for (int64_t i = 0; i < layout.slabs(p) * tiling.count(); i++) {
         const Tile tile = tiling[i % tiling.count()];
         const int64_t first = i / tiling.count() * layout.channels;
@@ -236,8 +236,8 @@ inline void element_offsets(const Problem& p, const PatchLayout& layout, const T
             for (int64_t q = tile.vector * L; q < (tile.vector + tile.vectors) * L; q++) {
                 const int64_t tap = r * layout.taps_in_run + q / layout.pixel, channel = first + q % layout.pixel;
                 const bool exists = q < layout.length() && q % layout.pixel < layout.channels && channel < p.in_channels;
-                *offsets++ = exists ? (int32_t)(channel * stride[CHANNEL] + tap / p.kernel[COLUMN] * stride[HEIGHT] +
-                                                tap % p.kernel[COLUMN] * stride[WIDTH])
+                *offsets++ = exists ? channel * stride[CHANNEL] + tap / p.kernel[COLUMN] * stride[HEIGHT] +
+                                          tap % p.kernel[COLUMN] * stride[WIDTH]
                                     : -1;
             }
         }
@@ -249,13 +249,13 @@ struct Side {
     PatchLayout layout;
     Tiling tiling;  // of one slab
     int64_t slabs, size;  // size: floats of the patches of all slabs
-    int32_t* elements;    // element_offsets of dw, or of weight
+    int64_t* elements;    // element_offsets of dw, or of weight
     int64_t* run_offset;  // of each run of a patch
 
     Side(const Problem& p, const PatchLayout& of, int64_t registers, const int64_t (&weight_stride)[4], Scratch& memory)
         : layout(of), tiling(layout, registers), slabs(layout.slabs(p)), size(slabs * tiling.size()) {
-        run_offset = memory.get<int64_t>(layout.runs + size / 2);
-        elements = (int32_t*)(run_offset + layout.runs);
+        elements = memory.get<int64_t>(size + layout.runs);
+        run_offset = elements + size;
         element_offsets(p, layout, tiling, weight_stride, elements);
         for (int64_t r = 0; r < layout.runs; r++) run_offset[r] = layout.run_offset(p, r);
     }
@@ -393,22 +393,15 @@ inline void reduce(const Backward& b, int64_t group, int64_t channel) {
     }
     if (!b.dw) return;
     const Side& side = *b.x_side;
-    const int32_t* element = side.elements;
-    float* to = b.dw + out * p.dw_stride[BATCH];
+    const int64_t* element = side.elements;
     int64_t begin = 0;
     for (int64_t i = 0; i < side.slabs * side.tiling.count(); i++) {
         const int64_t size = side.tiling[i % side.tiling.count()].size();
         for (int64_t q = 0; q < size; q += L, element += L) {
             Vec total = {};
             for (int64_t chunk = 0; chunk < b.chunks; chunk++) total += load(b.sums(chunk, group) + begin + channel * size + q);
-            const IVec elements = load(element);
-            const unsigned existing = mask_bits(differ(elements, splat(-1)));
-            if (mask_bits(equal(elements, splat(element[0]) + lane_numbers())) == existing) {  // neighbours in dw too
-                store_first(to + element[0], total, __builtin_popcount(existing));
-            } else {
-                for (int lane = 0; lane < L; lane++)
-                    if (element[lane] >= 0) to[element[lane]] = total[lane];
-            }
+            for (int lane = 0; lane < L; lane++)
+                if (element[lane] >= 0) b.dw[out * p.dw_stride[BATCH] + element[lane]] = total[lane];
         }
         begin += p.out_channels * size;
     }
@@ -418,7 +411,7 @@ inline void pack_dx_weights(const Backward& b, float* packed) {
     const Problem& p = b.p;
     const Side& side = *b.dx_side;
     for (int64_t group = 0; group < p.groups; group++) {
-        const int32_t* tile_elements = side.elements;
+        const int64_t* tile_elements = side.elements;
         for (int64_t i = 0; i < side.slabs * side.tiling.count(); i++) {
             const int64_t size = side.tiling[i % side.tiling.count()].size();
             for (int64_t c = 0; c < p.out_channels; c++, packed += size) {
@@ -430,7 +423,9 @@ inline void pack_dx_weights(const Backward& b, float* packed) {
     }
 }
 
-constexpr int64_t FIRST_CACHE = 11 << 10, SECOND_CACHE = 64 << 10;  // floats of patches: 44 of 48 KB, and 256 KB
+// Floats of patches: 44 of 48 KB where there is AVX-512 (with 32 channels, 28 KB were 3 % slower and 56 KB 10 %), 28 of the
+// 32 KB that older processors have; and 256 KB.
+constexpr int64_t FIRST_CACHE = (L == 16 ? 11 : 7) << 10, SECOND_CACHE = 64 << 10;
 
 // How many windows a block may have for one slab of its patches to stay in the first-level cache.
 inline int64_t block_windows(const Problem& p, const PatchLayout& layout, int64_t rows) {
