@@ -5,16 +5,32 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 from torch.nn import Parameter
 
-from convpool import operators
+from convpool import operators, planning
 from convpool.geometry import DEAD, Geometry, Settings
 from convpool.operators import Size
 from convpool.protocol import Needs, Plan
 from convpool.torch_ops import winner_values
 
 _PLAIN_TYPES = {Tensor, Parameter}
+
+
+def _plain_keys() -> frozenset[int]:
+    """The dispatch keys of tensors that are numbers in memory, and no more: made in inference mode, and otherwise."""
+    key, keys = torch._C.DispatchKey, torch._C.DispatchKeySet
+    found: list[torch._C.DispatchKeySet] = []
+    for dense, autocast, autograd in (
+        (key.CPU, key.AutocastCPU, key.AutogradCPU),
+        (key.CUDA, key.AutocastCUDA, key.AutogradCUDA),
+    ):
+        inference = keys(dense) | keys(autocast)
+        found += [inference, inference | keys(autograd) | keys(key.ADInplaceOrView)]
+    return frozenset(each.raw_repr() for each in found)
+
+
+_PLAIN_KEYS = _plain_keys()
 
 
 def apply(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, plan: Plan, unseen: bool) -> Tensor:
@@ -31,7 +47,8 @@ def apply(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, pl
 
 
 def unseen(*tensors: Tensor) -> bool:
-    """Whether nothing has to see the operators: no compiler, no `torch.func`, no dispatch mode, no tensor subclass."""
+    """Whether nothing has to see the operators: no compiler, `torch.func`, forward-mode level, dispatch mode or tensor
+    subclass, and no tensor that is not simply its memory, as a lazy negation and a batch of gradients are not."""
     if not _PLAIN_TYPES.issuperset(map(type, tensors)):
         return False
     # What torch.jit.is_tracing and is_in_torch_dispatch_mode come to, without a Python function each.
@@ -40,7 +57,8 @@ def unseen(*tensors: Tensor) -> bool:
         or torch._C._is_tracing()
         or torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack()
-    )
+        or forward_ad._current_level >= 0
+    ) and all(torch._C._dispatch_keys(t).raw_repr() in _PLAIN_KEYS for t in tensors)
 
 
 class ConvReLUMaxPool2dFunction(Function):
@@ -167,7 +185,13 @@ def _gradients(
     backend: str,
     needs: Needs,
 ) -> tuple[Tensor | None, ...]:
-    if torch.is_grad_enabled():  # create_graph
+    if forward_ad._current_level >= 0:  # entered after the forward pass: torch's own operations carry dy's tangent
+        geometry = operators.geometry_of(code, weight, size, settings)
+        reference = planning.backend("reference")
+        plan = reference.serves(geometry, weight.dtype, weight.device)
+        assert isinstance(plan, Plan)  # it serves whatever has codes
+        grads = reference.backward(dy, code, x, weight, geometry, plan, needs)
+    elif torch.is_grad_enabled():  # create_graph
         grads = ConvReLUMaxPool2dBackward.apply(dy, code, x, weight, size, settings, backend, needs)
     else:
         grads = operators.backward(dy, code, x, weight, size, settings.pack(), backend, needs)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from convpool.geometry import Settings
+from convpool.geometry import Geometry, Settings
 from convpool.layout import memory_format
 
 
@@ -39,13 +39,19 @@ def relu_then_pool(x: Tensor, weight: Tensor, bias: Tensor | None, settings: Set
 
 
 def pool_then_relu(x: Tensor, weight: Tensor, bias: Tensor | None, settings: Settings) -> Tensor:
-    """Same value and gradients, for ReLU is monotone; the ReLU then handles a window's worth fewer elements."""
+    """Same value and gradients, for ReLU is monotone; the ReLU then handles a window's worth fewer elements.
+
+    One exception: of a window without a position (`Geometry.empty_windows`) torch's max-pool makes -inf, ReLU then 0.
+    """
     return _in_format(F.relu(pool(conv(x, weight, bias, settings), settings)), settings)
 
 
-def fastest(x: Tensor, weight: Tensor, bias: Tensor | None, settings: Settings) -> Tensor:
+def fastest(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """What `auto` runs where no kernel serves: pool before ReLU, on CPUs in channels_last, in eager's output format."""
-    if x.device.type != "cpu" or x.dtype != torch.float32:
+    settings = geometry.settings
+    if geometry.empty_windows:
+        return relu_then_pool(x, weight, bias, settings)
+    if x.device.type != "cpu" or x.dtype != torch.float32 or x.layout is not torch.strided:
         return pool_then_relu(x, weight, bias, settings)
     y = pool_then_relu(x.contiguous(memory_format=torch.channels_last), weight, bias, settings)
     return y.contiguous(memory_format=memory_format(x, weight, settings))

@@ -69,7 +69,7 @@ def conv_relu_max_pool2d(
     x, weight, bias, geometry, plan = _prepare(x, weight, bias, options, unseen)
     batched = x if x.dim() == 4 else x.unsqueeze(0)
     if plan.plan == "plain":
-        y = eager.fastest(batched, weight, bias, geometry.settings)
+        y = eager.fastest(batched, weight, bias, geometry)
     else:
         y = autograd.apply(batched, weight, bias, geometry, plan, unseen)
     return y if x.dim() == 4 else y.squeeze(0)
@@ -102,17 +102,19 @@ def _prepare(
     if _autocasts(device.type) and torch.is_autocast_enabled(device.type):
         x, weight, bias = _autocast(x), _autocast(weight), None if bias is None else _autocast(bias)
     requested = planning.requested_backend()
-    if list in map(type, options):
+    types = tuple(map(type, options))
+    if list in types:
         options = tuple(tuple(value) if isinstance(value, list) else value for value in options)
     # The compiler sees no caches, and must see the comparisons of symbolic sizes that it has to guard on.
     symbolic = not unseen and (torch.compiler.is_compiling() or any(type(n) is not int for n in x.shape))
     b = weight if bias is None else bias  # no bias, nothing to find wrong with it
-    geometry, plan = (_decide if symbolic else _decide_once)(
+    geometry, plan = (_decide if symbolic or not _OPTION_TYPES.issuperset(types) else _decide_once)(
         (x.shape, weight.shape, None if bias is None else bias.shape),
         (x.dtype, weight.dtype, b.dtype),
         (device, weight.device, b.device),
         requested,
         options,
+        types,
     )
     obstacle = _obstacle(x, weight, unseen)
     if obstacle and requested != "auto":
@@ -126,11 +128,17 @@ def _decide(
     devices: tuple[torch.device, ...],
     requested: str,
     options: tuple[Any, ...],
+    _: tuple[type, ...],
 ) -> tuple[Geometry, Plan]:
-    """All that can be wrong with x, weight and bias and the options, then the call's sizes and plan."""
+    """All that can be wrong with x, weight and bias and the options, then the call's sizes and plan.
+
+    The last argument, the types of the options, keeps apart what is equal but not alike: 1 is a stride, True is not.
+    """
     x_shape, weight_shape = tuple(shapes[0]), tuple(shapes[1])
     _check_shapes(x_shape, weight_shape, None if shapes[2] is None else tuple(shapes[2]))
     settings = make_settings(weight_shape[2:], *options)
+    if len(x_shape) == 3:
+        settings = settings._replace(contiguous_output=True)  # as torch's max-pool of three dimensions
     _check_same("dtype", TypeError, dtypes)
     _check_same("device", ValueError, devices)
     batched = x_shape if len(x_shape) == 4 else (1, *x_shape)
@@ -138,6 +146,7 @@ def _decide(
 
 
 _decide_once = lru_cache(4096)(_decide)
+_OPTION_TYPES = {int, tuple, list, str, bool, type(None)}  # what is hashable then; anything else is looked at anew
 
 
 def _obstacle(x: Tensor, weight: Tensor, unseen: bool) -> str | None:
@@ -145,6 +154,8 @@ def _obstacle(x: Tensor, weight: Tensor, unseen: bool) -> str | None:
     for tensor in () if unseen else (x, weight):
         if is_traceable_wrapper_subclass(tensor):
             return f"no backend for tensors of type {type(tensor).__name__}"
+        if tensor.layout is not torch.strided:
+            return f"no backend for tensors of layout {tensor.layout}"
     if forward_ad._current_level >= 0:
         return "no backend computes forward-mode derivatives"
     return None

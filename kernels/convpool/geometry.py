@@ -135,6 +135,13 @@ class Geometry(NamedTuple):
         return self.group_channels * self.kernel[0] * self.kernel[1]
 
     @property
+    def empty_windows(self) -> bool:
+        """Whether a pool window can miss every conv output: it begins in the padding and steps over all of them."""
+        s = self.settings
+        sizes = zip(s.pool_padding, s.pool_dilation, (self.conv_height, self.conv_width), strict=True)
+        return any(padding > 0 and 1 < dilation > size for padding, dilation, size in sizes)
+
+    @property
     def overlapping(self) -> bool:
         """Whether a conv output can lie in two pool windows."""
         s = self.settings
@@ -179,7 +186,7 @@ def make_settings(
 
 
 def _int(name: str, value: int, least: int) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+    if isinstance(value, bool) or not hasattr(value, "__index__") or hasattr(value, "__len__"):  # an array has both
         raise TypeError(f"{name} must be an int, got {value!r}")
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")

@@ -5,6 +5,8 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.utils.parametrize import is_parametrized
 
 from convpool import eager
 from convpool.functional import conv_relu_max_pool2d
@@ -78,13 +80,22 @@ class ConvReLUMaxPool2d(nn.Conv2d):
         """The layer that computes `pool(relu(conv(x)))`, sharing conv's parameters and training mode.
 
         Raises:
-            TypeError: conv is not an nn.Conv2d or pool not an nn.MaxPool2d.
+            TypeError: conv is not an nn.Conv2d or pool not an nn.MaxPool2d, or one of them does more than these.
             ValueError: pool returns indices.
         """
         if not isinstance(conv, nn.Conv2d) or not isinstance(pool, nn.MaxPool2d):
             raise TypeError(
                 f"from_layers takes nn.Conv2d, nn.MaxPool2d, got {type(conv).__name__}, {type(pool).__name__}"
             )
+        for name, layer, kind in (("conv", conv, nn.Conv2d), ("pool", pool, nn.MaxPool2d)):
+            if not computes_as(kind, layer):
+                raise TypeError(f"{name} must compute what nn.{kind.__name__} does, got {type(layer).__name__}")
+            if is_parametrized(layer):
+                raise TypeError(f"{name} must have parameters of its own, got a parametrized one: use convpool.fuse")
+            if isinstance(layer, LazyModuleMixin):
+                raise TypeError(f"{name} must know its sizes, got a lazy one that has seen no input yet")
+            if is_hooked(layer):
+                raise TypeError(f"{name} must have no hooks: the fused layer would not run them")
         if pool.return_indices:
             raise ValueError("pool must have return_indices=False: the fused layer keeps no such indices")
         layer = cls(
@@ -134,6 +145,25 @@ def conv_arguments(conv: nn.Conv2d) -> dict[str, Any]:
     """What nn.Conv2d takes to make conv again, without parameters: those on the device "meta" wait to be replaced."""
     names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
     return {name: getattr(conv, name) for name in names} | {"bias": conv.bias is not None, "device": "meta"}
+
+
+def computes_as(kind: type[nn.Module], layer: nn.Module) -> bool:
+    """Whether the layer computes what `kind` does: subclasses may add parametrizations, not another forward."""
+    cls = type(layer)
+    methods = ("__call__", "forward", *(("_conv_forward",) if kind is nn.Conv2d else ()))
+    return isinstance(layer, kind) and all(getattr(cls, name) is getattr(kind, name) for name in methods)
+
+
+def is_hooked(layer: Any) -> bool:
+    """Whether calling the layer does more than its class's forward: hooks, or a method of it set on the instance."""
+    return isinstance(layer, nn.Module) and bool(
+        layer._forward_hooks
+        or layer._forward_pre_hooks
+        or layer._backward_hooks
+        or layer._backward_pre_hooks
+        or "forward" in layer.__dict__
+        or "_conv_forward" in layer.__dict__
+    )
 
 
 def padded_input(conv: nn.Conv2d, x: Tensor) -> tuple[Tensor, Any]:

@@ -52,6 +52,7 @@ def compute_forward(
     if torch.is_autocast_enabled(device_type):
         with torch.autocast(device_type, enabled=False):  # the arguments already have the type to compute in
             return compute_forward(x, weight, bias, geometry, plan, with_code)
+    _check_memory(x, weight, bias)
     return planning.backend(plan.backend).forward(x, weight, bias, geometry, plan, with_code)
 
 
@@ -66,7 +67,15 @@ def compute_backward(
     if dy.stride() != code.stride():
         layout = torch.channels_last if has_channels_last_strides(code) else torch.contiguous_format
         dy = dy.contiguous(memory_format=layout)
+    _check_memory(x, weight, dy)
     return planning.backend(plan.backend).backward(dy, code, x, weight, geometry, plan, needs)
+
+
+def _check_memory(*tensors: Tensor | None) -> None:
+    """Refuse a tensor whose storage was freed, as FSDP does it: a kernel would follow its null pointer."""
+    for tensor in tensors:
+        if tensor is not None and not tensor.data_ptr() and tensor.numel():
+            raise RuntimeError(f"a tensor of shape {tuple(tensor.shape)} has no memory: its storage was freed")
 
 
 @torch.library.impl(_library, "conv_relu_max_pool2d", "CompositeExplicitAutograd")

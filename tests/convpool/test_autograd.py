@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 from convpool import ConvReLUMaxPool2d, cases, conv_relu_max_pool2d, eager, planning, use_backend
 from convpool.geometry import make_settings
@@ -85,6 +86,51 @@ def test_per_sample_gradients(backend) -> None:
         return torch.func.vmap(grad, (None, None, 0))(weight, bias, x)
 
     close(per_sample(op), per_sample(layers))
+
+
+@pytest.mark.parametrize("negated", ["x", "weight", "bias", "dy"])
+def test_lazily_negated_tensors(negated, backend) -> None:
+    """As `z.conj().imag` is one: its memory holds the opposite of its values."""
+
+    def run(f):
+        inputs = dict(zip(("x", "weight", "bias"), make(torch.float32, requires_grad=False), strict=True))
+        inputs["dy"] = torch.randn_like(layers(**inputs))
+        if negated in inputs:
+            inputs[negated] = torch._neg_view(inputs[negated])
+        dy = inputs.pop("dy")
+        leaves = [t.requires_grad_() for t in inputs.values()]
+        y = f(*leaves)
+        return y.detach(), *torch.autograd.grad(y, leaves, dy)
+
+    close(run(op), run(layers))
+
+
+def test_gradients_of_zeros_that_have_no_memory(backend) -> None:
+    inputs = make(torch.float32)
+    y = op(*inputs)
+    assert not any(g.any() for g in torch.autograd.grad(y, inputs, torch._efficientzerotensor(y.shape)))
+
+
+def test_batched_gradients(backend) -> None:
+    inputs = make(torch.float32)
+    torch.manual_seed(1)
+    dys = torch.randn(3, *op(*inputs).shape)
+    ours, torchs = (torch.autograd.grad(f(*inputs), inputs, dys, is_grads_batched=True) for f in (op, layers))
+    close(ours, torchs)
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_a_tangent_that_comes_after_the_forward_pass(create_graph, backend) -> None:
+    inputs = make(torch.float32)
+    tangents = []
+    for f in (op, layers):
+        y = f(*inputs)
+        torch.manual_seed(1)
+        with forward_ad.dual_level():
+            dy = forward_ad.make_dual(torch.randn_like(y), torch.randn_like(y))
+            grads = torch.autograd.grad(y, inputs, dy, create_graph=create_graph)
+            tangents.append([forward_ad.unpack_dual(g).tangent.detach() for g in grads])
+    close(*tangents)
 
 
 def test_forward_mode_goes_to_torchs_layers() -> None:

@@ -1,5 +1,6 @@
 """The public op: formats, dtypes, what it refuses, what it allocates and what it keeps."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -41,6 +42,17 @@ def test_unbatched_input(backend) -> None:
     torch.testing.assert_close(y, conv_relu_max_pool2d(x[None], weight, bias)[0])
 
 
+@pytest.mark.parametrize("weight_format", FORMATS, ids=str)
+@pytest.mark.parametrize("innermost", [False, True])
+def test_unbatched_output_is_contiguous_as_eagers(innermost, weight_format, backend) -> None:
+    x = torch.randn(9, 9, 3).permute(2, 0, 1) if innermost else torch.randn(3, 9, 9)
+    weight = torch.randn(4, 3, 3, 3).to(memory_format=weight_format)
+    expected = torch.max_pool2d(torch.conv2d(x, weight).relu(), 2)
+    y = conv_relu_max_pool2d(x, weight)
+    assert y.stride() == expected.stride()
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_lists_count_as_pairs(backend) -> None:
     x, weight = torch.randn(1, 3, 9, 9), torch.randn(4, 3, 3, 3)
     assert torch.equal(
@@ -78,6 +90,30 @@ def test_lists_count_as_pairs(backend) -> None:
 def test_refusals(x, weight, bias, error, words) -> None:
     with pytest.raises(error, match=words):
         conv_relu_max_pool2d(x, weight, bias)
+
+
+@pytest.mark.parametrize("stride", [1.0, True, np.array([1, 1])], ids=str)
+def test_what_equals_a_stride_is_none(stride) -> None:
+    """Not even after the same call with a stride that is one: what is kept of that must not answer for this."""
+    x, weight = torch.ones(1, 1, 4, 4), torch.ones(1, 1, 1, 1)
+    conv_relu_max_pool2d(x, weight, stride=1)
+    with pytest.raises(TypeError, match="stride must be an int, got"):
+        conv_relu_max_pool2d(x, weight, stride=stride)
+
+
+def test_freed_storage_is_refused(backend) -> None:
+    weight = torch.ones(1, 1, 1, 1)
+    x = torch.ones(1, 1, 4, 4)
+    x.untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match=r"a tensor of shape \(1, 1, 4, 4\) has no memory"):
+        conv_relu_max_pool2d(x, weight)
+
+
+def test_mkldnn_tensors_go_to_torchs_layers() -> None:
+    x, weight = torch.randn(1, 3, 9, 9), torch.randn(4, 3, 3, 3)
+    assert "layout" in explain(x.to_mkldnn(), weight).reason
+    y = conv_relu_max_pool2d(x.to_mkldnn(), weight)
+    torch.testing.assert_close(y.to_dense(), conv_relu_max_pool2d(x, weight), rtol=1e-5, atol=1e-5)
 
 
 def test_auto_serves_what_no_kernel_can() -> None:

@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from convpool import ConvReLUMaxPool2d, conv_relu_max_pool2d
 
@@ -65,6 +66,28 @@ def test_from_layers_refuses() -> None:
         ConvReLUMaxPool2d.from_layers(nn.Conv1d(1, 1, 1), nn.MaxPool2d(2))
     with pytest.raises(ValueError, match="return_indices"):
         ConvReLUMaxPool2d.from_layers(nn.Conv2d(1, 1, 1), nn.MaxPool2d(2, return_indices=True))
+
+
+class Doubled(nn.Conv2d):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize(
+    ("conv", "hooked", "words"),
+    [
+        (Doubled(1, 1, 1), False, "conv must compute what nn.Conv2d does, got Doubled"),
+        (weight_norm(nn.Conv2d(1, 1, 1)), False, "conv must have parameters of its own, got a parametrized one"),
+        (nn.LazyConv2d(1, 1), False, "conv must know its sizes, got a lazy one"),
+        (nn.Conv2d(1, 1, 1), True, "pool must have no hooks"),
+    ],
+)
+def test_from_layers_refuses_what_it_would_lose(conv, hooked, words) -> None:
+    pool = nn.MaxPool2d(2)
+    if hooked:
+        pool.register_forward_hook(lambda *_: None)
+    with pytest.raises(TypeError, match=words):
+        ConvReLUMaxPool2d.from_layers(conv, pool)
 
 
 def test_refusals_at_construction() -> None:

@@ -20,7 +20,7 @@ from convpool.protocol import Needs, Plan
 Strides: TypeAlias = tuple[int, ...]
 
 _INSTRUCTION_SETS = {"avx512": "AVX512", "avx2": "AVX2"}  # by what torch calls them; best first
-# More of them for each conv output: torch's convolution is no slower then, and its forms differ less by shape. Forward
+# Products for each conv output above which torch's convolution is no slower, and differs less by shape. Forward
 # passes, ratio to the best plain form, split and fused: 4,165 products 0.99 and 0.80; 2,009: 1.01 and 0.80; 1,960: 0.97
 # and 0.78; but 300: 0.94 and 0.86; 275: 1.09 and 1.22.
 _FUSED_PRODUCTS = 1500
@@ -144,7 +144,7 @@ def _takes_winograd(g: Geometry) -> bool:
 
 
 def _why_slow(g: Geometry) -> str:
-    """In words why torch's own layers are no slower, or nothing. Ratios: forward and backward, to the best of those."""
+    """In words why torch's own layers are no slower, or nothing."""
     s = g.settings
     outputs = g.out_channels // s.groups
     # Both counted, not timed: lanes that do nothing, and positions that save nothing.

@@ -15,7 +15,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.module import _has_any_global_hook
 
 from convpool.functional import conv_relu_max_pool2d
-from convpool.module import padded_input
+from convpool.module import computes_as, is_hooked, padded_input
 
 
 class ReLU(NamedTuple):
@@ -70,15 +70,15 @@ class Run(NamedTuple):
             return f"{self.conv.name} is called as a function: only nn.Conv2d layers are fused"
         if not isinstance(self.conv, nn.Conv2d):
             return f"{_kind(self.conv)} is not Conv2d"
-        if not _is_own(self.conv, nn.Conv2d, "_conv_forward"):
+        if not computes_as(nn.Conv2d, self.conv):
             return f"{_kind(self.conv)} has a forward of its own"
         if self.norm is not None and not isinstance(self.norm, nn.BatchNorm2d):
             return f"{_kind(self.norm)} is not BatchNorm2d"
-        if self.norm is not None and not _is_own(self.norm, nn.BatchNorm2d):
+        if self.norm is not None and not computes_as(nn.BatchNorm2d, self.norm):
             return f"{_kind(self.norm)} has a forward of its own"
-        if not isinstance(self.activation, ReLU) and not _is_own(self.activation, nn.ReLU):
+        if not isinstance(self.activation, ReLU) and not computes_as(nn.ReLU, self.activation):
             return f"{_kind(self.activation)} is not ReLU"
-        if not isinstance(self.pool, MaxPool2d) and not _is_own(self.pool, nn.MaxPool2d):
+        if not isinstance(self.pool, MaxPool2d) and not computes_as(nn.MaxPool2d, self.pool):
             return f"{_kind(self.pool)} is not MaxPool2d"
         if getattr(self.pool, "return_indices", False):
             return "the pool returns its indices"
@@ -168,17 +168,6 @@ def run_at(layers: Sequence[Any], start: int) -> Run | None:
     return None
 
 
-def is_hooked(layer: Any) -> bool:
-    """Whether calling the layer does more than its class's forward: hooks, or a forward set on the instance."""
-    return isinstance(layer, nn.Module) and bool(
-        layer._forward_hooks
-        or layer._forward_pre_hooks
-        or layer._backward_hooks
-        or layer._backward_pre_hooks
-        or "forward" in layer.__dict__
-    )
-
-
 def _expanded(layers: Sequence[Any]) -> list[Any]:
     """The layers; one that only calls others in order is replaced by these, so that runs reach across its border."""
     flat: list[Any] = []
@@ -192,7 +181,7 @@ def _expanded(layers: Sequence[Any]) -> list[Any]:
 
 
 def _layers_of(layer: Any) -> list[Any] | None:
-    if not isinstance(layer, nn.Module) or is_hooked(layer):
+    if not isinstance(layer, nn.Module) or is_hooked(layer) or type(layer).__call__ is not nn.Module.__call__:
         return None
     if type(layer).forward is nn.Sequential.forward:
         return list(layer._modules.values())
@@ -241,14 +230,6 @@ def _is_pool(layer: Any) -> bool:
 
 def _is_dropout(layer: Any) -> bool:
     return type(layer).__module__ == nn.Dropout.__module__
-
-
-def _is_own(layer: Any, kind: type[nn.Module], *methods: str) -> bool:
-    """Whether the layer computes what `kind` does: subclasses may add parametrizations, not another forward."""
-    cls = type(layer)
-    return isinstance(layer, kind) and all(
-        getattr(cls, name) is getattr(kind, name) for name in ("__call__", "forward", *methods)
-    )
 
 
 def _kind(layer: Any) -> str:

@@ -8,8 +8,9 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from convpool.fusion.chain import Call, Layer, MaxPool2d, ReLU, Run, is_hooked, run_at
+from convpool.fusion.chain import Call, Layer, MaxPool2d, ReLU, Run, run_at
 from convpool.fusion.trace import Traced, reachable_names, trace
+from convpool.module import is_hooked
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Survey:
         """The links that a module's forward consists of, if it only calls one layer after another."""
         if runs_in_order(module):
             return [Link(layer, name) for name, layer in module._modules.items() if layer is not None]
-        if not _is_users(module) or next(module.children(), None) is None:
+        if not _is_users(module) or not _is_called_plainly(module) or next(module.children(), None) is None:
             return None
         traced = self.traced(module, training)
         if isinstance(traced, str) or len(traced.inputs) != 1:
@@ -141,7 +142,13 @@ def original_class(module: nn.Module) -> type[nn.Module]:
 
 def runs_in_order(module: nn.Module) -> bool:
     """Whether calling the module is calling its children in order, nn.Sequential's own way."""
-    return issubclass(original_class(module), nn.Sequential) and original_class(module).forward is nn.Sequential.forward
+    cls = original_class(module)
+    return issubclass(cls, nn.Sequential) and cls.forward is nn.Sequential.forward and _is_called_plainly(module)
+
+
+def _is_called_plainly(module: nn.Module) -> bool:
+    """Whether calling the module is no more than its hooks and its forward."""
+    return type(module).__call__ is nn.Module.__call__
 
 
 def _is_users(module: nn.Module) -> bool:

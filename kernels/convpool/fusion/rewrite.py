@@ -17,10 +17,9 @@ from torch import fx, nn
 
 from convpool.fusion.chain import Layer, run_chain
 from convpool.fusion.find import Found, Link, Survey, original_class, runs_in_order
-from convpool.fusion.trace import Traced
+from convpool.fusion.trace import Note, Traced
 
 _FORWARDS = "_convpool_forwards"  # of a rewritten instance: its traced forwards by training mode
-_MISSING = object()
 
 
 class Forward(NamedTuple):
@@ -28,15 +27,12 @@ class Forward(NamedTuple):
 
     code: Callable[..., Any]
     inputs: tuple[str, ...]
-    flags: tuple[tuple[str, str, Any], ...]
+    notes: tuple[Note, ...]
     layers: tuple[Layer | str, ...] | None  # submodules by their path
 
     def holds(self, module: nn.Module) -> bool:
-        """Whether the attributes that decided the way through the forward still have their values."""
-        for path, name, value in self.flags:
-            if getattr(module.get_submodule(path) if path else module, name, _MISSING) != value:
-                return False
-        return True
+        """Whether what may have decided the way through the forward is still as it was."""
+        return all(note.holds(module) for note in self.notes)
 
     def takes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether these are the arguments that were recorded as tensors, and all of them."""
@@ -107,7 +103,7 @@ def is_fused(module: nn.Module) -> bool:
 def _restore(module: nn.Module) -> None:
     if original_class(module) is not type(module):
         module.__class__ = original_class(module)
-        del vars(module)[_FORWARDS]
+        vars(module).pop(_FORWARDS, None)  # a slice of a rewritten nn.Sequential has none: it was made from the class
 
 
 def _rewrite(module: nn.Module, forwards: dict[bool, Forward]) -> None:
@@ -132,7 +128,7 @@ def _forwards(survey: Survey, module: nn.Module) -> dict[bool, Forward]:
             layers = None if links is None else tuple(x.layer if isinstance(x.layer, tuple) else x.path for x in links)
             found = [found for found in survey.found(module, mode) if not found.misfit]
             code = _compiled(_with_chains(traced.graph, found), original_class(module))
-            forwards[mode] = Forward(code, traced.inputs, traced.flags, layers)
+            forwards[mode] = Forward(code, traced.inputs, traced.notes, layers)
     return forwards
 
 
@@ -173,7 +169,7 @@ def _derived(base: Any) -> Any:
 
     @functools.wraps(base.forward)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        fused = vars(self)[_FORWARDS].get(self.training)
+        fused = vars(self).get(_FORWARDS, {}).get(self.training)
         if fused is not None and fused.takes(args, kwargs) and fused.holds(self):
             return fused.code(self, *args, **kwargs)
         return base.forward(self, *args, **kwargs)
@@ -184,7 +180,7 @@ def _derived(base: Any) -> Any:
 
     def convpool_layers(self: nn.Module) -> list[Layer] | None:
         """The layers that calling this module calls in order, if it does no more than that."""
-        fused = vars(self)[_FORWARDS].get(self.training)
+        fused = vars(self).get(_FORWARDS, {}).get(self.training)
         if fused is None or fused.layers is None or not fused.holds(self):
             return None
         return [self.get_submodule(layer) if isinstance(layer, str) else layer for layer in fused.layers]

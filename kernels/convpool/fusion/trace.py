@@ -1,31 +1,42 @@
 """What one module's own forward does, as a graph in which every submodule is one node.
 
 torch.fx runs the forward once on stand-ins for tensors. What such a run cannot show faithfully (branches on data,
-random numbers, tensors made on the spot, changed attributes, grad-mode switches) is refused with a reason.
+random numbers, tensors made on the spot, changed attributes, grad-mode switches) is refused with a reason. What it read
+of its modules is noted, so that each call can see whether the graph still holds.
 """
 
+import dis
 import inspect
 import random
 import sys
-from collections.abc import Callable
-from copy import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from types import CodeType, FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-_PLAIN = (bool, int, float, str, type(None))  # attributes of these types are cheap to compare at every call
+from convpool.fusion.kept import Kept, attribute
 
-_MODULE_STATE = frozenset(vars(nn.Module()))  # torch's own bookkeeping, `training` too: it chooses the graph
+# What reading these of a module shows is the same at every call, or looked at in each (`forward`, by `is_hooked`).
+_UNNOTED = {"forward", *(name for name in vars(nn.Module()) if name not in ("training", "_modules"))}
 
 # Names whose presence in a forward, or in the methods it calls, means that a stand-in gives another answer than a
 # tensor (isinstance), or that the graph would lose something (the rest).
 _OPAQUE_NAMES = {
     "isinstance": "asks for the type of its inputs",
     "is_tensor": "asks for the type of its inputs",
+    "type()": "asks for the type of its inputs",
+    "hasattr": "asks what its inputs have",
+    "is_grad_enabled": "asks for the grad mode",
+    "is_inference_mode_enabled": "asks for the grad mode",
+    "is_autocast_enabled": "asks for autocast",
+    "is_tracing": "asks who runs it",
+    "is_compiling": "asks who runs it",
+    "is_exporting": "asks who runs it",
     "checkpoint": "uses activation checkpointing",
     "checkpoint_sequential": "uses activation checkpointing",
     "autocast": "switches autocast",
@@ -42,12 +53,29 @@ class Traced:
     """A forward's graph, and what it holds for.
 
     `inputs`: the parameters without a default, those the graph takes; the others had their default values.
-    `flags`: path of a module, name and value of an attribute, for the plain attributes that may have decided the way.
+    `notes`: what it read of its modules, which may have decided the way.
     """
 
     graph: fx.Graph
     inputs: tuple[str, ...]
-    flags: tuple[tuple[str, str, Any], ...]
+    notes: tuple["Note", ...]
+
+
+@dataclass(frozen=True)
+class Note:
+    """That a forward read attribute `name` of the submodule at `path` ("" is the module itself), and found `kept`."""
+
+    path: str
+    name: str
+    kept: Kept
+
+    def holds(self, module: nn.Module) -> bool:
+        """Whether the attribute is what it was."""
+        try:
+            owner = module.get_submodule(self.path) if self.path else module
+        except AttributeError:
+            return False
+        return self.kept.same(attribute(owner, self.name))
 
 
 def trace(module: nn.Module, cls: type[nn.Module], training: bool) -> Traced | str:
@@ -71,70 +99,78 @@ def trace(module: nn.Module, cls: type[nn.Module], training: bool) -> Traced | s
 
 
 def _run(module: nn.Module, cls: type[nn.Module], inputs: tuple[str, ...], training: bool) -> Traced | str:
-    reads: set[str] = set()
-    own_class, state, rng = type(module), dict(vars(module)), _rng_state()
-    contents = {name: copy(value) for name, value in state.items() if type(value) in (list, dict, set)}
-    modes = {inner: inner.training for inner in module.modules()}
+    rng, paths = _rng_state(), {inner: path for path, inner in module.named_modules()}
+    before = {inner: Kept(vars(inner)) for inner in paths}
     try:
-        for inner in modes:
+        for inner in paths:
             inner.training = training
+        states = {inner: Kept(vars(inner)) for inner in paths}
         try:
-            module.__class__ = _watched(cls, reads)
-            graph = _Tracer(inputs).trace(module)
+            with _watched(module, cls) as reads:
+                tracer = _Tracer(inputs, begin=reads.clear)
+                graph = tracer.trace(module)
         except Exception as error:  # whatever a user's forward raises when it gets a stand-in for a tensor
             return f"forward cannot be traced: {type(error).__name__}: {(str(error).strip() or '-').splitlines()[0]}"
-        changed = [name for name, value in vars(module).items() if name != "training" and value is not state.get(name)]
-        changed += [name for name, value in contents.items() if not _same_items(value, state[name])]
-        if changed:
-            return f"forward changes self.{changed[0]}"
+        if tracer.refused:
+            return f"forward cannot be traced: {tracer.refused}"
+        for inner, state in states.items():
+            for name in state.changes(vars(inner)):
+                return f"forward changes {'.'.join(filter(None, ('self', paths[inner], name)))}"
         if not _same_rng(rng, _rng_state()):
             return "forward draws random numbers outside the graph"
-        flags = [("", name, state[name]) for name in sorted(reads & (state.keys() - _MODULE_STATE))]
-        flags += [flag for path in _looked_into(module, graph) for flag in _attributes(module, path)]
-        return Traced(graph, inputs, tuple(flag for flag in flags if _is_plain(flag[2])))
+        notes = [
+            Note(path, name, Kept(attribute(inner, name)))
+            for inner, path in paths.items()
+            for name in sorted(reads.get(inner, set()) - _UNNOTED)
+            if not name.startswith("__")
+        ]
+        return Traced(graph, inputs, tuple(notes))
     finally:
-        for inner, mode in modes.items():
-            inner.training = mode
-        module.__class__ = own_class
-        vars(module).clear()
-        vars(module).update(state)
-        for name, value in contents.items():
-            state[name].clear()
-            (state[name].extend if isinstance(value, list) else state[name].update)(value)
+        for state in before.values():
+            state.restore()
         _set_rng(rng)
 
 
-def _watched(cls: Any, reads: set[str]) -> type[nn.Module]:
-    """`cls`, noting which attributes of its instance are read."""
+@contextmanager
+def _watched(module: nn.Module, cls: Any) -> Iterator[dict[nn.Module, set[str]]]:
+    """Note which attributes of `module`, for now of class `cls`, and of its submodules are read."""
+    classes: dict[nn.Module, Any] = {
+        inner: type(inner) for inner in module.modules() if not isinstance(inner, torch.jit.ScriptModule)
+    }
+    reads: dict[nn.Module, set[str]] = {}
 
-    class Watched(cls):
-        def __getattribute__(self, name: str) -> Any:
-            reads.add(name)
-            return super().__getattribute__(name)
+    @cache
+    def watched(base: Any) -> Any:  # Any: to mypy no type[Module] is hashable
+        class Watched(base):
+            def __getattribute__(self, name: str) -> Any:
+                reads.setdefault(self, set()).add(name)
+                return super().__getattribute__(name)
 
-    return Watched
+        return Watched
 
-
-def _looked_into(module: nn.Module, graph: fx.Graph) -> list[str]:
-    """Paths of the submodules that the forward did not call as such, but whose methods it may have run."""
-    called = tuple(f"{node.target}." for node in graph.nodes if node.op == "call_module")
-    return [
-        path
-        for path, inner in module.named_modules()
-        if path and not f"{path}.".startswith(called) and type(inner).forward is not nn.Module.forward
-    ]
-
-
-def _attributes(module: nn.Module, path: str) -> list[tuple[str, str, Any]]:
-    inner = vars(module.get_submodule(path))
-    return [(path, name, value) for name, value in inner.items() if name == "training" or name not in _MODULE_STATE]
+    try:
+        for inner, own in classes.items():
+            if inner is not module:
+                with suppress(Exception):  # whatever a metaclass or an __init_subclass__ raises
+                    inner.__class__ = watched(own)
+        module.__class__ = watched(cls)
+        yield reads
+    finally:
+        for inner, own in classes.items():
+            inner.__class__ = own
 
 
 class _Tracer(fx.Tracer):
-    def __init__(self, inputs: tuple[str, ...]) -> None:
+    """`begin` is called just before the forward. `refused`: what it asked that has no answer, even where it caught that
+    error itself.
+    """
+
+    def __init__(self, inputs: tuple[str, ...], begin: Callable[[], None]) -> None:
         super().__init__()
         self.proxy_buffer_attributes = True
+        self.refused = ""
         self._inputs = inputs
+        self._begin = begin
         self._grad_mode = _grad_mode()
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -143,7 +179,19 @@ class _Tracer(fx.Tracer):
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
     ) -> tuple[Callable[..., Any], list[Any]]:
-        return root_fn, [self.root, *(self.create_proxy("placeholder", name, (), {}) for name in self._inputs)]
+        def forward(*args: Any) -> Any:
+            self._begin()
+            return root_fn(*args)
+
+        return forward, [self.root, *(self.create_proxy("placeholder", name, (), {}) for name in self._inputs)]
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        self.refused = "TraceError: branches on a value"
+        return super().to_bool(obj)
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        self.refused = "TraceError: iterates over a value"
+        return super().iter(obj)
 
     def create_proxy(self, *args: Any, **kwargs: Any) -> fx.Proxy:
         if _grad_mode() != self._grad_mode:
@@ -185,6 +233,8 @@ def _reachable_names(cls: Any) -> frozenset[str]:
         codes = [function.__code__]
         for code in codes:
             codes.extend(inner for inner in code.co_consts if isinstance(inner, CodeType))
+            if any(step.opname == "LOAD_GLOBAL" and step.argval == "type" for step in dis.get_instructions(code)):
+                names.add("type()")  # x.type(...) is another thing
             for name in code.co_names:
                 names.add(name)
                 todo.extend(vars(owner).get(name) for owner in cls.__mro__)
@@ -193,17 +243,6 @@ def _reachable_names(cls: Any) -> frozenset[str]:
 
 
 reachable_names: Callable[[Any], frozenset[str]] = lru_cache(1024)(_reachable_names)
-
-
-def _is_plain(value: Any) -> bool:
-    return all(map(_is_plain, value)) if type(value) is tuple else type(value) in _PLAIN
-
-
-def _same_items(before: Any, now: Any) -> bool:
-    """Whether a list, dict or set still holds the same objects."""
-    if isinstance(now, dict):
-        before, now = [*before, *before.values()], [*now, *now.values()]
-    return len(before) == len(now) and all(a is b for a, b in zip(before, now, strict=True))
 
 
 def _rng_state() -> tuple[Any, ...]:

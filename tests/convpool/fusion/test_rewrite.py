@@ -395,3 +395,41 @@ def test_wrong_types_are_refused(function: object) -> None:
     for wrong, name in ((F.relu, "function"), (None, "NoneType"), (scripted, "ScriptModule")):
         with pytest.raises(TypeError, match=name):
             function(wrong)  # type: ignore[operator]
+
+
+def test_instances_made_from_a_rewritten_class_are_whole(example: Tensor) -> None:
+    """By `type(model)()`, as teachers and averaged models are made, and by slicing an nn.Sequential."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.max_pool2d(F.relu(self.conv(x)), 2)
+
+    twin = type(convpool.fuse(Net()))().double()
+    slice_ = convpool.fuse(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()).double())[:3]
+    for model in (twin, slice_):
+        plain = convpool.unfuse(model)
+        assert_same(plain, model, example)
+        assert_same(plain, convpool.fuse(model), example)
+
+
+def test_other_ways_of_calling_are_kept(example: Tensor) -> None:
+    class Twice(nn.Sequential):
+        def __call__(self, x: Tensor) -> Tensor:
+            return 2 * super().__call__(x)
+
+    for model in (
+        Twice(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2)),
+        nn.Sequential(Twice(nn.Conv2d(3, 4, 3), nn.ReLU()), nn.MaxPool2d(2)),
+    ):
+        assert_same(model.double(), convpool.fuse(model), example)
+
+
+def test_a_convolution_patched_after_fuse(example: Tensor) -> None:
+    fused = convpool.fuse(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2)).double())
+    fused[0]._conv_forward = lambda x, weight, bias: F.conv2d(F.pad(x, (1, 1, 1, 1), "circular"), weight, bias)
+    torch.testing.assert_close(fused(example), convpool.unfuse(fused)(example))
+    assert fused(example).shape[-1] == example.shape[-1] // 2

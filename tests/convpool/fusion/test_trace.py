@@ -1,6 +1,10 @@
 """Forwards that a trace would show wrongly are refused with a reason, and left as they were."""
 
 import random
+from collections.abc import Callable
+from enum import Enum
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -109,6 +113,36 @@ class Raises(Base):
         raise NotImplementedError(self.run)
 
 
+class AsksWhatInputHas(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(x) + (1 if hasattr(x, "boxes") else 0)
+
+
+class ComparesTypes(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(x) + (1 if type(x) is Tensor else 0)
+
+
+class AsksGradMode(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(x) + (1 if torch.is_grad_enabled() else 0)
+
+
+class CatchesItsErrors(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        try:
+            x = x * 2 if x.shape[0] > 2 else x
+        except Exception:
+            x = x * 3
+        return self.run(x)
+
+
+class WritesToAChild(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        self.conv.seen = x
+        return self.run(x)
+
+
 @torch.no_grad()
 def helper(model: Base, x: Tensor) -> Tensor:
     return model.run(x)
@@ -131,6 +165,11 @@ REASONS = {
     Checkpointed: "activation checkpointing",
     KeywordOnly: "only be given by name",
     Raises: "NotImplementedError",
+    AsksWhatInputHas: "asks what its inputs have",
+    ComparesTypes: "asks for the type of its inputs",
+    AsksGradMode: "asks for the grad mode",
+    CatchesItsErrors: "branches on a value",
+    WritesToAChild: "changes self.conv.seen",
 }
 
 
@@ -138,6 +177,7 @@ REASONS = {
 def test_refused_with_a_reason_and_left_alone(kind: type[Base], capsys: pytest.CaptureFixture[str]) -> None:
     model = kind()
     before, state, seed = dict(vars(model)), random.getstate(), torch.get_rng_state()
+    conv = dict(vars(model.conv))
     fused = convpool.fuse(model, inplace=True)
     report = convpool.fusion_report(model)
     assert [name for name, _ in report.untraceable] == [""]
@@ -145,6 +185,8 @@ def test_refused_with_a_reason_and_left_alone(kind: type[Base], capsys: pytest.C
     assert report.untraceable[0][1] in str(report)
     assert type(fused) is kind
     assert vars(model) == before
+    assert vars(model.conv) == conv
+    assert type(model.conv) is nn.Conv2d
     assert model.seen == []
     assert random.getstate() == state
     assert torch.equal(torch.get_rng_state(), seed)
@@ -157,7 +199,7 @@ def test_a_forward_replaced_on_the_instance_is_refused() -> None:
     assert trace(model, Base, True) == "forward was replaced on the instance"
 
 
-def test_constants_the_forward_reads_become_flags() -> None:
+def test_what_the_forward_reads_is_noted() -> None:
     class Net(Base):
         def __init__(self) -> None:
             super().__init__()
@@ -169,7 +211,68 @@ def test_constants_the_forward_reads_become_flags() -> None:
     traced = trace(Net(), Net, True)
     assert isinstance(traced, Traced)
     assert traced.inputs == ("x",)
-    assert traced.flags == (("", "names", ("a", 1)), ("", "p", 0.5))
+    noted = {(note.path, note.name): note.kept.value for note in traced.notes}
+    assert noted.keys() == {("", name) for name in ("conv", "names", "p", "run", "training")}
+    assert noted["", "p"] == 0.5
+    assert noted["", "names"] == ("a", 1)
+
+
+class Mode(Enum):
+    ONE, TWO = 1, 2
+
+
+class Reads(nn.Module):
+    """Goes its way by attributes of every kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.extra = nn.BatchNorm2d(3), nn.Sigmoid()
+        self.layers = nn.ModuleList([nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2)])
+        self.act, self.mode, self.table, self.nested = torch.tanh, Mode.ONE, {"scale": 1.0}, [[1.0]]
+        self.settings = SimpleNamespace(shift=0.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(x)
+        for layer in self.layers:
+            x = layer(x)
+        if self.extra is not None:
+            x = self.extra(x)
+        if self.mode is Mode.TWO or self.norm.training:
+            x = -x
+        if self.layers[0].bias is None:
+            x = x + 10
+        return self.act(x) * self.table["scale"] * self.nested[0][0] * getattr(self, "late", 1) + self.settings.shift
+
+
+CHANGES: dict[str, Callable[[Any], object]] = {
+    "a function": lambda m: setattr(m, "act", torch.sin),
+    "an enum": lambda m: setattr(m, "mode", Mode.TWO),
+    "a dict": lambda m: m.table.update(scale=2.0),
+    "a list in a list": lambda m: m.nested[0].append(m.nested[0].pop() + 1),
+    "a field of an object": lambda m: setattr(m.settings, "shift", 3.0),
+    "an attribute that was missing": lambda m: setattr(m, "late", 5),
+    "a layer more": lambda m: m.layers.append(nn.Flatten()),
+    "a layer less": lambda m: m.layers.__delitem__(2),
+    "no layer": lambda m: setattr(m, "extra", None),
+    "no bias": lambda m: setattr(m.layers[0], "bias", None),
+    "a layer's mode": lambda m: m.norm.train(),
+    "an unread attribute": lambda m: setattr(m, "unread", 1),
+    "another layer": lambda m: m.layers.__setitem__(2, nn.MaxPool2d(3)),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_was_read_and_changed_since_leads_to_the_original_forward(change: str) -> None:
+    fused = convpool.fuse(Reads().eval())
+    plain = convpool.unfuse(fused)
+    forward = vars(fused)["_convpool_forwards"][False]
+    x = torch.randn(2, 3, 9, 9)
+    assert forward.holds(fused)
+    torch.testing.assert_close(fused(x), plain(x))
+    for model in (fused, plain):
+        CHANGES[change](model)
+    assert forward.holds(fused) == (change in ("an unread attribute", "another layer"))
+    torch.testing.assert_close(fused(x), plain(x))
 
 
 def test_methods_of_submodules_keep_their_own_mode() -> None:

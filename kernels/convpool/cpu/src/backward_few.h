@@ -141,7 +141,7 @@ inline void backward_few(const Problem& p, const float* x, const float* dy, cons
     for (int64_t out = 0; out < p.groups * p.out_channels; out++) {
         const int64_t group = out / p.out_channels, channel = out % p.out_channels;
         const float* from = partial + (group * channels / L + channel / L) * block + channel % L;
-        for (int64_t ci = 0; dw && ci < p.in_channels; ci++)
+        for (int64_t ci = 0; ci < p.in_channels; ci++)
             for (int64_t kh = 0; kh < p.kernel[ROW]; kh++)
                 for (int64_t kw = 0; kw < p.kernel[COLUMN]; kw++, from += L)
                     dw[out * p.dw_stride[BATCH] + ci * p.dw_stride[CHANNEL] + kh * p.dw_stride[HEIGHT] + kw * p.dw_stride[WIDTH]] = *from;
