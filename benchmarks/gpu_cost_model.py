@@ -42,7 +42,7 @@ MULTIPROCESSORS, CLOCK = 132, 1.755e9  # H100 SXM: NVIDIA H100 Tensor Core GPU A
 DRAM, L2 = 3.35e12, 5.5e12  # bytes a second; L2 is what microbenchmarks of others read, the data sheet has no figure
 MATRIX = {4: 495e12, 2: 990e12}  # dense TF32 and half-precision products and sums a second, by operand size
 
-LAYERS = {  # the layers of gpu_notes' table, in the memory format that they prefer
+LAYERS = {  # in the memory format that they prefer
     "cnn-1": "nchw",
     "cnn-2": "channels_last",
     "lenet5-1": "nchw",

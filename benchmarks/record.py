@@ -3,9 +3,9 @@
     python benchmarks/record.py [--threads N]
     python benchmarks/record.py --short FOLDER
 
-Wants the machine for itself for about half an hour, and MNIST. Results of a machine with a GPU go to results/gpu, else
-to results/cpu. `--short` shows within minutes that all of it works: it measures next to nothing, on the shipped sample,
-writes to another folder and leaves results and README alone.
+Wants the machine for itself for about a quarter of an hour, and MNIST. Results of a machine with a GPU go to
+results/gpu, else to results/cpu. `--short` shows within minutes that all of it works: it measures next to nothing, on
+the shipped sample, writes to another folder and leaves results and README alone.
 """
 
 import argparse

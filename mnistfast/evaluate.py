@@ -48,16 +48,17 @@ def _summary(scores: dict[str, Any], written: list[Path]) -> list[str]:
         f"{percent(scores[f'calibration_error{suffix}'])}"
         for suffix in ("", "_uncalibrated")
     )
+    several, temperature = len(scores["alone"]) > 1, scores["temperature"]  # several are calibrated one by one
     return [
         *([scores["notice"]] if scores["notice"] else []),
         *(
             f"alone         {percent(accuracy)}  {path}"
             for path, accuracy in zip(scores["checkpoints"], scores["alone"], strict=True)
-            if len(scores["alone"]) > 1
+            if several
         ),
         *([f"looks         {(2 * scores['tta'] + 1) ** 2} at each image"] if scores["tta"] else []),
         f"accuracy      {accuracy_line(scores)} on the test images of {scores['data']} ({scores['source']})",
-        f"calibrated    {calibrated} (temperature {scores['temperature']:.3f})",
+        *([f"calibrated    {calibrated} (temperature {temperature:.3f})"] if several or temperature != 1 else []),
         f"uncalibrated  {raw}",
         *class_lines(scores),
         f"written       {', '.join(map(str, written))}",

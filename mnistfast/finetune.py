@@ -39,6 +39,8 @@ def _finetune(argv: Sequence[str]) -> int:
     if flags.get("print_config"):
         print(config.to_yaml(), end="")
         return 0
+    if options.data_check:
+        return training_cli.check_data(config, options)
 
     from mnistfast.engine.finetuning import Draws, finetune  # torch comes with it
     from mnistfast.report.screen import Screen

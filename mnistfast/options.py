@@ -40,7 +40,7 @@ class DeviceOptions(ThreadOptions):
 
 @dataclass(frozen=True)
 class RunOptions(ScreenOptions):
-    """Where a training run writes."""
+    """Where a training run writes, and whether there is one."""
 
     out: str | None = option(None, "the run's folder; default: runs/<date-time>-<model>-s<seed>")
     resume: str | None = option(None, "continue the run in this folder as if it had never stopped")

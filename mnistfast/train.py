@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from mnistfast import cli, training_cli
 from mnistfast.config import TrainConfig
-from mnistfast.errors import DataError
-from mnistfast.options import RunOptions
 from mnistfast.report.page import accuracy_line, percent
 
 if TYPE_CHECKING:
@@ -35,7 +33,7 @@ def _train(argv: Sequence[str]) -> int:
         return 0
 
     if options.data_check:
-        return _check_data(config, options)
+        return training_cli.check_data(config, options)
 
     from mnistfast.engine.run import train  # torch comes with it: not before the options are known to be good
     from mnistfast.report.screen import Screen
@@ -50,20 +48,6 @@ def _train(argv: Sequence[str]) -> int:
     else:
         for line in _summary(outcome):
             screen.say(line)
-    return 0
-
-
-def _check_data(config: TrainConfig, options: RunOptions) -> int:
-    from mnistfast.data.check import look_through
-    from mnistfast.data.sources import load
-
-    findings = look_through(load(config.data, offline=options.offline, resize=config.resize, gray=config.gray))
-    if options.json:
-        print(json.dumps(findings.as_json()))
-    elif not options.quiet:
-        print("\n".join(findings.lines()))
-    if findings.wrong:
-        raise DataError(findings.wrong[0], "; ".join(findings.wrong[1:]), "mend the files, or leave --data-check out")
     return 0
 
 

@@ -1,13 +1,15 @@
-"""What the line of a command that trains says: its configuration from flags, a file or a run, and where it writes."""
+"""What commands that train have in common: the configuration from flags, a file or a run, and the look at the data."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 from mnistfast.config import FinetuneConfig, TrainConfig
+from mnistfast.errors import DataError
 from mnistfast.options import RunOptions
 from mnistfast.parser import Parser, pick
 
@@ -40,6 +42,25 @@ def read(prog: str, cls: type[Config], flags: Mapping[str, Any]) -> tuple[Config
     run_folder.check(Path(options.resume))
     saved = _in_file(prog, cls, Path(options.resume) / run_folder.CONFIG)
     return cls(**resumed_config(saved, given, options.resume)), options
+
+
+def check_data(config: TrainConfig | FinetuneConfig, options: RunOptions) -> int:
+    """Says what is in the data and what is wrong with it; returns the exit code.
+
+    Raises:
+        DataError: something is wrong.
+    """
+    from mnistfast.data.check import look_through
+    from mnistfast.data.sources import load
+
+    findings = look_through(load(config.data, offline=options.offline, resize=config.resize, gray=config.gray))
+    if options.json:
+        print(json.dumps(findings.as_json()))
+    elif not options.quiet:
+        print("\n".join(findings.lines()))
+    if findings.wrong:
+        raise DataError(findings.wrong[0], "; ".join(findings.wrong[1:]), "mend the files, or leave --data-check out")
+    return 0
 
 
 def _in_file(prog: str, cls: type, path: str | Path) -> dict[str, Any]:

@@ -177,6 +177,13 @@ EDGES = (
 CASES = SMALL_NETWORKS + LARGE_NETWORKS + EDGES
 
 
+_BY_NAME = {case.name: case for case in CASES}
+
+
 def by_name(name: str) -> Case:
-    """The case of that name; KeyError lists none, for names are fixed in code."""
-    return next(case for case in CASES if case.name == name)
+    """The case of that name.
+
+    Raises:
+        KeyError: there is none.
+    """
+    return _BY_NAME[name]

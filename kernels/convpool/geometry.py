@@ -61,7 +61,7 @@ class Settings(NamedTuple):
 
 
 class Geometry(NamedTuple):
-    """Sizes of `max_pool2d(relu(conv2d(x, weight)))`; every entry a plain int.
+    """Sizes of `max_pool2d(relu(conv2d(x, weight)))`.
 
     Shapes: x (batch, in_channels, height, width), weight (out_channels, in_channels / groups, *kernel),
     conv output (batch, out_channels, conv_height, conv_width), result (batch, out_channels, pooled_height,
@@ -135,18 +135,18 @@ class Geometry(NamedTuple):
         return self.group_channels * self.kernel[0] * self.kernel[1]
 
     @property
+    def obstacle(self) -> str:
+        """Why no backend serves the call: what one byte for each window cannot say. Empty if there is nothing."""
+        if self.window > MAX_WINDOW:
+            return f"a pool window of {self.window} positions exceeds the {MAX_WINDOW} that one byte can name"
+        return "a pool window may hold no conv output at all" if self.empty_windows else ""
+
+    @property
     def empty_windows(self) -> bool:
         """Whether a pool window can miss every conv output: it begins in the padding and steps over all of them."""
         s = self.settings
         sizes = zip(s.pool_padding, s.pool_dilation, (self.conv_height, self.conv_width), strict=True)
-        return any(padding > 0 and 1 < dilation > size for padding, dilation, size in sizes)
-
-    @property
-    def overlapping(self) -> bool:
-        """Whether a conv output can lie in two pool windows."""
-        s = self.settings
-        spans = [(k - 1) * d + 1 for k, d in zip(s.pool_kernel, s.pool_dilation, strict=True)]
-        return spans[0] > s.pool_stride[0] or spans[1] > s.pool_stride[1]
+        return any(padding > 0 and dilation > 1 and dilation > size for padding, dilation, size in sizes)
 
 
 def make_settings(
@@ -180,9 +180,15 @@ def make_settings(
         pool_stride=window if pool_stride is None else _pair("pool_stride", pool_stride, least=1),
         pool_padding=_pair("pool_padding", pool_padding, least=0),
         pool_dilation=_pair("pool_dilation", pool_dilation, least=1),
-        ceil_mode=bool(ceil_mode),
-        contiguous_output=bool(contiguous_output),
+        ceil_mode=_bool("ceil_mode", ceil_mode),
+        contiguous_output=_bool("contiguous_output", contiguous_output),
     )
+
+
+def _bool(name: str, value: bool) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return value
 
 
 def _int(name: str, value: int, least: int) -> int:

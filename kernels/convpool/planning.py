@@ -137,9 +137,7 @@ def _auto(geometry: Geometry, dtype: torch.dtype, device: torch.device, _: str) 
 
 
 def _ask(name: str, geometry: Geometry, dtype: torch.dtype, device: torch.device) -> Plan | str:
-    if geometry.empty_windows:
-        return "a pool window may hold no conv output at all"
-    return _unavailable(name) or backend(name).serves(geometry, dtype, device)
+    return geometry.obstacle or _unavailable(name) or backend(name).serves(geometry, dtype, device)
 
 
 def _unavailable(name: str) -> str | None:

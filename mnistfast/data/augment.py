@@ -58,7 +58,7 @@ AUGMENTATIONS = {
     "sources": Augmentation(rotation=20, shift=0.2, zoom=0.2, shear=0.2),
     "objects": Augmentation(rotation=5, shift=0.1, zoom=0.1, flip=True),
 }
-"""The named choices. `sources` is the setting of the articles this project started from, less its flip."""
+"""The named choices. `sources` is what many tutorials give to MNIST, less their flip: a digit flipped is none."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from mnistfast.errors import DataError, StorageError
 _log = logging.getLogger(__name__)
 
 PATIENCE_S = 18.0
-"""Seconds that all mirrors together may keep us waiting in vain, name lookup included; 20 are promised."""
+"""Seconds that all mirrors together may keep us waiting in vain, name lookup included: it shall not take 20."""
 
 MIN_RATE = 64 * 1024
 """Bytes that buy one more second of patience: a slow line gets through (MNIST: 3 minutes), a dripping one does not."""

@@ -358,6 +358,10 @@ def merge_adapter(source: str, adapter_path: str, out: str, *, overwrite: bool) 
     info = CheckpointInfo.from_header(header, file)
     model, of_source = load_checkpoint(path)
     adapt(model, of_source, info.classes, keep=bool(info.old_heads))
-    save_checkpoint(Path(out), with_adapter(model.state_dict(), learnt), info)
+    try:
+        state = with_adapter(model.state_dict(), learnt)
+    except (KeyError, RuntimeError) as error:  # a name or a shape that the model does not have
+        raise CheckpointError(f"{file} does not fit {path}: {error}", fix="learn it again") from error
+    save_checkpoint(Path(out), state, info)
     load_checkpoint(out)
     return Path(out)

@@ -57,13 +57,12 @@ def report(
         settings: the resolved options.
         command: the line that does it again.
     """
-    calibration = table(
-        ["probabilities", "negative log-likelihood", "calibration error"],
-        [
-            [f"calibrated (temperature {scores['temperature']:.3f})", *_pair(scores, "")],
-            ["as the model gives them", *_pair(scores, "_uncalibrated")],
-        ],
-    )
+    rows = [["as the model gives them", *_pair(scores, "_uncalibrated")]]
+    fitted = "No validation images were held out to calibrate them on."
+    if scores["temperature"] != 1:  # as it stays where nothing was held out
+        rows.insert(0, [f"calibrated (temperature {scores['temperature']:.3f})", *_pair(scores, "")])
+        fitted = "The temperature was fitted on the validation images."
+    calibration = table(["probabilities", "negative log-likelihood", "calibration error"], rows)
     return "\n\n".join(
         [
             f"# {title}",
@@ -76,8 +75,7 @@ def report(
             "![Confusion matrix](confusion.png)",
             "## Probabilities",
             calibration,
-            "The calibration error is the mean gap between confidence and accuracy over 15 bins. The temperature was "
-            "fitted on the validation images.",
+            f"The calibration error is the mean gap between confidence and accuracy over 15 bins. {fitted}",
             "## Worst errors",
             "![The worst errors](errors.png)",
             "## Settings",

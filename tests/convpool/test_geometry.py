@@ -66,6 +66,8 @@ def test_sizes_and_refusals_are_torchs(
         ({"dilation": 0}, ValueError, "dilation must be at least 1, got 0"),
         ({"groups": 0}, ValueError, "groups must be at least 1, got 0"),
         ({"groups": True}, TypeError, "groups must be an int, got True"),
+        ({"ceil_mode": "no"}, TypeError, "ceil_mode must be True or False, got 'no'"),
+        ({"contiguous_output": 1}, TypeError, "contiguous_output must be True or False, got 1"),
         ({"pool_kernel_size": 0}, ValueError, "pool_kernel_size must be at least 1, got 0"),
         ({"pool_stride": (2, 0)}, ValueError, "pool_stride must be at least 1, got 0"),
         ({"pool_padding": -1}, ValueError, "pool_padding must be at least 0, got -1"),

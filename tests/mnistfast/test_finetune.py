@@ -48,6 +48,14 @@ def test_refused_in_one_line_before_any_work(words, code, message, finished, tin
     assert not list(tmp_path.iterdir())
 
 
+def test_data_check_trains_nothing(finished, tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    code = finetune.main(["--from", str(finished), "--data", str(tiny), "--data-check", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert code == (3 if found["wrong"] else 0)
+    assert not list(tmp_path.iterdir())
+
+
 def test_summary_and_json(finished, tiny, tmp_path, no_pictures, capsys):
     words = f"--from {finished} --data {tiny} --classes 8,9 --epochs 1 --threads 1"
     assert finetune.main([*words.split(), "--out", str(tmp_path / "a")]) == 0

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from convpool import eager
-from convpool.geometry import MAX_WINDOW, Geometry
+from convpool.geometry import Geometry
 from convpool.layout import new_code, new_gradients, new_output
 from convpool.protocol import Needs, Plan
 
@@ -71,8 +71,6 @@ class NativeBackend:
             return f"the tensors are on {device}"
         if dtype != torch.float32:
             return f"dtype {dtype}: the kernels are written for float32"
-        if geometry.window > MAX_WINDOW:
-            return f"a pool window of {geometry.window} positions exceeds the {MAX_WINDOW} that one byte can name"
         padded = geometry.conv_height * geometry.settings.stride[0] + geometry.kernel[0] * geometry.settings.dilation[0]
         if geometry.in_channels * padded * geometry.width > _MAX_ELEMENTS // 16:
             return "one image has too many elements for 32-bit offsets"

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from convpool.geometry import MAX_WINDOW, Geometry
+from convpool.geometry import Geometry
 from convpool.protocol import Needs, Plan
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton reads it once too, when a kernel is defined
@@ -38,8 +38,6 @@ class TritonBackend:
             return f"Triton's kernels run on GPUs, got tensors on {device.type!r}"
         if dtype not in _DTYPES:
             return f"dtype {dtype} is not one of float32, float16, bfloat16, float64"
-        if geometry.window > MAX_WINDOW:
-            return f"a pool window of {geometry.window} positions exceeds the {MAX_WINDOW} that one byte can name"
         return _plan(geometry, dtype)
 
     def forward(
@@ -66,13 +64,14 @@ def _plan(g: Geometry, dtype: torch.dtype) -> Plan:
     positions = g.conv_height * g.conv_width
     computed = g.window * g.pooled_height * g.pooled_width  # conv outputs, those in several windows counted for each
     conv_bytes = g.batch * g.out_channels * positions * dtype.itemsize
+    fused = True
     if g.reduction * computed <= _FUSED_PRODUCTS * positions:
-        fused, reason = True, "with at most 250 products a conv output memory decides, and the fused kernels move least"
+        reason = f"with at most {_FUSED_PRODUCTS} products a conv output memory decides, the fused kernels move least"
     elif conv_bytes <= _FUSED_BYTES:
-        fused, reason = True, "the conv output is at most 8 MiB, so the number of launches decides"
+        reason = f"the conv output is at most {_FUSED_BYTES >> 20} MiB, so the number of launches decides"
     else:
         fused = False
-        reason = "more than 250 products for each of many conv outputs: arithmetic decides, the vendor's is best"
+        reason = f"more than {_FUSED_PRODUCTS} products a conv output: arithmetic decides, the vendor's is best"
     reason += (
         "; in Triton's interpreter" if INTERPRETED else "; not yet measured on a GPU, so only for those who name it"
     )

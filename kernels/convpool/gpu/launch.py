@@ -8,9 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from convpool import split
 from convpool.geometry import Geometry
-from convpool.gpu import config, epilogue
+from convpool.gpu import config, epilogue, split
 from convpool.gpu.config import Architecture
 from convpool.gpu.forward import forward_direct, forward_dot
 from convpool.gpu.input_grad import input_grad

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from convpool import cases
+from convpool import cases, conv_relu_max_pool2d
 from convpool.cpu import native
 from convpool.parity import Inputs, Layout, make_inputs
 from convpool.protocol import Plan
@@ -213,3 +213,20 @@ def test_alternating_shapes_do_not_grow_the_process() -> None:
     result = subprocess.run([sys.executable, "-c", GROWTH], capture_output=True, text=True, timeout=400)
     assert result.returncode == 0, result.stderr
     assert float(result.stdout) < 5  # MB
+
+
+@needs_library
+def test_images_beyond_32_bits_apart(tmp_path: Path) -> None:
+    """Images of a memory-mapped video, say: their places among 2**31 elements and more are no 32-bit offsets."""
+    apart = 600_000_000
+    file = torch.from_file(str(tmp_path / "sparse"), shared=True, size=3 * apart + 16 * 64)  # holes take no room
+    torch.manual_seed(0)
+    x = file.as_strided((4, 16, 8, 8), (apart, 1, 128, 16)).copy_(torch.randn(4, 16, 8, 8))
+    weight, dy = torch.randn(32, 16, 3, 3), torch.randn(4, 32, 3, 3)
+    near = x.clone(memory_format=torch.channels_last)
+    results = []
+    for inputs in (x, near):
+        leaves = [inputs.requires_grad_(), weight.requires_grad_()]
+        results.append(torch.autograd.grad(conv_relu_max_pool2d(*leaves), leaves, dy))
+    for far, expected in zip(*results, strict=True):
+        torch.testing.assert_close(far, expected, rtol=1e-5, atol=1e-5)

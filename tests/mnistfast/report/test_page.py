@@ -27,6 +27,12 @@ def test_report(scores):
         assert f"]({picture})" in text
 
 
+def test_report_of_probabilities_that_nothing_was_held_out_to_calibrate(scores):
+    text = page.report("run 7", scores | {"temperature": 1.0}, "x", {}, {}, "mnistfast train")
+    assert "No validation images were held out" in text
+    assert "temperature" not in text
+
+
 def test_lines(scores):
     lines = page.class_lines(scores)
     assert lines[0].split() == ["class", "precision", "recall", "F1", "images"]

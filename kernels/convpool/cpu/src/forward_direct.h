@@ -46,13 +46,6 @@ inline void pack_bias(const Problem& p, const float* bias, float* packed) {
             packed[g * channels + c] = bias && c < p.out_channels ? bias[g * p.out_channels + c] : 0.f;
 }
 
-inline void tap_offsets(const Problem& p, const Input& in, int64_t* offsets) {
-    for (int64_t kh = 0; kh < p.kernel[ROW]; kh++)
-        for (int64_t kw = 0; kw < p.kernel[COLUMN]; kw++)
-            for (int64_t ci = 0; ci < p.in_channels; ci++)
-                *offsets++ = ci * in.channel + kh * p.dilation[ROW] * in.row + kw * p.dilation[COLUMN] * in.column;
-}
-
 // sums[t] = bias + sum over taps of weights[tap] * at[t][offset of tap].  [POSITIONS, VECTORS * L]
 template <int POSITIONS, int VECTORS>
 INLINE void convolve(const float* const (&at)[POSITIONS], const int64_t* offsets, int64_t taps, const float* weights,

@@ -64,4 +64,12 @@ inline Input padded_input(const Problem& p, const float* group, Range conv, Scra
     return {to - rows.begin * row - columns.begin * run, innermost ? 1 : plane, row, run};
 }
 
+// Of each of the elements that one conv output reads, from the first of them: tap by tap, channel by channel.
+inline void tap_offsets(const Problem& p, const Input& in, int64_t* offsets) {
+    for (int64_t kh = 0; kh < p.kernel[ROW]; kh++)
+        for (int64_t kw = 0; kw < p.kernel[COLUMN]; kw++)
+            for (int64_t ci = 0; ci < p.in_channels; ci++)
+                *offsets++ = ci * in.channel + kh * p.dilation[ROW] * in.row + kw * p.dilation[COLUMN] * in.column;
+}
+
 }  // namespace

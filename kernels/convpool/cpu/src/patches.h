@@ -72,6 +72,8 @@ inline bool pad_channels(const Problem& p) {
 // backward pass, ratio to that by slabs: 16 channels 0.96, 32 channels 0.96 to 1.01, 48 channels 1.00, 64 and 128 1.03.
 inline bool reads_in_place(const Problem& p) {
     const bool whole_vectors = p.in_channels == L || p.in_channels == 2 * L;
+    const int64_t last = (p.batch - 1) * p.x_stride[BATCH] + (p.size[ROW] - 1) * p.x_stride[HEIGHT] + p.size[COLUMN] * p.in_channels;
+    if (last > INT32_MAX) return false;  // lists hold offsets of 32 bits; a copy of some images has none so large
     return p.groups == 1 && whole_vectors && p.x_stride[CHANNEL] == 1 && p.x_stride[WIDTH] == p.in_channels && !reads_padding(p);
 }
 

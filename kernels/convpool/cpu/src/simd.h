@@ -88,7 +88,6 @@ INLINE void store_first(float* p, Vec v, int n) {
     touch(p, n);
     _mm512_mask_storeu_ps(p, first_lanes(n), (__m512)v);
 }
-INLINE IVec load_bytes(const uint8_t* p) { return (IVec)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)); }
 INLINE IVec load_first_bytes(const uint8_t* p, int n) {
     touch(p, n);
     return (IVec)_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(first_lanes(n), p));
@@ -165,7 +164,6 @@ INLINE void store_first(float* p, Vec v, int n) {
     touch(p, n);
     _mm256_maskstore_ps(p, (__m256i)first_lanes(n), (__m256)v);
 }
-INLINE IVec load_bytes(const uint8_t* p) { return (IVec)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)); }
 INLINE IVec load_first_bytes(const uint8_t* p, int n) {
     touch(p, n);
     uint64_t packed = 0;
