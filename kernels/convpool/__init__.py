@@ -2,13 +2,17 @@
 
 from convpool.autograd import ConvReLUMaxPool2dFunction
 from convpool.functional import conv_relu_max_pool2d, explain
-from convpool.fusion import fuse, fusion_report, unfuse, verify
+from convpool.fusion import Differences, FusionReport, fuse, fusion_report, unfuse, verify
 from convpool.module import ConvReLUMaxPool2d
 from convpool.planning import use_backend
+from convpool.protocol import Plan
 
 __all__ = [
     "ConvReLUMaxPool2d",
     "ConvReLUMaxPool2dFunction",
+    "Differences",
+    "FusionReport",
+    "Plan",
     "conv_relu_max_pool2d",
     "explain",
     "fuse",

@@ -57,23 +57,10 @@ class DeviceData:
         pixels = self._images.index_select(0, index)
         return pixels.to(torch.float32).mul_(self._scale).add_(self._shift), self._labels.index_select(0, index)
 
-    def batches(self, batch_size: int, order: Tensor | None = None, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields every sample of `order` once, in batches; the last one is smaller when the sizes do not divide.
-
-        Args:
-            batch_size: samples a batch, at least 1.
-            order: int64 indices of the samples in the order wanted, a subset too; None is all, as stored.
-            start: the first batch to yield, for resuming in the middle of an epoch.
-
-        Raises:
-            ValueError: `batch_size` below 1 or `start` below 0.
-        """
-        if batch_size < 1 or start < 0:
-            raise ValueError(f"batch_size is {batch_size} and start {start}: at least 1 and 0 are needed")
-        order = torch.arange(len(self)) if order is None else order
-        order = order.to(self._labels.device)  # once, not once a batch
-        for first in range(start * batch_size, len(order), batch_size):
-            yield self.gather(order[first : first + batch_size])
+    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields every sample once, as stored, in batches; the last one is smaller when the sizes do not divide."""
+        for index in torch.arange(len(self), device=self._labels.device).split(batch_size):
+            yield self.gather(index)
 
 
 class EmbeddedData(DeviceData):

@@ -37,7 +37,8 @@ def test_all_samples_once_and_the_last_batch_is_smaller(n, batch_size, sizes):
 def test_each_image_comes_with_its_own_label():
     # Catches a label off by one against the image, in any order.
     data = plain(numbered(50))
-    for images, labels in data.batches(7, epoch_order(50, seed=0, epoch=0)):
+    for index in epoch_order(50, seed=0, epoch=0).split(7):
+        images, labels = data.gather(index)
         assert images.shape == (len(labels), 1, 2, 3)
         assert images.dtype == torch.float32
         assert labels.dtype == torch.int64
@@ -45,23 +46,9 @@ def test_each_image_comes_with_its_own_label():
         np.testing.assert_allclose(images * 255, wanted, rtol=1e-6)
 
 
-def test_order_is_followed_and_may_be_a_subset():
-    order = torch.tensor([5, 2, 9, 2])
-    labels = torch.cat([labels for _, labels in plain(numbered(10)).batches(3, order)])
+def test_index_is_followed_and_may_be_a_subset():
+    _, labels = plain(numbered(10)).gather(torch.tensor([5, 2, 9, 2]))
     assert labels.tolist() == [5, 2, 9, 2]
-
-
-def test_start_skips_whole_batches():
-    data, order = plain(numbered(10)), epoch_order(10, 1, 2)
-    whole = [labels.tolist() for _, labels in data.batches(3, order)]
-    assert [labels.tolist() for _, labels in data.batches(3, order, start=2)] == whole[2:]
-    assert list(data.batches(3, order, start=4)) == []
-
-
-@pytest.mark.parametrize(("batch_size", "start"), [(0, 0), (-1, 0), (1, -1)])
-def test_impossible_batches(batch_size, start):
-    with pytest.raises(ValueError, match="at least"):
-        next(plain(numbered(3)).batches(batch_size, start=start))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
