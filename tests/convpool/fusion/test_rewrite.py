@@ -413,7 +413,9 @@ def test_instances_made_from_a_rewritten_class_are_whole(example: Tensor) -> Non
     for model in (twin, slice_):
         plain = convpool.unfuse(model)
         assert_same(plain, model, example)
-        assert_same(plain, convpool.fuse(model), example)
+        assert_same(plain, convpool.fuse(model, inplace=True), example)
+        assert_same(plain, convpool.unfuse(model, inplace=True), example)
+        assert not hasattr(type(model), "convpool_base")
 
 
 def test_other_ways_of_calling_are_kept(example: Tensor) -> None:
@@ -421,11 +423,13 @@ def test_other_ways_of_calling_are_kept(example: Tensor) -> None:
         def __call__(self, x: Tensor) -> Tensor:
             return 2 * super().__call__(x)
 
-    for model in (
-        Twice(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2)),
-        nn.Sequential(Twice(nn.Conv2d(3, 4, 3), nn.ReLU()), nn.MaxPool2d(2)),
-    ):
+    layers = [nn.Conv2d(3, 4, 3), nn.ReLU()]
+    for model in (Twice(*layers, nn.MaxPool2d(2)), nn.Sequential(Twice(*layers), nn.MaxPool2d(2))):
+        assert not convpool.fusion_report(model).rows
         assert_same(model.double(), convpool.fuse(model), example)
+    fused = convpool.fuse(nn.Sequential(nn.Sequential(*layers), nn.MaxPool2d(2)))
+    fused[0] = Twice(*layers)
+    assert_same(model, fused, example)
 
 
 def test_a_convolution_patched_after_fuse(example: Tensor) -> None:
