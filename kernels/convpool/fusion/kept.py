@@ -60,8 +60,10 @@ class Kept:
         return [k for k in inside | now if k not in now or k not in inside or not inside[k].same(now[k])]
 
     def restore(self) -> Any:
-        """The value, holding again what it held."""
+        """The value, holding again what it held; what has not changed is not touched, for other threads may read it."""
         kind = type(self.value)
+        if self.same(self.value):
+            return self.value
         if kind is list:
             self.value[:] = [item.restore() for item in self.inside]
         elif kind is tuple:
