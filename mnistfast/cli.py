@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import signal
@@ -29,6 +30,7 @@ LOST = ("Connection closed by peer", "Connection reset by peer")  # gloo's words
 def run(command: Callable[[Sequence[str]], int], argv: Sequence[str] | None) -> int:
     """Runs `command` on `argv` (None: the process' own) and returns its exit code, having reported any failure."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    _open_streams()
     debug, as_json = "--debug" in argv, "--json" in argv
     previous = _handle_sigterm()
     try:
@@ -52,11 +54,22 @@ def run(command: Callable[[Sequence[str]], int], argv: Sequence[str] | None) -> 
         if known:
             return _fail(known.code, known.kind, str(known), as_json, known.fix)
         log = getattr(error, "log_path", None) or _traceback_file(error)
-        text = f"{type(error).__name__}: {error}. This is a bug of ours; the traceback is in {log}"
+        said = " ".join(str(error).split())
+        text = f"{type(error).__name__}: {said}. This is a bug of ours; the traceback is in {log}"
         return _fail(1, "internal", text, as_json, f"report it with {log}")
     finally:
         if previous is not None:
             signal.signal(signal.SIGTERM, previous)
+
+
+def _open_streams() -> None:
+    """Gives the process the streams that its parent closed, and lets them show the name of any file."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115  # as long as the process
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def translate(error: Exception) -> MnistfastError | None:

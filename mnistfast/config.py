@@ -13,7 +13,7 @@ from typing import Any, Literal
 import yaml
 
 from mnistfast.errors import UsageError
-from mnistfast.fields import DEVICE_HELP, THREADS_HELP, one_of, option, require, require_positive
+from mnistfast.fields import DEVICE_HELP, THREADS_HELP, one_of, option, require, require_positive, require_threads
 
 OPTIMIZERS = ("adam", "adamw", "sgd", "muon")
 STARTS = ("random", "patches")
@@ -127,9 +127,11 @@ class LearnConfig:
         one_of("schedule", self.schedule, SCHEDULES)
         one_of("precision", self.precision, PRECISIONS)
         one_of("augment", self.augment, AUGMENTATIONS)
-        require_positive(self, "batch_size", "first_batch", "epochs", "threads", "limit", "max_steps")
+        require_positive(self, "batch_size", "first_batch", "epochs", "limit", "max_steps")
+        require_threads(self.threads)
         require("resize", self.resize, lambda value: value is None or 1 <= value <= 1024, "from 1 to 1024")
-        for name in ("seed", "patience", "weight_decay", "clip"):
+        require("seed", self.seed, lambda value: 0 <= value < 2**63, "from 0 to 2**63 - 1")
+        for name in ("patience", "weight_decay", "clip"):
             require(name, getattr(self, name), lambda value: 0 <= value < math.inf, "0 or more")
         for name in ("label_smoothing", "momentum", "ema"):
             require(name, getattr(self, name), lambda value: 0 <= value < 1, "at least 0 and below 1")

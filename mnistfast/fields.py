@@ -30,6 +30,11 @@ def require_positive(options: object, *names: str) -> None:
         require(name, getattr(options, name), lambda value: value is None or value >= 1, "at least 1")
 
 
+def require_threads(count: int | None) -> None:
+    """Raises UsageError unless `count` is None or a number of threads that a process can have."""
+    require("threads", count, lambda value: value is None or 1 <= value <= 1024, "from 1 to 1024")
+
+
 def one_of(name: str, value: str, choices: Sequence[str] | Mapping[str, Any]) -> None:
     """Raises UsageError unless `value` of the option `name` is among `choices`; it names the nearest."""
     if value not in choices:

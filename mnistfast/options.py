@@ -7,7 +7,16 @@ from dataclasses import dataclass
 
 from mnistfast.config import PRESETS
 from mnistfast.errors import UsageError
-from mnistfast.fields import DEVICE_HELP, HEAD_HELP, THREADS_HELP, one_of, option, require, require_positive
+from mnistfast.fields import (
+    DEVICE_HELP,
+    HEAD_HELP,
+    THREADS_HELP,
+    one_of,
+    option,
+    require,
+    require_positive,
+    require_threads,
+)
 
 FORMATS = ("onnx", "pt2", "safetensors")
 
@@ -28,7 +37,7 @@ class ThreadOptions(ScreenOptions):
     threads: int | None = option(None, THREADS_HELP)
 
     def __post_init__(self) -> None:
-        require_positive(self, "threads")
+        require_threads(self.threads)
 
 
 @dataclass(frozen=True)

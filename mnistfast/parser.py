@@ -56,7 +56,10 @@ class Parser(jsonargparse.ArgumentParser):
         """Returns the options that the YAML file at `path` names, with their values. Raises UsageError."""
         if not Path(path).is_file():
             raise UsageError(f"no configuration file at {path}")
-        return self.parse_path(str(path), defaults=False).as_dict()
+        try:
+            return self.parse_path(str(path), defaults=False).as_dict()
+        except UnicodeDecodeError as error:
+            raise UsageError(f"{path} is no text", "A configuration file is YAML") from error
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Turns jsonargparse's explanations, some of them ten lines long, into one line that names the option."""

@@ -39,8 +39,9 @@ def _search(argv: Sequence[str]) -> int:
         print(json.dumps(asdict(best) | {"folder": str(best.folder)}))
         return 0
     file = best.folder / SEARCHED
-    screen.say(f"best of {best.trials}: validation accuracy {percent(best.accuracy)}; the preset's settings had")
-    screen.say(f"{percent(best.preset_accuracy)}. The best of many is lucky too: expect less on new images.")
+    preset = "diverged" if best.preset_accuracy is None else f"had {percent(best.preset_accuracy)}"
+    screen.say(f"best of {best.trials}: validation accuracy {percent(best.accuracy)}; the preset's settings")
+    screen.say(f"{preset}. The best of many is lucky too: expect less on new images.")
     screen.say(f"next          mnistfast train --config {shlex.quote(str(file))}")
     return 0
 

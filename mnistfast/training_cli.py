@@ -53,7 +53,9 @@ def check_data(config: TrainConfig | FinetuneConfig, options: RunOptions) -> int
     from mnistfast.data.check import look_through
     from mnistfast.data.sources import load
 
-    findings = look_through(load(config.data, offline=options.offline, resize=config.resize, gray=config.gray))
+    findings = look_through(
+        load(config.data, offline=options.offline, resize=config.resize, gray=config.gray, classes=config.classes)
+    )
     if options.json:
         print(json.dumps(findings.as_json()))
     elif not options.quiet:

@@ -94,16 +94,17 @@ def _planes(picture: np.ndarray, colour: bool) -> np.ndarray:
 
 
 def _read_image(path: Path, *, resize: int | None, gray: bool) -> np.ndarray:
-    """Returns (H, W) of a grey image, else (H, W, 3); what is transparent becomes white."""
-    from PIL import Image, UnidentifiedImageError
+    """Returns (H, W) of a grey image, else (H, W, 3), upright as EXIF says; what is transparent becomes white."""
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         with warnings.catch_warnings(), opened(path) as stream:
             warnings.simplefilter("ignore")  # of odd metadata and of bombs: their size is looked at here
             # From memory: a file's read(n) allocates n bytes, and in a damaged PNG n is anything up to 4 GiB.
-            with Image.open(io.BytesIO(whole(path, stream)), formats=_IMAGE_FORMATS) as image:
-                if max(image.size) > SIDE_MAX:
-                    raise DataError(f"{path}: {image.size[0]}x{image.size[1]} pixels, {SIDE_MAX} a side are allowed")
+            with Image.open(io.BytesIO(whole(path, stream)), formats=_IMAGE_FORMATS) as stored:
+                if max(stored.size) > SIDE_MAX:
+                    raise DataError(f"{path}: {stored.size[0]}x{stored.size[1]} pixels, {SIDE_MAX} a side are allowed")
+                image = ImageOps.exif_transpose(stored)
                 if image.mode.startswith(("I", "F")):
                     picture = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
                 elif image.has_transparency_data:

@@ -36,6 +36,14 @@ def holdout(labels: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.n
     return _drawn(labels, classes, shares, seed)
 
 
+def draw_part(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Draws a stratified part of `count` samples, from 0 to all; else as `holdout`. Returns their indices, sorted."""
+    classes = len(np.unique(labels))
+    if count > len(labels) - classes:  # more than may be held out: leave the rest out instead
+        return holdout(labels, max(0, len(labels) - count), seed)[0]
+    return holdout(labels, count, seed)[1]
+
+
 def draw_shots(labels: np.ndarray, shots: int, seed: int) -> np.ndarray:
     """Draws `shots` samples of each class.
 

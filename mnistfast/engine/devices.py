@@ -11,6 +11,7 @@ import torch
 
 from mnistfast import __version__
 from mnistfast.errors import DeviceError, UsageError
+from mnistfast.fields import DEVICE_HELP
 
 
 def choose_device(name: str, local: int = 0) -> torch.device:
@@ -22,6 +23,8 @@ def choose_device(name: str, local: int = 0) -> torch.device:
         UsageError: no device is called that.
         DeviceError: the device is not there.
     """
+    if name != "auto" and name.split(":")[0] not in ("cpu", "cuda", "mps"):
+        raise UsageError(f"unknown device {name!r}", f"--device takes {DEVICE_HELP}")
     if name == "auto" and not local:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name in ("auto", "cuda") and local:
@@ -29,7 +32,7 @@ def choose_device(name: str, local: int = 0) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UsageError(f"unknown device {name!r}", "--device takes auto, cpu, cuda, cuda:1, mps") from None
+        raise UsageError(f"unknown device {name!r}", f"--device takes {DEVICE_HELP}") from None
     try:
         torch.empty(1, device=device)
         if device.index is not None and device.type == "cuda":

@@ -63,6 +63,10 @@ def evaluate(checkpoints: Sequence[str], options: EvaluateOptions) -> tuple[dict
         gray=options.gray or of_run.get("gray", False),
     )
     test = in_classes(dataset, classes)
+    notice = dataset.notice
+    if not set(dataset.classes) <= set(classes):
+        names = [", ".join(one[:5]) + ", ..." * (len(one) > 5) for one in (dataset.classes, classes)]
+        notice += f" The classes of {dataset.name} ({names[0]}) stand for the model's ({names[1]}) by number."
     answers = [
         answer(model, info, test, dataset.name, device, options.batch_size, tta=options.tta) for model, info in loaded
     ]
@@ -78,7 +82,7 @@ def evaluate(checkpoints: Sequence[str], options: EvaluateOptions) -> tuple[dict
         "checkpoints": [str(path) for path in paths],
         "data": dataset.name,
         "source": dataset.source,
-        "notice": dataset.notice,
+        "notice": notice.strip(),
         "tta": options.tta,
         "alone": [(logits.argmax(1) == labels).double().mean().item() for logits, _ in answers],
     } | metrics.score(logits, labels, classes, temperature)

@@ -24,7 +24,8 @@ def write_atomic(path: Path, content: bytes | str) -> None:
     Raises:
         StorageError: no space, or a folder that cannot be written to; the old file is kept.
     """
-    content = content.encode() if isinstance(content, str) else content
+    # A file's name may hold bytes that are no text: they are written as escapes.
+    content = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with open(temporary, "wb") as file:

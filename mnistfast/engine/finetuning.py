@@ -17,7 +17,7 @@ from mnistfast.config import FinetuneConfig
 from mnistfast.data.check import content_keys
 from mnistfast.data.datasets import Dataset, Split
 from mnistfast.data.loader import DeviceData
-from mnistfast.data.sampling import draw_shots, holdout
+from mnistfast.data.sampling import draw_part, draw_shots
 from mnistfast.data.sources import load
 from mnistfast.engine import run_folder
 from mnistfast.engine.checkpoint import (
@@ -78,7 +78,7 @@ class FinetuneRun(Run[FinetuneConfig]):
         if config.shots:
             return usable[draw_shots(train.labels[usable], config.shots, config.seed)]
         if config.limit is not None and config.limit < len(usable):
-            return usable[holdout(train.labels[usable], config.limit, config.seed)[1]]
+            return usable[draw_part(train.labels[usable], config.limit, config.seed)]
         return usable
 
     def _start(self, images: np.ndarray) -> tuple[Classifier, CheckpointInfo]:
@@ -127,7 +127,7 @@ class FinetuneRun(Run[FinetuneConfig]):
         count = round(share * len(labels))
         if not count:
             raise UsageError(f"--replay {self.config.replay}", f"That is none of {len(labels):,} images")
-        chosen = allowed if share == 1 else allowed[holdout(labels, count, self.config.seed)[1]]
+        chosen = allowed[draw_part(labels, count, self.config.seed)]
         return Replay(self._on_device(Split(old.train.images[chosen], old.train.labels[chosen])), self.old_head)
 
     @property

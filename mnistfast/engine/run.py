@@ -17,7 +17,7 @@ from mnistfast.config import LearnConfig, TrainConfig
 from mnistfast.data.augment import AUGMENTATIONS
 from mnistfast.data.datasets import Dataset, Split
 from mnistfast.data.loader import DeviceData
-from mnistfast.data.sampling import holdout
+from mnistfast.data.sampling import draw_part, holdout
 from mnistfast.data.sources import anywhere, load
 from mnistfast.data.statistics import channel_stats
 from mnistfast.engine import run_folder
@@ -134,7 +134,7 @@ class Run(Generic[Config]):
         """Returns the indices of the training images that may be learnt from and held out."""
         labels = self.dataset.train.labels
         if config.limit is not None and config.limit < len(labels):
-            return holdout(labels, config.limit, config.seed)[1]
+            return draw_part(labels, config.limit, config.seed)
         return np.arange(len(labels))
 
     def _start(self, images: np.ndarray) -> tuple[Classifier, CheckpointInfo]:
@@ -188,14 +188,21 @@ class Run(Generic[Config]):
             CheckpointError: the state is missing or damaged, or belongs to other images.
         """
         env = _environment_of(folder)
-        if env["data"]["hashes"] != self.hashes:
+        if env.get("data", {}).get("hashes") != self.hashes:
             raise CheckpointError(
                 f"{folder.path} was trained on other images than those in {self.dataset.source}",
-                f"It was trained on {env['data']['source']}, whose files have other hashes",
+                f"It was trained on {env.get('data', {}).get('source')}, whose files have other hashes",
                 "--data with the run's own images",
             )
         state = load_state(folder / STATE)
-        self.trainer.load_state_dict(self.ranks.of_first(lambda: state))
+        try:
+            self.trainer.load_state_dict(self.ranks.of_first(lambda: state))
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{folder / STATE} does not fit this run", str(error).splitlines()[0]) from error
+        if self.trainer.step >= self.trainer.plan.steps_per_epoch and not folder.metrics():
+            raise CheckpointError(
+                f"{folder / run_folder.METRICS} is missing or damaged", fix="train anew with another --out"
+            )
         self.announce(folder)
         now = environment(self.device, self.config.threads or 0, self.ranks.world)
         changed = [f"{key} {env[key]} is now {now[key]}" for key in now if env.get(key, now[key]) != now[key]]
@@ -395,7 +402,11 @@ def check_augmentation(name: str, dataset: Dataset) -> None:
 
 def _environment_of(folder: RunFolder) -> dict[str, Any]:
     """Returns what `Run.begin` noted about the machine, the data and the command."""
-    environment: dict[str, Any] = json.loads((folder / run_folder.ENV).read_text())
+    path = folder / run_folder.ENV
+    try:
+        environment: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is missing or damaged", str(error), "train anew with another --out") from error
     return environment
 
 

@@ -145,7 +145,7 @@ class RunFolder:
 
     def log(self, text: str) -> None:
         """Adds `text` with the time to the log."""
-        with open(self / LOG, "a", encoding="utf-8") as file:
+        with open(self / LOG, "a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S} {text}\n")
 
     def metrics(self) -> list[dict[str, Any]]:
@@ -155,7 +155,7 @@ class RunFolder:
             for line in (self / METRICS).read_text().splitlines():
                 with contextlib.suppress(json.JSONDecodeError):
                     records.append(json.loads(line))
-        return records
+        return [record for record in records if isinstance(record, dict) and "step" in record]
 
     def add_metrics(self, record: dict[str, Any]) -> None:
         """Adds one record to metrics.jsonl."""
@@ -177,7 +177,8 @@ def check_free(out: str | None, *, overwrite: bool) -> None:
     present = sorted({file.name for file in Path(out).iterdir()} - {LOCK})
     if present:
         why = f"It holds {', '.join(present[:5])}"
-        raise UsageError(f"{out} is not empty", why, f"--resume {out}, --overwrite or another --out")
+        resumable = f"--resume {out}, " if CONFIG in present else ""
+        raise UsageError(f"{out} is not empty", why, f"{resumable}--overwrite or another --out")
 
 
 def check(path: Path) -> None:
@@ -187,10 +188,19 @@ def check(path: Path) -> None:
 
 
 def data_of_run(path: Path) -> dict[str, Any]:
-    """Returns `data`, `classes`, `resize` and `gray` of the run in the folder `path`, nothing when it is no run."""
+    """Returns `data`, `classes`, `resize` and `gray` of the run in the folder `path`, nothing when it is no run.
+
+    Raises:
+        CheckpointError: its configuration is damaged.
+    """
     if not (path / CONFIG).is_file():
         return {}
-    saved = yaml.safe_load((path / CONFIG).read_text())
+    try:
+        saved = yaml.safe_load((path / CONFIG).read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path / CONFIG} is damaged", " ".join(str(error).split())) from error
+    if not isinstance(saved, dict) or not isinstance(saved.get("data"), str | None):
+        raise CheckpointError(f"{path / CONFIG} is damaged", "It names no options of a run")
     return {name: saved[name] for name in ("data", "classes", "resize", "gray") if saved.get(name) is not None}
 
 

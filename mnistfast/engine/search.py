@@ -24,14 +24,16 @@ from mnistfast.options import SearchOptions
 from mnistfast.report.page import percent
 from mnistfast.report.screen import Screen
 
-# What is looked for where the user has not settled it, each as a question to an Optuna trial. Decay is decoupled: the
-# optimiser is adamw unless another is given.
-SPACE: dict[str, Callable[[Any], Any]] = {
-    "lr": lambda trial: trial.suggest_float("lr", 1e-4, 3e-2, log=True),
-    "batch_size": lambda trial: trial.suggest_categorical("batch_size", [32, 64, 128, 256]),
-    "weight_decay": lambda trial: trial.suggest_float("weight_decay", 1e-6, 1e-1, log=True),
-    "dropout": lambda trial: trial.suggest_float("dropout", 0.0, 0.6),
-    "augment": lambda trial: trial.suggest_categorical("augment", _upright()),
+# What is looked for where the user has not settled it, each as a question to an Optuna trial, which the preset's own
+# value must be able to answer. Decay is decoupled: the optimiser is adamw unless another is given.
+SPACE: dict[str, Callable[[Any, TrainConfig], Any]] = {
+    "lr": lambda trial, _: trial.suggest_float("lr", 1e-4, 3e-2, log=True),
+    "batch_size": lambda trial, base: trial.suggest_categorical(
+        "batch_size", sorted({32, 64, 128, 256, base.batch_size})
+    ),
+    "weight_decay": lambda trial, _: trial.suggest_float("weight_decay", 1e-6, 1e-1, log=True),
+    "dropout": lambda trial, _: trial.suggest_float("dropout", 0.0, 0.6),
+    "augment": lambda trial, _: trial.suggest_categorical("augment", _upright()),
 }
 
 
@@ -43,14 +45,14 @@ class Best:
         folder: where search.json and best.yaml are.
         settings: what was looked for.
         accuracy: on the validation images.
-        preset_accuracy: that of the first trial, the preset's own settings.
+        preset_accuracy: that of the first trial, the preset's own settings; None if it diverged.
         trials: how many there were.
     """
 
     folder: Path
     settings: dict[str, Any]
     accuracy: float
-    preset_accuracy: float
+    preset_accuracy: float | None
     trials: int
 
 
@@ -67,6 +69,7 @@ def search(given: Mapping[str, Any], options: SearchOptions, command: str, scree
         screen: what to tell whom.
 
     Raises:
+        DivergedError: every trial did.
         MnistfastError: any of its kinds.
     """
     optuna = _optuna()
@@ -95,28 +98,30 @@ def search(given: Mapping[str, Any], options: SearchOptions, command: str, scree
         tried: list[dict[str, Any]] = []
         for number in range(options.trials):
             trial = study.ask()
-            settings = {name: SPACE[name](trial) for name in wanted}
+            settings = {name: SPACE[name](trial, base) for name in wanted}
             accuracy = _validated(replace(base, **settings), dataset, device)
-            study.tell(trial, accuracy)
+            study.tell(trial, accuracy or 0.0)
             tried.append(settings | {"val_accuracy": accuracy})
-            best = max(tried, key=lambda one: one["val_accuracy"])
+            best = max(tried, key=lambda one: one["val_accuracy"] or 0.0)
             found = {name: best[name] for name in wanted}
             write_json(folder / run_folder.SEARCH, {"command": command, "trials": tried})
-            write_atomic(folder / run_folder.SEARCHED, replace(base, **found).to_yaml())
-            screen.say(
-                f"trial {number + 1}/{options.trials}: validation accuracy {percent(accuracy)}, {_words(settings)}"
-            )
+            if best["val_accuracy"] is not None:
+                write_atomic(folder / run_folder.SEARCHED, replace(base, **found).to_yaml())
+            reached = "diverged" if accuracy is None else f"validation accuracy {percent(accuracy)}"
+            screen.say(f"trial {number + 1}/{options.trials}: {reached}, {_words(settings)}")
+        if best["val_accuracy"] is None:
+            raise DivergedError(f"all {len(tried)} trials diverged", fix="a smaller --lr")
     return Best(folder.path, found, best["val_accuracy"], tried[0]["val_accuracy"], len(tried))
 
 
-def _validated(config: TrainConfig, dataset: Dataset, device: torch.device) -> float:
-    """Returns the validation accuracy of the best epoch; 0 where the training diverged."""
+def _validated(config: TrainConfig, dataset: Dataset, device: torch.device) -> float | None:
+    """Returns the validation accuracy of the best epoch, None where the training diverged."""
     trainer = Run(config, dataset, device, Screen(quiet=True)).trainer
     try:
         for _ in trainer.run():
             pass
     except DivergedError:
-        return 0.0
+        return None
     assert trainer.best is not None
     accuracy: float = trainer.best["val_accuracy"]
     return accuracy

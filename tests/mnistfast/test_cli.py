@@ -152,3 +152,20 @@ def test_of_many_processes_the_first_one_speaks(error, code, line, capsys, monke
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert cli.run(command, []) == code
     assert capsys.readouterr().err == line
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
+def test_closed_streams(closed, tmp_path):
+    line = f"{sys.executable} -m mnistfast.evaluate {tmp_path / 'nothing'} {closed}"
+    ended = subprocess.run(["sh", "-c", line], capture_output=True, text=True)
+    assert ended.returncode == 4
+    assert ended.stdout == ""
+    assert ended.stderr.count("\n") == ("2" not in closed)
+
+
+def test_names_that_the_terminal_cannot_show(tmp_path):
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    line = [sys.executable, "-m", "mnistfast.train", "--data", str(tmp_path / "\u00e9"), "--threads", "1"]
+    ended = subprocess.run(line, capture_output=True, text=True, env=environment)
+    assert ended.returncode == 3
+    assert "\\xe9" in ended.stderr

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mnistfast import evaluate
-from mnistfast.data.datasets import Split
+from mnistfast.data.datasets import Split, from_splits
 from mnistfast.data.loader import DeviceData
 from mnistfast.data.sources import load
 from mnistfast.engine.checkpoint import CheckpointInfo, load_checkpoint, save_checkpoint
@@ -127,3 +127,21 @@ def test_labels_that_the_model_does_not_know(trained, tiny, capsys, monkeypatch)
     monkeypatch.setattr("mnistfast.engine.evaluation.load", lambda *args, **kwargs: dataset)
     assert evaluate.main([str(trained)]) == 3
     assert "label 12 at index 3. The model has 10 classes" in capsys.readouterr().err
+
+
+def test_classes_of_other_names_are_told(trained, tiny, no_pictures, monkeypatch, capsys):
+    """They may be the same under other names: so they are scored, by number."""
+    of_letters = from_splits(tiny, tuple("abcdefghij"), load(str(tiny)).train, load(str(tiny)).test)
+    monkeypatch.setattr("mnistfast.engine.evaluation.load", lambda *_, **__: of_letters)
+    assert evaluate.main([str(trained), "--json"]) == 0
+    notice = json.loads(capsys.readouterr().out)["notice"]
+    assert "(a, b, c, d, e, ...) stand for the model's (0, 1, 2, 3, 4, ...) by number." in notice
+
+
+@pytest.mark.parametrize("content", [b"a: [", b"", b"[1, 2]", b"\xff\xfe", b"data: 5"])
+def test_a_damaged_configuration(content, trained, capsys):
+    (trained / "config.yaml").write_bytes(content)
+    assert evaluate.main([str(trained)]) == 4
+    error = capsys.readouterr().err
+    assert "config.yaml is damaged" in error
+    assert error.count("\n") == 1

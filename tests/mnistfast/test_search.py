@@ -71,8 +71,28 @@ def test_without_optuna(tiny, monkeypatch, capsys):
     assert "pip install 'mnistfast[search]'" in capsys.readouterr().err
 
 
-def test_a_diverged_trial_is_the_worst(tiny):
+def test_a_diverged_trial_has_no_accuracy(tiny):
     dataset, cpu = load(str(tiny)), torch.device("cpu")
     config = TrainConfig(model="lenet5", data=str(tiny), optimizer="sgd", lr=1e30, schedule="constant", epochs=1)
-    assert engine._validated(config, dataset, cpu) == 0.0
+    assert engine._validated(config, dataset, cpu) is None
     assert engine._validated(TrainConfig(model="lenet5", epochs=1), dataset, cpu) > 0.0
+
+
+def test_a_preset_with_a_batch_size_of_its_own(tiny, tmp_path):
+    pytest.importorskip("optuna")
+    words = f"--model speedrun --data {tiny} --epochs 1 --val 40 --trials 1 --threads 1 --quiet --out {tmp_path / 's'}"
+    assert search.main(words.split()) == 0
+    (trial,) = json.loads((tmp_path / "s" / "search.json").read_text())["trials"]
+    assert trial["batch_size"] == 384
+
+
+def test_trials_that_diverge(tiny, tmp_path, capsys):
+    pytest.importorskip("optuna")
+    words = f"--model lenet5 --data {tiny} --epochs 1 --val 40 --lr 1e30 --trials 2 --threads 1 --out {tmp_path / 's'}"
+    assert search.main(words.split()) == 5
+    streams = capsys.readouterr()
+    assert "trial 1/2: diverged" in streams.out
+    assert "all 2 trials diverged" in streams.err
+    assert not (tmp_path / "s" / "best.yaml").exists()
+    trials = json.loads((tmp_path / "s" / "search.json").read_text())["trials"]
+    assert [trial["val_accuracy"] for trial in trials] == [None, None]

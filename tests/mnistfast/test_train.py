@@ -191,3 +191,38 @@ def test_help_is_quick_and_needs_no_torch():
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert time.perf_counter() - started < 3  # 0.3 s on an idle machine
     assert "--batch-size" in found.stdout
+
+
+DAMAGES = {
+    "env.json": (None, "env.json is missing or damaged"),
+    "metrics.jsonl": (b"[1]\n", "metrics.jsonl is missing or damaged"),
+    "state.pt": (5000, "state.pt is damaged"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_run_is_not_resumed(name, trained, capsys):
+    damage, message = DAMAGES[name]
+    content = (trained / name).read_bytes()
+    (trained / name).unlink()
+    if damage is not None:
+        (trained / name).write_bytes(content[:damage] if isinstance(damage, int) else damage)
+    assert train.main(["--resume", str(trained), "--quiet"]) == 4
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_state_of_another_model_is_refused(trained, options, tmp_path, capsys):
+    other = tmp_path / "other"
+    assert train.main([*options, "--model", "cnn2", "--out", str(other), "--quiet"]) == 0
+    (trained / "state.pt").write_bytes((other / "state.pt").read_bytes())
+    assert train.main(["--resume", str(trained), "--quiet"]) == 4
+    assert "state.pt does not fit this run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["plain", "caf\u00e9", "\udcff"])
+def test_out_of_any_name_and_a_limit_near_all(name, tiny, tmp_path):
+    words = f"--model lenet5 --data {tiny} --epochs 1 --limit 195 --val 20 --threads 1 --quiet"
+    assert train.main([*words.split(), "--out", str(tmp_path / name)]) == 0
+    assert "| training images | 175 of" in (tmp_path / name / "REPORT.md").read_text()

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from mnistfast.data.sources import load
 
@@ -72,3 +72,17 @@ def test_test_folder_with_a_class_of_its_own(tmp_path, refused, save_folders):
     save_folders(tmp_path, GREY[:4], ["a", "b"])
     save_folders(tmp_path, GREY[:4], ["c"], parts=("test",))
     refused(tmp_path, "test/c: no class of the training images is called c")
+
+
+def test_a_photograph_is_read_upright(tmp_path):
+    stored = np.zeros((4, 6), np.uint8)
+    stored[0] = 255
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6  # as a phone held upright stores it: to be turned by 90 degrees
+    for split in ("train", "test"):
+        for name in ("0", "1"):
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.fromarray(stored).save(tmp_path / split / name / "1.png", exif=turned)
+    images = load(str(tmp_path)).train.images
+    assert images.shape == (2, 1, 6, 4)
+    assert (images[:, 0, :, -1] == 255).all()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mnistfast.data.sampling import draw_shots, holdout
+from mnistfast.data.sampling import draw_part, draw_shots, holdout
 from mnistfast.errors import UsageError
 
 
@@ -47,3 +47,13 @@ def test_shots():
     assert not np.array_equal(drawn, draw_shots(labels, 4, seed=4))
     with pytest.raises(UsageError, match=r"--shots is 5. A class has 4 training images"):
         draw_shots(labels, 5, seed=0)
+
+
+@pytest.mark.parametrize("count", [0, 1, 30, 33, 34, 38, 39, 40])
+def test_a_part_of_any_size(count):
+    labels = np.repeat(np.arange(7), [4, 5, 6, 6, 6, 6, 7])
+    part = draw_part(labels, count, seed=3)
+    assert len(part) == count
+    assert len(set(part.tolist())) == count
+    assert np.all(np.diff(part) > 0)
+    assert count < 34 or set(labels[part]) == set(range(7))
