@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 from mnistfast.config import FinetuneConfig, TrainConfig
-from mnistfast.errors import DataError
+from mnistfast.errors import CheckpointError, DataError, UsageError
 from mnistfast.options import RunOptions
 from mnistfast.parser import Parser, pick
 
@@ -40,7 +41,7 @@ def read(prog: str, cls: type[Config], flags: Mapping[str, Any]) -> tuple[Config
     from mnistfast.engine.run import resumed_config
 
     run_folder.check(Path(options.resume))
-    saved = _in_file(prog, cls, Path(options.resume) / run_folder.CONFIG)
+    saved = _saved(prog, cls, options.resume, Path(options.resume) / run_folder.CONFIG)
     return cls(**resumed_config(saved, given, options.resume)), options
 
 
@@ -63,6 +64,17 @@ def check_data(config: TrainConfig | FinetuneConfig, options: RunOptions) -> int
     if findings.wrong:
         raise DataError(findings.wrong[0], "; ".join(findings.wrong[1:]), "mend the files, or leave --data-check out")
     return 0
+
+
+def _saved(prog: str, cls: type, run: str, path: Path) -> dict[str, Any]:
+    try:
+        return _in_file(prog, cls, path)
+    except UsageError:
+        other, command = (FinetuneConfig, "finetune") if cls is TrainConfig else (TrainConfig, "train")
+        with suppress(UsageError):
+            _in_file(prog, other, path)
+            raise CheckpointError(f"{run} is no run of {prog}", fix=f"mnistfast {command} --resume {run}") from None
+        raise
 
 
 def _in_file(prog: str, cls: type, path: str | Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from mnistfast import train
+from mnistfast import finetune, train
 from mnistfast.engine.checkpoint import load_checkpoint
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -211,6 +211,15 @@ def test_a_damaged_run_is_not_resumed(name, trained, capsys):
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_a_run_of_another_command_names_it(finished, tiny, tmp_path, no_pictures, capsys):
+    other = tmp_path / "other"
+    assert finetune.main(f"--from {finished} --data {tiny} --epochs 1 --threads 1 --quiet --out {other}".split()) == 0
+    assert train.main(["--resume", str(other)]) == 4
+    assert f"is no run of mnistfast train. FIX: mnistfast finetune --resume {other}" in capsys.readouterr().err
+    assert finetune.main(["--resume", str(finished)]) == 4
+    assert f"FIX: mnistfast train --resume {finished}" in capsys.readouterr().err
 
 
 def test_a_state_of_another_model_is_refused(trained, options, tmp_path, capsys):
