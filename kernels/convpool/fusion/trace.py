@@ -104,7 +104,6 @@ def _run(module: nn.Module, cls: type[nn.Module], inputs: tuple[str, ...], train
     try:
         for inner in paths:
             inner.training = training
-        states = {inner: Kept(vars(inner)) for inner in paths}
         try:
             with _watched(module, cls) as reads:
                 tracer = _Tracer(inputs, begin=reads.clear)
@@ -113,9 +112,10 @@ def _run(module: nn.Module, cls: type[nn.Module], inputs: tuple[str, ...], train
             return f"forward cannot be traced: {type(error).__name__}: {(str(error).strip() or '-').splitlines()[0]}"
         if tracer.refused:
             return f"forward cannot be traced: {tracer.refused}"
-        for inner, state in states.items():
+        for inner, state in before.items():
             for name in state.changes(vars(inner)):
-                return f"forward changes {'.'.join(filter(None, ('self', paths[inner], name)))}"
+                if name != "training":
+                    return f"forward changes {'.'.join(filter(None, ('self', paths[inner], name)))}"
         if not _same_rng(rng, _rng_state()):
             return "forward draws random numbers outside the graph"
         notes = [
