@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import os
 import sys
@@ -41,8 +40,6 @@ def _predict(argv: Sequence[str]) -> int:
     from mnistfast.engine.files import make_folder
     from mnistfast.engine.predictor import Predictor
 
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # the name of a file may hold bytes that are no text
     use_threads(options.threads)
     predictor = Predictor(options.checkpoint, options.device, options.head)
     failures: dict[str, DataError] = {}

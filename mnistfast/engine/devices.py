@@ -23,8 +23,6 @@ def choose_device(name: str, local: int = 0) -> torch.device:
         UsageError: no device is called that.
         DeviceError: the device is not there.
     """
-    if name != "auto" and name.split(":")[0] not in ("cpu", "cuda", "mps"):
-        raise UsageError(f"unknown device {name!r}", f"--device takes {DEVICE_HELP}")
     if name == "auto" and not local:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name in ("auto", "cuda") and local:
@@ -32,7 +30,9 @@ def choose_device(name: str, local: int = 0) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UsageError(f"unknown device {name!r}", f"--device takes {DEVICE_HELP}") from None
+        device = None
+    if device is None or device.type not in ("cpu", "cuda", "mps"):
+        raise UsageError(f"unknown device {name!r}", f"--device takes {DEVICE_HELP}")
     try:
         torch.empty(1, device=device)
         if device.index is not None and device.type == "cuda":

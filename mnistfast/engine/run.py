@@ -195,8 +195,9 @@ class Run(Generic[Config]):
                 "--data with the run's own images",
             )
         state = load_state(folder / STATE)
+        shared = self.ranks.of_first(lambda: state)
         try:
-            self.trainer.load_state_dict(self.ranks.of_first(lambda: state))
+            self.trainer.load_state_dict(shared)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"{folder / STATE} does not fit this run", str(error).splitlines()[0]) from error
         if self.trainer.step >= self.trainer.plan.steps_per_epoch and not folder.metrics():

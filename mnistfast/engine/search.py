@@ -102,7 +102,7 @@ def search(given: Mapping[str, Any], options: SearchOptions, command: str, scree
             accuracy = _validated(replace(base, **settings), dataset, device)
             study.tell(trial, accuracy or 0.0)
             tried.append(settings | {"val_accuracy": accuracy})
-            best = max(tried, key=lambda one: one["val_accuracy"] or 0.0)
+            best = max(tried, key=lambda one: -1.0 if one["val_accuracy"] is None else one["val_accuracy"])
             found = {name: best[name] for name in wanted}
             write_json(folder / run_folder.SEARCH, {"command": command, "trials": tried})
             if best["val_accuracy"] is not None:
