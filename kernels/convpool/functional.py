@@ -1,7 +1,7 @@
 """`conv_relu_max_pool2d`: checks the arguments, asks for a plan, and runs it."""
 
 import inspect
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch.autograd import forward_ad
 from torch.overrides import handle_torch_function, has_torch_function
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from convpool import autograd, eager, planning
+from convpool import autograd, eager, operators, planning
 from convpool.geometry import Geometry, Pair, make_settings
 from convpool.protocol import Plan
 
@@ -99,7 +99,7 @@ def _prepare(
     if not unseen:
         _check_types(x, weight, bias)
     device = x.device
-    if _autocasts(device.type) and torch.is_autocast_enabled(device.type):
+    if operators.autocasts(x):
         x, weight, bias = _autocast(x), _autocast(weight), None if bias is None else _autocast(bias)
     requested = planning.requested_backend()
     types = tuple(map(type, options))
@@ -180,9 +180,6 @@ def _check_same(attribute: str, error: type[Exception], found: tuple[object, ...
     for name, value in zip(("weight", "bias"), found[1:], strict=True):
         if value != found[0]:
             raise error(f"{name} must have the {attribute} of x, {found[0]}, got {value}")
-
-
-_autocasts = cache(torch.amp.is_autocast_available)  # by device type
 
 
 def _autocast(t: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ have no autograd kernel: differentiation is the business of `autograd`'s Functio
 """
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, TypeAlias
 
 import torch
@@ -48,9 +49,8 @@ def compute_forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, plan: Plan, with_code: bool
 ) -> tuple[Tensor, Tensor]:
     """Returns y and the winners' codes by the plan's backend; see `protocol.Backend.forward`."""
-    device_type = weight.device.type
-    if torch.is_autocast_enabled(device_type):
-        with torch.autocast(device_type, enabled=False):  # the arguments already have the type to compute in
+    if autocasts(weight):
+        with torch.autocast(weight.device.type, enabled=False):  # the arguments already have the type to compute in
             return compute_forward(x, weight, bias, geometry, plan, with_code)
     _check_memory(x, weight, bias)
     return planning.backend(plan.backend).forward(x, weight, bias, geometry, plan, with_code)
@@ -60,15 +60,29 @@ def compute_backward(
     dy: Tensor, code: Tensor, x: Tensor | None, weight: Tensor, geometry: Geometry, plan: Plan, needs: Needs
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns dx, dw and db by the plan's backend, which gets dy in y's memory format."""
-    device_type = weight.device.type
-    if torch.is_autocast_enabled(device_type):
-        with torch.autocast(device_type, enabled=False):
+    if autocasts(weight):
+        with torch.autocast(weight.device.type, enabled=False):
             return compute_backward(dy, code, x, weight, geometry, plan, needs)
     if dy.stride() != code.stride():
         layout = torch.channels_last if has_channels_last_strides(code) else torch.contiguous_format
         dy = dy.contiguous(memory_format=layout)
     _check_memory(x, weight, dy)
     return planning.backend(plan.backend).backward(dy, code, x, weight, geometry, plan, needs)
+
+
+def autocasts(t: Tensor) -> bool:
+    """Whether autocast is on for t's device.
+
+    The first question is the cheap one: where a kernel has emptied the caches, `device.type`, a string made anew, takes
+    30 us, and torch's lookup by that string 20.
+    """
+    if not torch._C._is_any_autocast_enabled():
+        return False
+    device_type = t.device.type
+    return _has_autocast(device_type) and torch.is_autocast_enabled(device_type)
+
+
+_has_autocast = cache(torch.amp.is_autocast_available)
 
 
 def _check_memory(*tensors: Tensor | None) -> None:
