@@ -11,13 +11,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from convpool import ConvReLUMaxPool2d, timing
+from mnistfast.measure.workloads import STEPS_IN_A_ROW
 from mnistfast.models.zoo import FlattenChannelsLast
 
 BATCH = 128
-# Of one form in a row, as in training: what a step finds in the caches is what the step before it left there, and not what
-# another network did. In ms of one thread, each step after another form's and after its own: eager 45 and 46, the best
-# plain form 24.9 and 24.0, convpool 8.4 and 7.4.
-STEPS = 16
 
 
 def network(fused: bool, pool_first: bool, channels_last: bool) -> nn.Module:
@@ -68,7 +65,7 @@ def main() -> None:
             "convpool, fused Adam": step(network(True, False, False), True),
             "convpool, channels_last, fused Adam": step(network(True, False, True), True),
         }
-        timings = timing.compare({name: [run] * STEPS for name, run in forms.items()}, cpu, options.seconds)
+        timings = timing.compare({name: [run] * STEPS_IN_A_ROW for name, run in forms.items()}, cpu, options.seconds)
         for name, value in timings.items():
             print(f"  {name:<40} {value}")
         best = min(t.median for name, t in timings.items() if not name.startswith("convpool"))
