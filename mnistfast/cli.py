@@ -18,11 +18,7 @@ from mnistfast.errors import DeviceError, MnistfastError, StorageError
 
 DENIED = {errno.EACCES: "permission denied", errno.EPERM: "permission denied", errno.EROFS: "the disk is read-only"}
 FULL = {errno.ENOSPC: "no space left", errno.EDQUOT: "the disk quota is used up"}
-OUT_OF_MEMORY = (
-    "out of memory",
-    "can't allocate memory",
-    "not enough memory",
-)  # torch says it in a RuntimeError on CPUs
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # in torch's RuntimeErrors on CPUs
 
 LOST = ("Connection closed by peer", "Connection reset by peer")  # gloo's words when a process has ended
 
@@ -42,9 +38,8 @@ def run(command: Callable[[Sequence[str]], int], argv: Sequence[str] | None) -> 
     except (KeyboardInterrupt, Interrupted) as stop:
         signum = stop.signum if isinstance(stop, Interrupted) else signal.SIGINT
         return _fail(128 + signum, "interrupted", str(stop) or "stopped", as_json)
-    except (
-        BrokenPipeError
-    ):  # `mnistfast ... | head`: nobody reads on; the interpreter's own last flush must not complain
+    except BrokenPipeError:  # `mnistfast ... | head`: nobody reads on
+        # Or the interpreter's own last flush would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + 13
     except Exception as error:

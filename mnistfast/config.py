@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import yaml
 
@@ -83,6 +83,8 @@ class LearnConfig:
     Raises:
         UsageError: a value that cannot work.
     """
+
+    has_presets: ClassVar[bool] = False
 
     data: str | None = option(None, "name or path of the data; default: mnist where it can be had, else the sample")
     epochs: int | None = option(None, "times over the training images; default: the preset's, more for a small set")
@@ -183,6 +185,8 @@ class LearnConfig:
 class TrainConfig(LearnConfig):
     """What is trained from random weights, on what, and how."""
 
+    has_presets: ClassVar[bool] = True
+
     model: str = option("cnn2", f"network: {', '.join(PRESETS)}")
     dropout: float = option(0.0, "share of hidden units dropped before the last layer", preset=True)
     start: str = option(
@@ -227,13 +231,10 @@ BACKBONES = ("vgg16", "resnet50")
 class FinetuneConfig(LearnConfig):
     """What is made good at a new task, how, and what it must not forget."""
 
+    data: str | None = option(None, "name or path of what to learn")
     epochs: int | None = option(None, "times over the training images; default: 5, more for a small set")
     batch_size: int = option(64, "images a step; default: 64, 16 for --shots")
-    optimizer: str = option("adam", f"one of {', '.join(OPTIMIZERS)} (Nesterov)")
     lr: float = option(2e-3, "peak learning rate; default: 0.002, 0.001 for --shots")
-    schedule: str = option("onecycle", f"learning rate over the steps: {', '.join(SCHEDULES)}")
-    betas: tuple[float, float] = option((0.9, 0.999), "Adam's and AdamW's averaging factors, as [0.9, 0.999]")
-    label_smoothing: float = option(0.1, "share of the target spread over all classes")
     val: float = option(0.1, "held out of the training images: a share below 1 or a count; default: 0.1, 0 for --shots")
 
     source: str = option("", f"a run's folder, a checkpoint, or one of {', '.join(BACKBONES)}", flag="--from")
@@ -242,8 +243,6 @@ class FinetuneConfig(LearnConfig):
         "what learns: full; head; last:K, the last K layers; bias; lora:R, updates of rank R; scratch, the same "
         "network from random weights, to compare with",
     )
-    augment: str = option("none", f"how images are moved as they are learnt from: {', '.join(AUGMENTATIONS)}")
-    ema: float = option(0.0, "keep the average of the weights over the steps with this decay, as 0.999; 0: no average")
     lr_mult: float = option(1.0, "the body's learning rate is this many times the head's")
     unfreeze_at: str | None = option(
         None,

@@ -33,16 +33,16 @@ class Parser(jsonargparse.ArgumentParser):
             types = get_type_hints(group)
             for option in fields(group):
                 if option.name not in self._types:
-                    self._add(option, types[option.name])
+                    self._add(option, types[option.name], getattr(group, "has_presets", False))
 
-    def _add(self, option: Field[Any], kind: Any) -> None:
+    def _add(self, option: Field[Any], kind: Any, has_presets: bool) -> None:
         self._types[option.name] = kind
         self._flags[option.name] = flag = option.metadata["flag"] or f"--{option.name.replace('_', '-')}"
         text = option.metadata["help"]
         if kind is bool:
             self.add_argument(flag, action="store_true", help=text)
             return
-        if option.metadata["preset"]:
+        if has_presets and option.metadata["preset"]:
             text += "; default: the model's preset"
         elif option.default is not None and "default" not in text:
             text += f"; default: {option.default}"

@@ -32,13 +32,8 @@ class Result:
     detail: str
 
 
-_INTERPRETED = (
-    "batch-0",
-    "batch-1",
-    "cnn-1",
-    "lenet5-2",
-    "same-even-dilated",
-)  # seconds each; some others take minutes
+# Seconds each; some others take minutes.
+_INTERPRETED = ("batch-0", "batch-1", "cnn-1", "lenet5-2", "same-even-dilated")
 
 
 def check_case(case: Case, backend: str, layout: parity.Layout, device: torch.device) -> Result:

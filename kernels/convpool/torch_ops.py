@@ -136,9 +136,8 @@ def _walk_winners(
             read = first[:, outputs, :, None] + tap  # [N, channel, window, tap]
             seen = alive[:, outputs, :, None, None]
             if padded_x is not None:
-                patch = torch.where(
-                    seen, padded_x[..., inputs][image, read], 0
-                )  # [N, channel, window, tap, C_in / groups]
+                # [N, channel, window, tap, C_in / groups]
+                patch = torch.where(seen, padded_x[..., inputs][image, read], 0)
                 grad = torch.einsum("ncp,ncptg->cgt", live[:, outputs], patch)
                 dw[outputs] = grad.view(-1, *dw.shape[1:]).to(dw.dtype)
             if needs[0]:

@@ -24,6 +24,7 @@ SIDE_MAX = 4096
 """Pixels along an image's side that a class folder may have; more would be a photo archive, or a decompression bomb."""
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".webp")
+_BILINEAR = 2  # PIL.Image.Resampling's, without the import: anti-aliased there, and adds no light beside strokes
 _IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "WEBP")
 
 
@@ -80,9 +81,7 @@ def _fit(image: Image.Image, resize: int | None, gray: bool) -> np.ndarray:
     if gray and image.mode != "L":
         image = image.convert("L")
     if resize and image.size != (resize, resize):
-        image = image.resize(
-            (resize, resize), 2
-        )  # BILINEAR: Pillow's is anti-aliased, and adds no light beside strokes
+        image = image.resize((resize, resize), _BILINEAR)
     return np.asarray(image)
 
 

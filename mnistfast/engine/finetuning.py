@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -135,6 +135,15 @@ class FinetuneRun(Run[FinetuneConfig]):
         """Those of the new data, the source and the old data."""
         old = {f"old-{role}": md5 for role, md5 in self.source.old.hashes.items()} if self.source.old else {}
         return self.dataset.hashes | {"source": self.source.md5} | old
+
+    def check_hashes(self, folder: RunFolder, data: Mapping[str, Any]) -> None:
+        if data.get("hashes", {}).get("source") != self.source.md5:
+            raise CheckpointError(
+                f"{folder.path} began from other weights than those of {self.config.source}",
+                "The file that it began from had another hash",
+                "--from with the run's own source",
+            )
+        super().check_hashes(folder, data)
 
     def announce(self, folder: RunFolder) -> None:
         super().announce(folder)

@@ -37,8 +37,8 @@ from mnistfast.report import metrics, page, plots
 from mnistfast.report.screen import Screen
 from mnistfast.report.tensorboard import ScalarWriter, check_installed
 
-# A resumed run may change these; anything else would make it another run.
-FREE_ON_RESUME = frozenset({"data", "device", "threads"})
+# A resumed run may change these, where hashes tell whether files are the same; anything else would make it another run.
+FREE_ON_RESUME = frozenset({"data", "source", "old_data", "device", "threads"})
 Config = TypeVar("Config", bound=LearnConfig)
 CHANCE = 1.5  # times 1 / classes: a model below that after an epoch has learnt nothing
 
@@ -188,12 +188,7 @@ class Run(Generic[Config]):
             CheckpointError: the state is missing or damaged, or belongs to other images.
         """
         env = _environment_of(folder)
-        if env.get("data", {}).get("hashes") != self.hashes:
-            raise CheckpointError(
-                f"{folder.path} was trained on other images than those in {self.dataset.source}",
-                f"It was trained on {env.get('data', {}).get('source')}, whose files have other hashes",
-                "--data with the run's own images",
-            )
+        self.check_hashes(folder, env.get("data", {}))
         state = load_state(folder / STATE)
         shared = self.ranks.of_first(lambda: state)
         try:
@@ -210,6 +205,15 @@ class Run(Generic[Config]):
         if changed:
             self.screen.warn(f"bits may differ from an uninterrupted run: {'; '.join(changed)}")
         folder.cut_metrics(self.trainer.step)
+
+    def check_hashes(self, folder: RunFolder, data: Mapping[str, Any]) -> None:
+        """Raises CheckpointError unless the files are those that the run began with, as it wrote down in `data`."""
+        if data.get("hashes") != self.hashes:
+            raise CheckpointError(
+                f"{folder.path} was trained on other images than those in {self.dataset.source}",
+                f"It was trained on {data.get('source')}, whose files have other hashes",
+                "--data with the run's own images",
+            )
         self.screen.say(f"resumed {folder.path} after step {self.trainer.step}")
 
     def follow(self, resume: bool) -> None:

@@ -166,9 +166,8 @@ def _forward_dot(g: Geometry, precision: str, itemsize: int, arch: Architecture)
     columns = _block(outputs, columns if window <= 128 else 32)
     launch = Launch(max(1, rows // window), columns, _block(products, summed), warps, inputs=few)
     stage = (launch.rows * window + launch.columns) * launch.summed * itemsize
-    return replace(
-        launch, stages=max(1, min(3, arch.shared_memory // (2 * stage)))
-    )  # two blocks share a multiprocessor
+    two_blocks = arch.shared_memory // (2 * stage)  # that share a multiprocessor
+    return replace(launch, stages=max(1, min(3, two_blocks)))
 
 
 def _on_matrix_unit(precision: str, itemsize: int) -> bool:

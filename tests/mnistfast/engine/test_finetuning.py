@@ -201,8 +201,12 @@ def test_a_changed_source_is_not_resumed(tune, finished, tmp_path, tiny, monkeyp
     assert finetune.main(f"--from {source} --data {tiny} {NEW} --out {out}".split()) == 0
     assert "what " in capsys.readouterr().err  # what it was trained on is not known
     assert json.loads((out / "finetune.json").read_text())["old"] is None
+    moved = source.rename(tmp_path / "moved.safetensors")
+    assert finetune.main(["--resume", str(out), "--from", str(moved), "--quiet"]) == 0
     source.write_bytes((finished / "last.safetensors").read_bytes())
+    capsys.readouterr()
     assert finetune.main(["--resume", str(out), "--quiet"]) == 4
+    assert f"{out} began from other weights than those of {source}" in capsys.readouterr().err
 
 
 def test_shots_and_repeats(finished, tiny, tmp_path, capsys):

@@ -214,9 +214,8 @@ def test_loss_that_is_no_number(splits, monkeypatch, check_every):
         DivergedError, match=r"the loss became nan at step 6 \(learning rate .*Last good state: none yet"
     ):
         list(steps)
-    assert (
-        trainer.step == {1: 6, 2: 6, 32: 8}[check_every]
-    )  # looked at every so often, at the epoch's end at the latest
+    # Looked at every so often, at the epoch's end at the latest.
+    assert trainer.step == {1: 6, 2: 6, 32: 8}[check_every]
 
 
 def test_weights_that_are_no_numbers_are_not_saved(splits):

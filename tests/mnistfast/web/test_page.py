@@ -122,9 +122,7 @@ THREE = [*arc(-5, -45, 42, -150, 80), *arc(-5, 42, 48, -80, 150)]
 @pytest.mark.parametrize("kind", ["mouse", "touch"])
 def test_a_three_is_read_within_200_ms(page, kind):
     waits = []
-    while (
-        len(waits) < 5 and min(waits, default=200) >= 200
-    ):  # the browser's first time, and a busy machine, take longer
+    while len(waits) < 5 and min(waits, default=200) >= 200:  # its first time, and a busy machine, take longer
         page.run("clear()")
         page.draw(THREE, kind)
         label, waited = page.settled()
