@@ -11,9 +11,10 @@
 
 EXPORT int64_t convpool_problem_size() { return sizeof(Problem); }  // so that a stale library is noticed
 
-EXPORT void convpool_forward(const Problem* p, const float* x, const float* w, const float* bias, float* y, uint8_t* code) {
-    const auto direct = lanes_are_images(*p) ? forward_images : forward_direct;
-    (p->winograd ? forward_winograd : direct)(*p, x, w, bias, y, code);
+EXPORT void convpool_forward(const Problem* given, const float* x, const float* w, const float* bias, float* y, uint8_t* code) {
+    const Problem p = with_busy_threads(*given, WINOGRAD_WINDOWS);
+    const auto direct = lanes_are_images(p) ? forward_images : forward_direct;
+    (p.winograd ? forward_winograd : direct)(p, x, w, bias, y, code);
 }
 
 // y and code from torch's conv output z, bias included, channels innermost.
