@@ -88,7 +88,10 @@ class NativeBackend:
     def forward(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, plan: Plan, with_code: bool
     ) -> tuple[Tensor, Tensor]:
-        call = _forward_call(geometry, x.stride(), weight.stride(), plan.kernel == "winograd", torch.get_num_threads())
+        winograd = plan.kernel == "winograd"
+        if winograd and not (weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)):
+            weight = weight.contiguous()  # the kernel turns all that lies between a channel's first and last weight
+        call = _forward_call(geometry, x.stride(), weight.stride(), winograd, torch.get_num_threads())
         y = x.new_empty_strided(*call.results[0])
         code = x.new_empty_strided(*call.results[1], dtype=torch.uint8) if with_code else new_code(y, False)
         if call.empty:
