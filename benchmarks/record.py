@@ -19,7 +19,9 @@ from readme_table import README, RESULTS, ROOT, written
 SPEEDS = ("--seconds", "3")
 TIME_TO = ("--model", "speedrun", "--against", "fast", "--data", "mnist")
 TIME_TO += ("--target", "99", "--seeds", "20", "--forms", "channels_last")
+LIMITS = ("--seconds", "1")
 SHORT_SPEEDS = ("--seconds", "0.01", "--no-compile", "--only", "lenet5-")
+SHORT_LIMITS = ("--seconds", "0.01")
 SHORT_TIME_TO = ("--model", "lenet5", "--data", "sample", "--target", "90", "--seeds", "1", "--forms", "fused")
 
 
@@ -34,6 +36,14 @@ def bench(*words: str) -> None:
         sys.exit(code)
 
 
+def limits(*words: str) -> str:
+    """The page of what limits each CPU kernel, by benchmarks/cpu_limits.py."""
+    command = ("benchmarks/cpu_limits.py", *words)
+    print(*command, flush=True)
+    table = subprocess.run([sys.executable, *command], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    return f"# What limits each CPU kernel\n\n`python {' '.join(command)}`, one thread.\n\n{table}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -45,6 +55,8 @@ def main() -> None:
     shared = ("--threads", str(options.threads), "--out", str(out))
     bench(*(SHORT_SPEEDS if options.short else SPEEDS), *shared)
     bench("time-to", *(SHORT_TIME_TO if options.short else TIME_TO), *shared)
+    if folder.name == "cpu":
+        (folder / "limits.md").write_text(limits(*(SHORT_LIMITS if options.short else LIMITS)))
     readme = results / README.name if options.short else README
     readme.write_text(written(README.read_text(), results))
     print(f"written {readme}")

@@ -43,7 +43,7 @@ inline bool lanes_are_images(const Problem& p) {
     if (!p.plain_pool() || !(innermost || p.x_stride[WIDTH] == 1)) return false;  // an image's rows lie in one piece
     if (3 * p.batch < 2 * round_up(p.batch, L)) return false;
     if (p.out_channels <= L) return true;
-    return p.y_stride[CHANNEL] != 1 && (p.batch - 1) / L + 1 >= p.threads;
+    return p.y_stride[CHANNEL] != 1 && ((p.batch - 1) / L + 1) * p.groups >= p.threads;
 }
 
 // x of a band as vectors, zeros in the padding.

@@ -46,7 +46,7 @@ struct Problem {
 // fetches all of the transformed weights).
 inline Problem with_busy_threads(const Problem& p, int64_t winograd_windows) {
     constexpr int64_t PRODUCTS = 1 << 18;
-    const int64_t windows = p.batch * p.pooled(), products = windows * p.window() * p.groups * p.out_channels * p.reduction();
+    const int64_t windows = p.batch * p.groups * p.pooled(), products = windows * p.window() * p.out_channels * p.reduction();
     Problem busy = p;
     busy.threads = std::clamp<int64_t>(p.winograd ? windows / winograd_windows : products / PRODUCTS, 1, p.threads);
     return busy;
