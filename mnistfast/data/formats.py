@@ -141,9 +141,8 @@ def read_csv(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # an empty file: said below
-                table = np.loadtxt(
-                    io.TextIOWrapper(stream, "utf-8-sig"), np.int16, None, ",", skiprows=int(header), ndmin=2
-                )
+                text = io.TextIOWrapper(stream, "utf-8-sig")
+                table = np.loadtxt(text, np.int16, None, ",", skiprows=int(header), ndmin=2, quotechar='"')
         except (ValueError, OverflowError) as error:  # a text, a number beyond int16, a line of another length
             raise DataError(f"{path}: {reason(error)}", "Lines are a label and pixels, with commas between") from error
     side = math.isqrt(max(table.shape[1] - labelled, 0))

@@ -88,16 +88,14 @@ def refused():
 def save_csv():
     """Writes images, with their labels where there are some, as Kaggle does."""
 
-    def save(path, images, labels, header=True):
-        count = images[0].size
-        lines = (
-            [",".join([*(["label"] if labels is not None else []), *(f"pixel{k}" for k in range(count))])]
-            if header
-            else []
-        )
-        for k, image in enumerate(images):
-            lines.append(",".join(map(str, [*([labels[k]] if labels is not None else []), *image.flatten()])))
-        path.write_text("\n".join(lines) + "\n")
+    def save(path, images, labels, header=True, quote=""):
+        rows = [list(image.flatten()) for image in images]
+        if header:
+            rows.insert(0, [f"pixel{k}" for k in range(images[0].size)])
+        if labels is not None:
+            first = (["label"] if header else []) + list(labels)
+            rows = [[one, *row] for one, row in zip(first, rows, strict=True)]
+        path.write_text("".join(",".join(f"{quote}{value}{quote}" for value in row) + "\n" for row in rows))
         return path
 
     return save

@@ -85,10 +85,11 @@ def test_npz_whose_header_promises_more_than_memory(tmp_path, refused):
 # CSV
 
 
+@pytest.mark.parametrize("quote", ["", '"'])
 @pytest.mark.parametrize("header", [True, False])
-def test_csv_of_two_files(tmp_path, header, save_csv):
-    save_csv(tmp_path / "mnist_train.csv", GREY, LABELS, header=header)
-    save_csv(tmp_path / "mnist_test.csv", GREY[:10], LABELS[:10], header=header)
+def test_csv_of_two_files(tmp_path, header, quote, save_csv):
+    save_csv(tmp_path / "mnist_train.csv", GREY, LABELS, header=header, quote=quote)
+    save_csv(tmp_path / "mnist_test.csv", GREY[:10], LABELS[:10], header=header, quote=quote)
     data = load(str(tmp_path))
     np.testing.assert_array_equal(data.train.images, GREY[:, None], strict=True)
     np.testing.assert_array_equal(data.train.labels, LABELS, strict=True)
