@@ -41,14 +41,14 @@ struct Problem {
     }
 };
 
-// The same with no more threads than a forward pass keeps busy. With one thread and two: 0.24 million products take the direct
-// kernel 7 and 12 us, 0.78 million 22 and 14; 50 windows take Winograd's 52 and 62 us, 100 windows 85 and 79 (each thread
-// fetches all of the transformed weights).
+// The same with one thread where a forward pass is too short to wake more. With one thread and two: 0.24 million products take
+// the direct kernel 7 and 12 us, 0.78 million 22 and 14; 50 windows take Winograd's 52 and 62 us, 100 windows 85 and 79 (each
+// thread fetches all of the transformed weights). All or one: libgomp ends the threads that a smaller team leaves out.
 inline Problem with_busy_threads(const Problem& p, int64_t winograd_windows) {
     constexpr int64_t PRODUCTS = 1 << 18;
     const int64_t windows = p.batch * p.groups * p.pooled(), products = windows * p.window() * p.out_channels * p.reduction();
     Problem busy = p;
-    busy.threads = std::clamp<int64_t>(p.winograd ? windows / winograd_windows : products / PRODUCTS, 1, p.threads);
+    if (p.winograd ? windows < 2 * winograd_windows : products < 2 * PRODUCTS) busy.threads = 1;
     return busy;
 }
 
