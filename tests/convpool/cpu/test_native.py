@@ -211,7 +211,10 @@ print((resident() - before) / 2**20)
 @needs_library
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_alternating_shapes_do_not_grow_the_process() -> None:
-    result = subprocess.run([sys.executable, "-c", GROWTH], capture_output=True, text=True, timeout=400)
+    # Large blocks go back to the system as they are freed: what glibc keeps of them came to 9 MB, once in several runs.
+    allocator = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    command, env = [sys.executable, "-c", GROWTH], os.environ | allocator
+    result = subprocess.run(command, env=env, capture_output=True, text=True, timeout=400)
     assert result.returncode == 0, result.stderr
     assert float(result.stdout) < 5  # MB
 
