@@ -85,7 +85,10 @@ def _plan(g: Geometry, dtype: torch.dtype) -> Plan:
     computed = g.window * g.pooled_height * g.pooled_width  # conv outputs, those in several windows counted for each
     conv_bytes = g.batch * g.out_channels * positions * dtype.itemsize
     fused = True
-    if g.reduction * computed <= _FUSED_PRODUCTS * positions:
+    if dtype == torch.float64 and not INTERPRETED:
+        fused = False
+        reason = "Triton does not compile the gradients' products in float64, so the vendor makes them"
+    elif g.reduction * computed <= _FUSED_PRODUCTS * positions:
         reason = f"with at most {_FUSED_PRODUCTS} products a conv output memory decides, the fused kernels move least"
     elif conv_bytes <= _FUSED_BYTES:
         reason = f"the conv output is at most {_FUSED_BYTES >> 20} MiB, so the number of launches decides"

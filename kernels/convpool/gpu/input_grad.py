@@ -52,8 +52,8 @@ def input_grad(
     column = (pid % parts) * BLOCK_C + tl.arange(0, BLOCK_C)
 
     sums = _sum_windows(
-        dy_ptr, code_ptr, w_ptr, m, column, group, size, positions, y_stride, w_stride, shape, BLOCK_M, BLOCK_C, BLOCK_O,
-        PRECISION, ACC, INDEX,
+        dy_ptr, code_ptr, w_ptr, m, column, group, size, positions, y_stride, w_stride, shape, BLOCK_M, BLOCK_C,
+        BLOCK_O, PRECISION, ACC, INDEX,
     )  # fmt: skip
     # Positions that did not win add 0 * weight, a NaN where that is not finite: then each cell is summed again by
     # itself.
