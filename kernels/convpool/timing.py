@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -196,9 +196,9 @@ def pin_precision(device: torch.device) -> None:
     leaves the word to a setting of the whole process.
     """
     if device.type == "cuda":
-        torch.backends.cudnn.allow_tf32 = False
-        for operator in (torch.backends.cudnn.conv, torch.backends.cudnn.rnn):  # type: ignore[attr-defined]
-            operator.fp32_precision = "ieee"
+        cudnn: Any = torch.backends.cudnn
+        cudnn.allow_tf32 = False
+        cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision = "ieee"
         torch.set_float32_matmul_precision("highest")
 
 
