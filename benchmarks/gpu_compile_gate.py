@@ -170,7 +170,8 @@ def as_markdown(table: list[dict[str, Any]]) -> str:
         "# What the Triton kernels take",
         "",
         f"Compiled by Triton {triton.__version__} for GPUs that were not there, by "
-        "`python benchmarks/gpu_compile_gate.py --out benchmarks/results/gpu`: read from the machine code, nothing was run or timed.",
+        "`python benchmarks/gpu_compile_gate.py --out benchmarks/results/gpu`: read from the machine code, nothing was "
+        "run or timed.",
         "",
         "A cell holds registers a thread / KiB of shared memory a block / occupancy: threads that can reside on a "
         "multiprocessor, of those it has room for. `m`: matrix instructions. `!`: bytes of registers spilled.",
