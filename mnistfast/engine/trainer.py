@@ -351,9 +351,21 @@ class Trainer:
         if self.average:
             self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
+        _align(self.optimizer)
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+
+
+def _align(optimizer: torch.optim.Optimizer) -> None:
+    """Lays what the optimiser keeps of a parameter as the parameter lies, which another device may have had otherwise.
+
+    Fused kernels walk through both in the order of memory, and would take one weight's momentum for another's.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                state[name] = torch.empty_like(parameter, requires_grad=False).copy_(value)
 
 
 def _rank(record: Record) -> tuple[float, float]:

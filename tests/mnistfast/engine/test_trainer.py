@@ -1,6 +1,7 @@
 """The loop: it learns, counts every image once, continues bit for bit, and stops when the loss is no number."""
 
 from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import replace
 from itertools import chain, pairwise
 
@@ -141,6 +142,22 @@ def test_continues_bit_for_bit(splits, optimizer, start, stop_after):
     timeless = [{k: v for k, v in record.items() if k not in ("seconds", "images_per_s")} for record in found]
     assert timeless == [{k: v for k, v in record.items() if k in timeless[0]} for record in expected]
     assert second.best == whole.best
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd", "muon"])
+def test_continues_on_weights_that_lie_otherwise(splits, optimizer):
+    """As a GPU's would beside a CPU's: what a step does depends on the numbers, not on their places."""
+    config = replace(CONFIG, optimizer=optimizer, dropout=0.0)
+    whole, other = new_trainer(splits, config), new_trainer(splits, config)
+    other.model.to(memory_format=torch.channels_last)
+    steps = whole.run()
+    for _ in range(4):
+        next(steps)
+    other.load_state_dict(deepcopy(whole.state_dict()))
+    next(steps)
+    next(other.run())
+    for name, weight in whole.model.state_dict().items():
+        torch.testing.assert_close(other.model.state_dict()[name], weight)
 
 
 def test_a_first_layer_from_patches_is_not_learnt(splits):
