@@ -75,8 +75,8 @@ PRESETS = {
     ),
 }
 
-# In the place of the above on anything but a CPU: batches of one size. A GPU's libraries choose anew for each new shape,
-# which takes the CPU longer than a step, and growing batches have 82 shapes.
+# In the place of the above on anything but a CPU: batches of one size. A GPU's libraries choose anew how to compute
+# each new shape, which keeps the CPU, and growing batches have 82.
 GPU_PRESETS = {"speedrun": replace(PRESETS["speedrun"], batch_size=256, first_batch=None, max_steps=156)}
 
 
