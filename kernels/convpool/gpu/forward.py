@@ -15,6 +15,7 @@ from convpool.gpu.tiles import Shape, as_index, better, multiply, unflatten, vis
 @triton.constexpr_function
 def _patch_extent(shape: Shape, axis: int) -> int:
     """Input rows (axis 0) or columns that a pool window's conv outputs read."""
+    shape = Shape(*shape)  # Triton before 3.7 hands over a plain tuple
     span = (shape.pool[axis] - 1) * shape.pool_dilation[axis] * shape.stride[axis]
     return span + (shape.kernel[axis] - 1) * shape.dilation[axis] + 1
 
@@ -22,6 +23,7 @@ def _patch_extent(shape: Shape, axis: int) -> int:
 @triton.constexpr_function
 def _patch_index(shape: Shape, p: int, k: int) -> int:
     """Where in the patch (channel, row, column) lies the k-th factor of the conv output at window position p."""
+    shape = Shape(*shape)  # Triton before 3.7 hands over a plain tuple
     height, width = _patch_extent(shape, 0), _patch_extent(shape, 1)
     rows, columns = shape.kernel
     row = p // shape.pool[1] * shape.pool_dilation[0] * shape.stride[0] + k // columns % rows * shape.dilation[0]

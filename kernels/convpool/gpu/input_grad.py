@@ -175,6 +175,7 @@ def _tap(phase, window, position, shape: tl.constexpr, AXIS: tl.constexpr):
 @triton.constexpr_function
 def _first_window(shape: Shape, axis: int) -> int:
     """The first window, relative to a cell, whose conv outputs read the cell: the `di` (axis 0) to begin with."""
+    shape = Shape(*shape)  # Triton before 3.7 hands over a plain tuple
     cell = shape.pool_stride[axis] * shape.stride[axis]
     furthest = (shape.pool[axis] - 1) * shape.pool_dilation[axis] - shape.pool_padding[axis]
     furthest = furthest * shape.stride[axis] + (shape.kernel[axis] - 1) * shape.dilation[axis] - shape.padding[axis]
@@ -184,6 +185,7 @@ def _first_window(shape: Shape, axis: int) -> int:
 @triton.constexpr_function
 def windows_of_cell(shape: Shape, axis: int) -> int:
     """How many windows in a row (axis 0) or column read one cell."""
+    shape = Shape(*shape)  # Triton before 3.7 hands over a plain tuple
     cell = shape.pool_stride[axis] * shape.stride[axis]
     nearest = -shape.pool_padding[axis] * shape.stride[axis] - shape.padding[axis]
     last = (cell - 1 - nearest) // cell

@@ -73,6 +73,7 @@ class Shape(NamedTuple):
 @triton.constexpr_function
 def unrolled(shape: Shape) -> int:
     """How many positions of a pool window a loop over them handles at once: a divisor of their number, at most 4."""
+    shape = Shape(*shape)  # Triton before 3.7 hands over a plain tuple
     positions = shape.pool[0] * shape.pool[1]
     return max(n for n in (1, 2, 3, 4) if positions % n == 0)
 
@@ -81,10 +82,10 @@ def unrolled(shape: Shape) -> int:
 def as_index(strides, INDEX: tl.constexpr):
     """Four strides as INDEX: an argument below 2^31 is an int32 and would overflow in products."""
     return (
-        tl.to_tensor(strides[0]).to(INDEX),
-        tl.to_tensor(strides[1]).to(INDEX),
-        tl.to_tensor(strides[2]).to(INDEX),
-        tl.to_tensor(strides[3]).to(INDEX),
+        tl.cast(strides[0], INDEX),
+        tl.cast(strides[1], INDEX),
+        tl.cast(strides[2], INDEX),
+        tl.cast(strides[3], INDEX),
     )
 
 
@@ -104,8 +105,8 @@ def visible(row, column, height, width, INSIDE: tl.constexpr):
     if INSIDE:
         return True
     else:
-        in_height = row.to(tl.uint32) < tl.to_tensor(height).to(tl.uint32)
-        return in_height & (column.to(tl.uint32) < tl.to_tensor(width).to(tl.uint32))
+        in_height = row.to(tl.uint32) < tl.cast(height, tl.uint32)
+        return in_height & (column.to(tl.uint32) < tl.cast(width, tl.uint32))
 
 
 @triton.jit

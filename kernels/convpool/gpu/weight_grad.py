@@ -85,8 +85,9 @@ def weight_grad(
                 )
                 tl.store(columns + one * (size.inputs * TAPS), channel_sums, mask=t < TAPS)
         row += channels * (size.inputs * TAPS)
-    if NEEDS_BIAS:
-        tl.store(row + o, bias_sums, mask=is_channel & (block_c == 0))
+    if NEEDS_BIAS:  # noqa: SIM102 (the outer one is compiled away)
+        if block_c == 0:
+            tl.store(row + o, bias_sums, mask=is_channel)
 
 
 @triton.jit
@@ -158,7 +159,7 @@ def _sum_winners(
         column = j * shape.pool_stride[1] - shape.pool_padding[1] + code % shape.pool[1] * shape.pool_dilation[1]
         h = row * shape.stride[0] + tap_row
         w = column * shape.stride[1] + tap_column
-        is_column = (code < 255) & (t < shape.kernel[0] * shape.kernel[1])
+        is_column = (code + tl.zeros_like(t) < 255) & (t < shape.kernel[0] * shape.kernel[1])
         reads = is_column & visible(h, w, size.height, size.width, False)
         x = tl.load(x_columns + n * x_stride[0] + h * x_stride[2] + w * x_stride[3], mask=reads, other=0.0).to(ACC)
         sums += tl.where(is_column, dy * x, 0.0)
