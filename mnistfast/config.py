@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Literal
 
-import yaml
-
 from mnistfast.errors import UsageError
 from mnistfast.fields import DEVICE_HELP, THREADS_HELP, one_of, option, require, require_positive, require_threads
 
@@ -181,6 +179,8 @@ class LearnConfig:
 
     def to_yaml(self) -> str:
         """Returns the configuration as the text of a file for `--config`."""
+        import yaml  # here, for a training that keeps no run needs none
+
         plain = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
         return yaml.safe_dump(plain, sort_keys=False)
 

@@ -1,0 +1,72 @@
+"""Hardware counters of our kernels, where Nsight Compute is installed."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from benchmarks.gpu_steps.subjects import Bench, Rows
+
+METRICS = {  # under our name
+    "ns": "gpu__time_duration.sum",
+    "sm_pct": "sm__throughput.avg.pct_of_peak_sustained_elapsed",
+    "tensor_pct": "sm__inst_executed_pipe_tensor.avg.pct_of_peak_sustained_active",
+    "dram_read": "dram__bytes_read.sum",
+    "dram_written": "dram__bytes_write.sum",
+    "l2_bytes": "lts__t_bytes.sum",
+    "load_sectors": "l1tex__t_sectors_pipe_lsu_mem_global_op_ld.sum",
+    "load_requests": "l1tex__t_requests_pipe_lsu_mem_global_op_ld.sum",
+    "bank_conflicts": "l1tex__data_bank_conflicts_pipe_lsu.sum",
+    "warps_pct": "sm__warps_active.avg.pct_of_peak_sustained_active",
+    "instructions": "sm__inst_executed.sum",
+    "tensor_instructions": "sm__inst_executed_pipe_tensor.sum",
+    "registers": "launch__registers_per_thread",
+    "blocks_by_registers": "launch__occupancy_limit_registers",
+    "blocks_by_shared": "launch__occupancy_limit_shared_mem",
+    "stall_long": "smsp__average_warps_issue_stalled_long_scoreboard_per_issue_active.ratio",
+    "stall_barrier": "smsp__average_warps_issue_stalled_barrier_per_issue_active.ratio",
+    "stall_short": "smsp__average_warps_issue_stalled_short_scoreboard_per_issue_active.ratio",
+}
+_OURS = "regex:forward_direct|forward_dot|weight_grad|sum_partials|input_grad|pool|expand"
+
+
+def rows(bench: Bench) -> Rows:
+    examined = [sys.executable, "-m", "benchmarks.gpu_steps.examined", bench.device]
+    tool = [] if bench.rehearses else ["ncu", "--clock-control", "none", "--csv", "--page", "raw"]
+    if tool and not shutil.which("ncu"):
+        yield {"tool": "ncu"}, lambda: {"missing": "not installed"}
+        return
+    if tool:
+        tool += ["--metrics", ",".join(METRICS.values()), "-k", _OURS]
+    yield {"tool": "ncu"}, lambda: _launches(subprocess.run([*tool, *examined], capture_output=True, text=True))
+
+
+def _launches(found: Any) -> dict[str, Any]:
+    return {
+        "status": found.returncode,
+        "errors": found.stderr[-600:],
+        "kernels": table(found.stdout.splitlines()),
+    }
+
+
+def table(lines: Iterable[str]) -> list[dict[str, Any]]:
+    """A launch a row, of what `ncu --csv --page raw` prints: its own remarks, a head, units, then the launches."""
+    of_table = (line for line in lines if line.startswith('"'))
+    launches = []
+    for row in csv.DictReader(of_table):
+        if not row["ID"]:
+            continue  # the units
+        values = {name: _number(row[metric]) for name, metric in METRICS.items() if row.get(metric)}
+        launches.append({"kernel": row["Kernel Name"], "grid": row["Grid Size"], **values})
+    return launches
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text.replace(",", ""))
+    except ValueError:
+        return text
