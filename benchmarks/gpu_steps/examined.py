@@ -9,10 +9,8 @@ from itertools import product
 from benchmarks.gpu_steps.subjects import BATCHES, Bench, Layer, Numbers, precise, usual_layout
 
 EXAMINED: tuple[tuple[str, Numbers], ...] = (
-    ("cnn-2", "tf32"),
-    ("cnn-1", "tf32"),
-    ("fast-2", "tf32"),
-    ("cnn-2", "bf16"),
+    *(("cnn-2", "tf32"), ("cnn-1", "tf32"), ("fast-2", "tf32"), ("fast-1", "tf32")),
+    *(("cnn-2", "bf16"), ("cnn-1", "bf16")),
 )
 
 

@@ -86,8 +86,8 @@ def _measure(bench: Bench, layer: Layer) -> dict[str, Any]:
             row[name] = {"failed": f"{type(failure).__name__}: {str(failure)[:200]}"}
         if "failed" in row[name]:
             del calls[name]  # no time for what is wrong
-    for what in ("train", "infer"):
-        for name, time in bench.race({name: call[what] for name, call in calls.items()}).items():
+    for what, times in (("train", 8), ("infer", 20)):
+        for name, time in bench.race({name: call[what] for name, call in calls.items()}, times=times).items():
             row[name][what] = time
     if layer.batch in (_HOST_TIMED, 2) and layer.numbers == "tf32":
         for name, time in bench.race({name: call["train"] for name, call in calls.items()}, replay=False).items():

@@ -1,4 +1,4 @@
-"""Does the backend compute what torch computes in float64: a representative few of the table of cases, later all others.
+"""Does the backend compute what torch computes in float64: a representative few of the cases, later all.
 
 The fused plan's sums are exact on integers in float32 and float64. The vendor's convolutions of the split plan may be
 fast transforms, and half types cannot hold every sum, so these are held to the bound of rounding.

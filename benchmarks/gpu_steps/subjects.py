@@ -119,15 +119,8 @@ class Layer:
     @property
     def case(self) -> Case:
         channels, size, outputs, kernel, padding = LAYERS[self.name]
-        return Case(
-            self.name,
-            self.batch,
-            channels,
-            (size, size),
-            outputs,
-            (kernel, kernel),
-            {"padding": padding} if padding else {},
-        )
+        options = {"padding": padding} if padding else {}
+        return Case(self.name, self.batch, channels, (size, size), outputs, (kernel, kernel), options)
 
     @property
     def dx(self) -> bool:
@@ -239,9 +232,8 @@ class Images:
         from mnistfast.data.idx import read_idx
         from mnistfast.data.published import ROLES
 
-        read = {
-            role: read_idx(file, expect=idx_set.kind(role)) for role, file in idx_set.complete(folder, ROLES).items()
-        }
+        files = idx_set.complete(folder, ROLES)
+        read = {role: read_idx(file, expect=idx_set.kind(role)) for role, file in files.items()}
         train, test = (
             Split(read[f"{part}-images"][:, None].copy(), read[f"{part}-labels"].astype(np.int64))
             for part in ("train", "test")

@@ -85,7 +85,7 @@ def _launched(layer: Layer, kernel: str, launch: Launch) -> launches.Recorded:
     precise(layer.numbers)
     inputs = layer.inputs("meta")
     with launches.recorded(dry=True):
-        _, code, *_ = launches.launch_fused(inputs, (layer.dx, True, True))
+        _, code = launches.pass_of("forward", inputs, None)
     with launches.recorded() as seen, launches.launched_as(kernel, lambda _: launch):
         launches.pass_of(kernel, inputs, code)
     return next(each for each in reversed(seen) if each.name == kernel)
@@ -102,7 +102,7 @@ def _compiled(layer: Layer, kernel: str, launch: Launch) -> dict[str, Any]:
 def _shipped(layer: Layer, device: str, kernel: str) -> tuple[Any, ...]:
     """Inputs, what the shipped kernels fill, and the shipped launch of this kernel."""
     inputs = layer.inputs(device)
-    _, code, *_ = launches.launch_fused(inputs, (False, False, False))
+    _, code = launches.pass_of("forward", inputs, None)
     with launches.recorded() as seen:
         filled = launches.pass_of(kernel, inputs, code)
     return inputs, code, filled, next(each for each in reversed(seen) if each.name == kernel)
