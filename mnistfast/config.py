@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from mnistfast.errors import UsageError
@@ -72,6 +72,10 @@ PRESETS = {
         max_steps=134,
     ),
 }
+
+# In the place of the above on anything but a CPU: batches of one size. A GPU's libraries choose anew how to compute
+# each new shape, which keeps the CPU, and growing batches have 82.
+GPU_PRESETS = {"speedrun": replace(PRESETS["speedrun"], batch_size=256, first_batch=None, max_steps=156)}
 
 
 @dataclass(frozen=True)
@@ -202,8 +206,7 @@ class TrainConfig(LearnConfig):
     @classmethod
     def from_options(cls, given: Mapping[str, Any]) -> TrainConfig:
         """Returns the configuration of the options in `given`; the model's preset and the defaults fill the rest."""
-        model = given.get("model", cls.model)
-        preset = asdict(PRESETS[model]) if model in PRESETS else {}
+        preset = _preset(given.get("model", cls.model), given.get("device", cls.device))
         preset.pop("epochs", None)  # depends on the size of the set: see planned_epochs
         if given.get("epochs") is not None:
             preset.pop("max_steps", None)  # who asks for epochs gets them whole
@@ -218,6 +221,16 @@ class TrainConfig(LearnConfig):
     def starts_from_patches(self) -> bool:
         """As `start` says."""
         return self.start == "patches"
+
+
+def _preset(model: str, device: str) -> dict[str, Any]:
+    """Returns what `model` is trained with on `device`, if there is such a model."""
+    if model in GPU_PRESETS:
+        from mnistfast.engine.devices import device_type  # torch comes with it
+
+        if device_type(device) != "cpu":
+            return asdict(GPU_PRESETS[model])
+    return asdict(PRESETS[model]) if model in PRESETS else {}
 
 
 # Ten images of each digit, held-out images to choose by, means of 8 draws: batches of 64 at 2e-3 come to the same

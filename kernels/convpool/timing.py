@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -190,9 +190,16 @@ def best_plain(timings: Mapping[str, Timing]) -> str:
 
 
 def pin_precision(device: torch.device) -> None:
-    """Make torch's convolutions on a GPU round as float32 does: TF32, its default there, fails every parity."""
+    """Make torch's convolutions and products on a GPU round as float32 does: TF32, its default there, fails parity.
+
+    Of torch's flags old and new, all that speak of it: one of them alone makes torch refuse to read the others, or
+    leaves the word to a setting of the whole process.
+    """
     if device.type == "cuda":
-        torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+        cudnn: Any = torch.backends.cudnn
+        cudnn.allow_tf32 = False
+        cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision = "ieee"
+        torch.set_float32_matmul_precision("highest")
 
 
 def setting(device: torch.device) -> str:

@@ -2,7 +2,8 @@
 
 Rotation, shift, zoom, shear and flip make one affine map an image; an elastic displacement is added to the same
 sampling grid. The random numbers hang on the seed and the step alone and are drawn for the whole batch, so a resumed
-run needs no generator state, and processes that share a batch take slices of one draw.
+run needs no generator state, and processes that share a batch take slices of one draw. They are drawn on the CPU; what
+they come to is sent to the device for many steps at once, for each transfer makes the device wait or the CPU.
 """
 
 from __future__ import annotations
@@ -77,6 +78,39 @@ class Draws:
         return Draws(self.amounts[rows], self.bumps[rows])
 
 
+@dataclass(frozen=True)
+class Maps:
+    """Where each image of a batch is read from, on the device of the images.
+
+    Attributes:
+        affine: float32 (N, 2, 3), as `affine_grid` takes them.
+        bumps: float32 (N, 2, 7, 7), standard normal, of the control points, or (N, 0) where nothing is elastic.
+    """
+
+    affine: Tensor
+    bumps: Tensor
+
+    def __getitem__(self, rows: slice) -> Maps:
+        return Maps(self.affine[rows], self.bumps[rows])
+
+
+def maps(how: Augmentation, batches: Sequence[Draws], size: Sequence[int], device: torch.device) -> list[Maps]:
+    """Returns what `warp` moves batches by; the device is sent two arrays, however many batches there are.
+
+    Args:
+        how: the amounts.
+        batches: of `how.draw`, each for a batch.
+        size: (H, W) of the images.
+        device: where the images are.
+    """
+    height, width = size
+    affine = torch.cat([_sampling_maps(how, draws.amounts, height, width) for draws in batches])
+    bumps = torch.cat([draws.bumps for draws in batches])
+    counts = [len(draws.amounts) for draws in batches]
+    parts = (tensor.to(device, non_blocking=True).split(counts) for tensor in (affine, bumps))
+    return [Maps(*pair) for pair in zip(*parts, strict=True)]
+
+
 def augment(images: Tensor, how: Augmentation, draws: Draws) -> Tensor:
     """Returns `images` moved: turned, sheared, zoomed and flipped about the middle, then shifted.
 
@@ -88,14 +122,16 @@ def augment(images: Tensor, how: Augmentation, draws: Draws) -> Tensor:
         how: the amounts.
         draws: of `how.draw`, N of them.
     """
+    return warp(images, how, *maps(how, [draws], images.shape[2:], images.device))
+
+
+def warp(images: Tensor, how: Augmentation, moves: Maps) -> Tensor:
+    """Returns `images`, float (N, C, H, W), moved as `augment` moves them, by N of the `maps` of `how`."""
     if not len(images):  # a rank's share of a small last batch; affine_grid refuses it
         return images
-    height, width = images.shape[2:]
-    theta = _sampling_maps(how, draws.amounts, height, width)
-    grid = F.affine_grid(theta.to(images.device, non_blocking=True), list(images.shape), align_corners=False)
+    grid = F.affine_grid(moves.affine, list(images.shape), align_corners=False)
     if how.elastic:
-        bumps = draws.bumps.to(images.device, non_blocking=True)
-        grid = grid + _elastic_field(bumps, height, width) * how.elastic
+        grid = grid + _elastic_field(moves.bumps, *images.shape[2:]) * how.elastic
     return F.grid_sample(images, grid.to(images.dtype), padding_mode="border", align_corners=False)
 
 
@@ -124,18 +160,18 @@ def _sampling_maps(how: Augmentation, amounts: Tensor, height: int, width: int) 
 
 def _elastic_field(bumps: Tensor, height: int, width: int) -> Tensor:
     """Returns smooth displacements (N, H, W, 2) in `affine_grid`'s units; their standard deviation is one pixel."""
-    rows, columns = (_bump_weights(size).to(bumps.device, non_blocking=True) for size in (height, width))
+    rows, columns = (_bump_weights(size, bumps.device) for size in (height, width))
     field = rows @ bumps @ columns.T  # [N, 2, H, W]; separable, so two small products
     return torch.stack((field[:, 0] * (2 / width), field[:, 1] * (2 / height)), -1)
 
 
 @cache
-def _bump_weights(size: int) -> Tensor:
-    """Returns (size, points): how much each pixel moves with each control point.
+def _bump_weights(size: int, device: torch.device) -> Tensor:
+    """Returns (size, points), sent to `device` once: how much each pixel moves with each control point.
 
     The squares of a row sum to 1, which makes every pixel's displacement as large as the noise.
     """
     pixels = (torch.arange(size, dtype=torch.float64) + 0.5) / size * (_POINTS - 1)
     distance = (pixels[:, None] - torch.arange(_POINTS)) / _BUMP
     weights = torch.exp(-distance.square() / 2)
-    return (weights / weights.norm(dim=1, keepdim=True)).float()
+    return (weights / weights.norm(dim=1, keepdim=True)).float().to(device)

@@ -20,6 +20,7 @@ from mnistfast.data.loader import DeviceData
 from mnistfast.data.sampling import draw_part, draw_shots
 from mnistfast.data.sources import load
 from mnistfast.engine import run_folder
+from mnistfast.engine.ahead import Replay
 from mnistfast.engine.checkpoint import (
     ADAPTER_OF,
     CheckpointInfo,
@@ -35,7 +36,7 @@ from mnistfast.engine.files import write_atomic, write_json
 from mnistfast.engine.finetune_source import Source, md5_of, open_source
 from mnistfast.engine.run import Outcome, Run, carry_out
 from mnistfast.engine.run_folder import RunFolder
-from mnistfast.engine.trainer import Replay, Trainer, embed
+from mnistfast.engine.trainer import Trainer, embed
 from mnistfast.errors import CheckpointError, DataError, UsageError
 from mnistfast.models.adapters import adapter, choose, merge, merged, with_adapter
 from mnistfast.models.zoo import Classifier, build

@@ -44,6 +44,15 @@ class Muon(torch.optim.Optimizer):
         """
         super().__init__(params, {"lr": lr, "betas": betas, "momentum": momentum, "weight_decay": weight_decay})
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continues from what `state_dict` returned, whatever device that was on.
+
+        torch sends the count of steps to the parameter's device only where the saved group says that Adam is fused, as
+        it always is here.
+        """
+        groups = [{**group, "fused": True} for group in state_dict["param_groups"]]
+        super().load_state_dict({**state_dict, "param_groups": groups})
+
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Takes one step with the gradients that are there. A closure is not taken."""

@@ -5,20 +5,19 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
-from mnistfast.config import GROWTH, LearnConfig
-from mnistfast.data.augment import AUGMENTATIONS, augment
+from mnistfast.config import LearnConfig
+from mnistfast.data.augment import AUGMENTATIONS, Maps, warp
 from mnistfast.data.loader import DeviceData, EmbeddedData, epoch_order
+from mnistfast.engine.ahead import Ahead, Drawn, Replay
+from mnistfast.engine.average import Average
 from mnistfast.engine.muon import Muon
+from mnistfast.engine.plan import Plan
 from mnistfast.engine.ranks import Ranks
 from mnistfast.engine.schedules import learning_rate
 from mnistfast.engine.start import IMAGES, start_from_patches
@@ -31,64 +30,6 @@ from mnistfast.models.zoo import Classifier
 CHECK_EVERY = 32
 
 Record = dict[str, Any]  # one line of metrics.jsonl
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Which images belong to which step.
-
-    Attributes:
-        epochs: times over the images.
-        images: of an epoch.
-        config: sizes of the batches, and where the training ends if not after the last epoch.
-    """
-
-    epochs: int
-    images: int
-    config: LearnConfig
-
-    @cached_property
-    def bounds(self) -> tuple[int, ...]:
-        """The images of an epoch before each of its steps, and at the end all of them."""
-        last, first = self.config.batch_size, self.config.first_batch or self.config.batch_size
-        growing = GROWTH * min(self.images / self.config.mean_batch, self.config.max_steps or math.inf)
-        bounds = [0]
-        while bounds[-1] < self.images:
-            share = min(1.0, (len(bounds) - 1) / growing)
-            bounds.append(min(bounds[-1] + round(first + (last - first) * share), self.images))
-        return tuple(bounds)
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Steps of an epoch that nothing cuts short."""
-        return len(self.bounds) - 1
-
-    @property
-    def steps(self) -> int:
-        """All steps of all epochs, the last of which `max_steps` may cut short."""
-        steps = self.epochs * self.steps_per_epoch
-        return steps if self.config.max_steps is None else min(steps, self.config.max_steps)
-
-    def steps_in(self, epoch: int) -> int:
-        """Returns the steps of `epoch`, counted from 0."""
-        return min(self.steps_per_epoch, self.steps - epoch * self.steps_per_epoch)
-
-
-@dataclass(frozen=True)
-class Replay:
-    """Old samples that are learnt from beside the new ones, as many in every step, so that their task is not forgotten.
-
-    Attributes:
-        data: the old samples.
-        head: which of the model's heads answers them.
-    """
-
-    data: DeviceData
-    head: int
-
-    def draw(self, count: int, key: tuple[int, int]) -> Tensor:
-        """Returns the indices of `count` samples, each drawn from all; the same `key` gives the same ones."""
-        return torch.from_numpy(np.random.default_rng([*key, 1]).integers(len(self.data), size=count))
 
 
 def make_optimizer(config: LearnConfig, parameters: Any) -> torch.optim.Optimizer:
@@ -195,9 +136,10 @@ class Trainer:
         self.tuning, self.replay = tuning, replay
         self.plan = Plan(epochs, len(train), config)
         self.augmentation = AUGMENTATIONS[config.augment]
+        self.ahead = Ahead(config, self.plan, replay, model)
         if config.starts_from_patches:
             start_from_patches(model, train.gather(epoch_order(len(train), config.seed, 0)[:IMAGES])[0])
-        self.average = _average(model, config.ema) if config.ema else None
+        self.average = Average(model, config.ema, self.plan.steps) if config.ema else None
         together = ranks.team(model)
         self.learner = torch.compile(together) if config.compile else together
         self.optimizer = make_optimizer(config, tuning.groups(model))
@@ -258,46 +200,46 @@ class Trainer:
             for parameter in group["params"]:
                 parameter.grad = None  # what optimizer.zero_grad does, less its bookkeeping
         count, rows = len(index), self.ranks.share(len(index))
-        images, labels = self._samples(self.train, index, rows)
+        drawn = self.ahead.take(self.step)
+        images, labels = self._samples(self.train, index, rows, drawn.moves)
         if self.ranks.world > 1:
             share_batch(self.model, count, rows)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             logits = self.learner(images)
         loss = cross_entropy(logits, labels, self.config.label_smoothing, count)
         if self.replay:
-            loss = loss + self._replayed(self.replay, count, rows)
+            loss = loss + self._replayed(self.replay, drawn, rows)
         loss.backward(self.upstream)
         if self.config.clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
         self.optimizer.step()
         if self.average:
-            self.average.update_parameters(self.model)
+            self.average.update(self.model)
         self.losses[slot] = loss.detach()
         self._answers.append((logits.detach(), labels))
         self.step += 1
         if (slot + 1) % CHECK_EVERY == 0:
+            self.ahead.reach(self.step)  # while the device works, which the look at the losses waits for
             self._check_losses(slot + 1)
             self.recent = self._epoch_means(slot + 1)
 
-    def _samples(self, data: DeviceData, index: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-        """Returns this process' slice of the images of `data` at `index`, augmented, and their labels."""
+    def _samples(self, data: DeviceData, index: Tensor, rows: slice, moves: Maps | None) -> tuple[Tensor, Tensor]:
+        """Returns the images of `data` at this process' `rows` of `index`, moved, and their labels."""
         images, labels = data.gather(index[rows])
-        if self.config.augment != "none":
-            draws = self.augmentation.draw(len(index), (self.config.seed, self.step))
-            images = augment(images, self.augmentation, draws[rows])
-        return images, labels
+        return (warp(images, self.augmentation, moves[rows]) if moves else images), labels
 
-    def _replayed(self, replay: Replay, count: int, rows: slice) -> Tensor:
-        """Returns this process' share in the mean loss of `count` old samples."""
-        images, labels = self._samples(replay.data, replay.draw(count, (self.config.seed, self.step)), rows)
+    def _replayed(self, replay: Replay, drawn: Drawn, rows: slice) -> Tensor:
+        """Returns this process' share in the mean loss of the old samples of a step."""
+        assert drawn.old is not None
+        images, labels = self._samples(replay.data, drawn.old, rows, drawn.moves)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             logits = self.learner(images, replay.head)
-        return cross_entropy(logits, labels, self.config.label_smoothing, count)
+        return cross_entropy(logits, labels, self.config.label_smoothing, len(drawn.old))
 
     @property
     def judged(self) -> Classifier:
         """The model whose weights are judged and kept: the average of the steps where there is one."""
-        return self.average.module if self.average else self.model  # type: ignore[return-value]
+        return self.average.module if self.average else self.model
 
     @property
     def images_seen(self) -> int:
@@ -409,23 +351,22 @@ class Trainer:
         if self.average:
             self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
+        _align(self.optimizer)
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
 
 
+def _align(optimizer: torch.optim.Optimizer) -> None:
+    """Lays what the optimiser keeps of a parameter as the parameter lies, which another device may have had otherwise.
+
+    Fused kernels walk through both in the order of memory, and would take one weight's momentum for another's.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                state[name] = torch.empty_like(parameter, requires_grad=False).copy_(value)
+
+
 def _rank(record: Record) -> tuple[float, float]:
     return record.get("val_accuracy", 0.0), -record.get("val_loss", 0.0)
-
-
-def _average(model: nn.Module, decay: float) -> AveragedModel:
-    """Returns an exponential moving average of `model`'s weights over the steps.
-
-    After t steps the decay is at most (1 + t) / (10 + t), so that a short training forgets the random weights that it
-    began with: of the decay 0.999 alone, two thirds of them would be left after MNIST's 422 steps an epoch.
-    """
-
-    def move(averages: Any, weights: Any, steps: Any) -> None:
-        torch._foreach_lerp_(averages, weights, 1 - min(decay, (1 + int(steps)) / (10 + int(steps))))
-
-    return AveragedModel(model, multi_avg_fn=move)

@@ -182,7 +182,7 @@ def race(
 
 
 def _run(entrant: Entrant, seed: int, train: Split, scored: Split, classes: int, device: torch.device) -> Run:
-    config = TrainConfig.from_options({"model": entrant.model, "seed": seed})
+    config = TrainConfig.from_options({"model": entrant.model, "seed": seed, "device": str(device)})
     begin = _now(device)
     fused = built(config, classes, device)
     check_images(fused, train.images.shape[1:], "the data")

@@ -166,7 +166,7 @@ class Step(Workload[nn.Module]):
     @cached_property
     def config(self) -> TrainConfig:
         """The model's preset."""
-        return TrainConfig.from_options({"model": self.model})
+        return TrainConfig.from_options({"model": self.model, "device": str(self.device)})
 
     def forms(self) -> dict[str, nn.Module]:
         model = built(self.config, 10, self.device)

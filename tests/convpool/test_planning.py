@@ -40,6 +40,21 @@ def test_triton_says_what_it_lacks(monkeypatch) -> None:
         conv_relu_max_pool2d(torch.ones(1, 1, 7, 8), torch.ones(1, 1, 3, 3))
 
 
+@pytest.mark.parametrize(
+    ("triton", "numpy", "words"),
+    [
+        ("3.5.1", None, "Triton 3.5.1 is too old, the kernels need 3.6 or newer"),
+        ("3.6.0", "2.4.1", "the interpreter of Triton 3.6 needs NumPy < 2.4, this is 2.4.1"),
+        ("3.6.0", "2.3.5", None),
+        ("3.6.0+git9844da95", None, None),
+        ("3.10.0", "2.5.0", None),
+    ],
+)
+def test_an_unfit_triton_is_named(triton, numpy, words) -> None:
+    found = gpu_backend._unfit(triton, numpy)
+    assert found is None if words is None else words in found
+
+
 def test_auto_never_picks_the_reference() -> None:
     assert explain(X, WEIGHT).backend != "reference"
     assert explain(X[0], WEIGHT) == explain(X, WEIGHT)

@@ -1,5 +1,7 @@
 """How speed is measured: who takes turns with whom, and that a wrong result has none."""
 
+import subprocess
+import sys
 import time
 
 import pytest
@@ -109,3 +111,19 @@ def test_peaks_are_measured_once() -> None:
     first = roofline.peak_bandwidth(CPU, 60_000)
     assert first == roofline.peak_bandwidth(CPU, 50_000)  # within the same power of two
     assert 1e8 < first < 1e13
+
+
+@pytest.mark.parametrize("before", ["none", "tf32"])
+def test_pinned_precision_can_be_read_by_everyone(before) -> None:
+    """In a process of its own: torch's flags are the process', and it may have asked for TF32 everywhere."""
+    script = f"""
+import torch
+from convpool.timing import pin_precision
+torch.backends.fp32_precision = {before!r}
+pin_precision(torch.device("cuda"))
+cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+assert (cudnn.allow_tf32, matmul.allow_tf32, torch.get_float32_matmul_precision()) == (False, False, "highest")
+assert [one.fp32_precision for one in (cudnn.conv, cudnn.rnn, matmul)] == ["ieee"] * 3
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -3,8 +3,10 @@
 from dataclasses import fields
 
 import pytest
+import torch
 
 from mnistfast.config import LEAST_IMAGES, MOST_EPOCHS, PRESETS, Preset, TrainConfig
+from mnistfast.engine.plan import Plan
 from mnistfast.errors import UsageError
 from mnistfast.models.zoo import MODELS
 
@@ -15,11 +17,39 @@ def test_every_model_has_a_preset():
 
 @pytest.mark.parametrize("model", PRESETS)
 def test_preset_fills_what_is_not_given(model):
-    config = TrainConfig.from_options({"model": model, "lr": 0.125})
+    config = TrainConfig.from_options({"model": model, "lr": 0.125, "device": "cpu"})
     assert config.lr == 0.125
     for option in fields(Preset):
         if option.name not in ("lr", "epochs"):
             assert getattr(config, option.name) == getattr(PRESETS[model], option.name)
+
+
+@pytest.mark.parametrize(
+    ("given", "batches"),
+    [
+        ({"device": "cpu"}, (384, 96, 134)),
+        ({"device": "cuda"}, (256, None, 156)),
+        ({"device": "cuda:1", "epochs": 1}, (256, None, None)),
+        ({"device": "mps"}, (256, None, 156)),
+        ({"device": "cuda", "batch_size": 384, "first_batch": 96, "max_steps": 134}, (384, 96, 134)),
+        ({"device": "cuda", "max_steps": 100}, (256, None, 100)),
+    ],
+)
+def test_batches_do_not_grow_on_a_gpu_unless_told(given, batches):
+    config = TrainConfig.from_options({"model": "speedrun", **given})
+    assert (config.batch_size, config.first_batch, config.max_steps) == batches
+    assert config.lr == PRESETS["speedrun"].lr
+
+
+@pytest.mark.parametrize(("there", "first"), [(False, 96), (True, None)])
+def test_a_device_not_named_is_the_one_that_is_there(monkeypatch, there, first):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    assert TrainConfig.from_options({"model": "speedrun"}).first_batch == first
+
+
+def test_shapes_of_a_gpus_training_are_one():
+    plan = Plan(1, 50_000, TrainConfig.from_options({"model": "speedrun", "device": "cuda"}))
+    assert {plan.images_of(step) for step in range(plan.steps)} == {256}
 
 
 def test_default_values_are_the_default_models_preset():
@@ -37,7 +67,7 @@ def test_epochs_grow_for_a_small_set():
 
 
 def test_epochs_asked_for_are_not_cut_short_by_a_preset():
-    assert TrainConfig.from_options({"model": "speedrun"}).max_steps == PRESETS["speedrun"].max_steps
+    assert TrainConfig.from_options({"model": "speedrun", "device": "cpu"}).max_steps == PRESETS["speedrun"].max_steps
     assert TrainConfig.from_options({"model": "speedrun", "epochs": 2}).max_steps is None
     assert TrainConfig.from_options({"model": "speedrun", "epochs": 2, "max_steps": 7}).max_steps == 7
 

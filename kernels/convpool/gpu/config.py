@@ -87,7 +87,7 @@ class Launch:
 
 _PATCH_VALUES = 80  # forward_direct keeps a patch in registers: beyond this many values a lane it would spill
 _PATCH_PRODUCTS = 288  # and unrolls this many multiply-adds a channel at most
-_BLOCKS_WANTED = 264  # two blocks for each of 132 multiprocessors; fixed, so that sums come out alike on every device
+_BLOCKS_WANTED = 528  # four blocks for each of 132 multiprocessors; fixed, so that sums come out alike on every device
 
 
 def forward(g: Geometry, precision: str, itemsize: int, arch: Architecture, y_last: bool) -> Launch:
@@ -104,11 +104,10 @@ def weight_grad(g: Geometry, precision: str, itemsize: int, arch: Architecture, 
     if arch.interpreted:
         rows = 1 if outputs == 1 else _block(outputs, 256)
         return Launch(rows, _block(g.reduction, 512), _block(positions, 1024), ranges=2)
-    most = 64 if _on_matrix_unit(precision, itemsize) else 32
-    rows = 1 if outputs == 1 else _block(outputs, most)
-    columns = _block(g.reduction, most)
+    rows = 1 if outputs == 1 else _block(outputs, 64 if _on_matrix_unit(precision, itemsize) else 32)
+    columns = _block(g.reduction, 32)
     blocks = g.settings.groups * -(-outputs // rows) * (-(-g.reduction // columns) if needs_weight else 1)
-    summed = 32 if most == 64 and rows * columns < 64 * 64 else 16  # 32 of 64 by 64 spilled up to 88 bytes
+    summed = 32 if _on_matrix_unit(precision, itemsize) else 16
     ranges = max(1, min(_BLOCKS_WANTED // blocks, -(-positions // summed)))
     return Launch(rows, columns, summed, ranges=ranges, registers=arch.registers)
 
@@ -129,9 +128,9 @@ def input_grad(g: Geometry, precision: str, itemsize: int, arch: Architecture) -
     if arch.interpreted:
         cells = g.batch * -(-g.height // cell_h) * -(-g.width // cell_w)
         return Launch(_block(cells, 1024), _block(columns, 512), 1 if outputs == 1 else _block(outputs, 128))
-    rows, most, summed = (64, 64, 32) if _on_matrix_unit(precision, itemsize) else (32, 32, 16)
+    rows, summed = (64, 32) if _on_matrix_unit(precision, itemsize) else (32, 16)
     summed = 1 if outputs == 1 else _block(outputs, summed)
-    return Launch(rows, _block(columns, most), summed, registers=arch.registers)
+    return Launch(rows, _block(columns, 32), summed, registers=arch.registers)
 
 
 def pointwise(arch: Architecture, count: int) -> Launch:
@@ -145,7 +144,7 @@ def _forward_direct(g: Geometry, arch: Architecture, y_last: bool) -> Launch:
     if arch.interpreted:
         return Launch(min(2048, _power_above(positions)), min(64, _power_above(outputs)), channels=outputs)
     if not y_last:  # neighbours in a warp are positions: contiguous in y, and weights are the same for all
-        return Launch(128, 1, channels=min(outputs, 32))
+        return Launch(128, 1, channels=min(outputs, 8))
     columns = min(32, _power_above(outputs))
     values = 4 if g.reduction <= 16 else 2  # a thread; more would need more registers than it has
     return Launch(max(1, values * 128 // columns), columns, channels=columns)

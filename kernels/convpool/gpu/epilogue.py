@@ -14,6 +14,7 @@ def pool(
     y_ptr,
     code_ptr,
     size,
+    elements,
     z_stride,
     b_stride,
     y_stride,
@@ -32,7 +33,7 @@ def pool(
     z_stride = as_index(z_stride, INDEX)
     y_stride = as_index(y_stride, INDEX)
     m = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
-    in_range = m < size.positions
+    in_range = m < elements
     n, o, i, j = _position(m, size.outputs, size.pooled_height, size.pooled_width, CHANNELS_LAST)
     bias = tl.zeros((BLOCK,), ACC)
     if HAS_BIAS:
@@ -62,6 +63,7 @@ def expand(
     code_ptr,
     dz_ptr,
     size,
+    elements,
     y_stride,
     z_stride,
     shape: tl.constexpr,
@@ -74,7 +76,7 @@ def expand(
     z_stride = as_index(z_stride, INDEX)
     y_stride = as_index(y_stride, INDEX)
     m = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
-    in_range = m < size.positions
+    in_range = m < elements
     n, o, row, column = _position(m, size.outputs, size.conv_height, size.conv_width, CHANNELS_LAST)
     base = n * y_stride[0] + o * y_stride[1]
     dz = _conv_gradient(dy_ptr, code_ptr, base, row, column, in_range, size, y_stride, shape, ACC)

@@ -31,7 +31,7 @@ def _patch_index(shape: Shape, p: int, k: int) -> int:
     return (k // (rows * columns) * height + row) * width + column
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["positions"])
 def forward_direct(
     x_ptr,
     w_ptr,
@@ -39,6 +39,7 @@ def forward_direct(
     y_ptr,
     code_ptr,
     size,
+    positions,
     parts,
     x_stride,
     w_stride: tl.constexpr,
@@ -69,14 +70,14 @@ def forward_direct(
     PATCH_H: tl.constexpr = _patch_extent(shape, 0)
     PATCH_W: tl.constexpr = _patch_extent(shape, 1)
 
-    blocks = tl.cdiv(size.positions, BLOCK_M)
+    blocks = tl.cdiv(positions, BLOCK_M)
     pid = tl.program_id(0).to(INDEX)
     x_stride = as_index(x_stride, INDEX)
     y_stride = as_index(y_stride, INDEX)
     first_channel = (pid % parts) * CHANNELS
     group = pid // parts // blocks
     m = (pid // parts % blocks) * BLOCK_M + tl.arange(0, BLOCK_M)[:, None]  # [BLOCK_M, 1]
-    in_range = m < size.positions
+    in_range = m < positions
     n, i, j = unflatten(m, size.pooled_height, size.pooled_width)
     conv_row = i * shape.pool_stride[0] - shape.pool_padding[0]
     conv_column = j * shape.pool_stride[1] - shape.pool_padding[1]
@@ -123,7 +124,7 @@ def forward_direct(
         _store(y_ptr, code_ptr, y_base + (o + step) * y_stride[1], best, winner, in_range & is_channel, WITH_CODE)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["positions"])
 def forward_dot(
     x_ptr,
     w_ptr,
@@ -131,6 +132,7 @@ def forward_dot(
     y_ptr,
     code_ptr,
     size,
+    positions,
     parts,
     x_stride,
     w_stride,
@@ -163,7 +165,7 @@ def forward_dot(
     """
     WINDOW: tl.constexpr = triton.next_power_of_2(shape.pool[0] * shape.pool[1])
     TAPS: tl.constexpr = shape.kernel[0] * shape.kernel[1]
-    blocks = tl.cdiv(size.positions, BLOCK_M)
+    blocks = tl.cdiv(positions, BLOCK_M)
     pid = tl.program_id(0).to(INDEX)
     x_stride = as_index(x_stride, INDEX)
     w_stride = as_index(w_stride, INDEX)
@@ -177,7 +179,7 @@ def forward_dot(
     n, i, j = unflatten(m, size.pooled_height, size.pooled_width)
     conv_row = i * shape.pool_stride[0] - shape.pool_padding[0] + p // shape.pool[1] * shape.pool_dilation[0]
     conv_column = j * shape.pool_stride[1] - shape.pool_padding[1] + p % shape.pool[1] * shape.pool_dilation[1]
-    exists = (m < size.positions) & (p < shape.pool[0] * shape.pool[1])
+    exists = (m < positions) & (p < shape.pool[0] * shape.pool[1])
     exists = exists & visible(conv_row, conv_column, size.conv_height, size.conv_width, WINDOWS_INSIDE)
     row = conv_row * shape.stride[0] - shape.padding[0]
     column = conv_column * shape.stride[1] - shape.padding[1]
@@ -224,13 +226,13 @@ def forward_dot(
     if HAS_BIAS:
         acc += tl.load(b_ptr + o * b_stride, mask=is_channel, other=0.0).to(ACC)[None, :]
     acc = tl.where(exists[:, None], acc, float("-inf"))
-    positions = tl.broadcast_to(p[:, None], (WINDOW * BLOCK_M, BLOCK_O))
-    best, winner = _window_maximum(acc, positions, WINDOW, BLOCK_M, BLOCK_O)
+    winners = tl.broadcast_to(p[:, None], (WINDOW * BLOCK_M, BLOCK_O))
+    best, winner = _window_maximum(acc, winners, WINDOW, BLOCK_M, BLOCK_O)
 
     m = block * BLOCK_M + tl.arange(0, BLOCK_M)
     n, i, j = unflatten(m, size.pooled_height, size.pooled_width)
     offset = (n * y_stride[0] + i * y_stride[2] + j * y_stride[3])[:, None] + (o * y_stride[1])[None, :]
-    _store(y_ptr, code_ptr, offset, best, winner, (m < size.positions)[:, None] & is_channel[None, :], WITH_CODE)
+    _store(y_ptr, code_ptr, offset, best, winner, (m < positions)[:, None] & is_channel[None, :], WITH_CODE)
 
 
 @triton.jit

@@ -18,13 +18,14 @@ import triton.language as tl
 from convpool.gpu.tiles import Shape, as_index, is_finite, multiply, unflatten, visible
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["positions"])
 def input_grad(
     dy_ptr,
     code_ptr,
     w_ptr,
     dx_ptr,
     size,
+    positions,
     y_stride,
     w_stride,
     x_stride,
@@ -45,31 +46,31 @@ def input_grad(
     w_stride = as_index(w_stride, INDEX)
     x_stride = as_index(x_stride, INDEX)
     parts = tl.cdiv(size.inputs * (CELL_H * CELL_W), BLOCK_C)
-    blocks = tl.cdiv(size.positions, BLOCK_M)
+    blocks = tl.cdiv(positions, BLOCK_M)
     group = pid // parts // blocks
     m = (pid // parts % blocks) * BLOCK_M + tl.arange(0, BLOCK_M)
     column = (pid % parts) * BLOCK_C + tl.arange(0, BLOCK_C)
 
     sums = _sum_windows(
-        dy_ptr, code_ptr, w_ptr, m, column, group, size, y_stride, w_stride, shape, BLOCK_M, BLOCK_C, BLOCK_O,
-        PRECISION, ACC, INDEX,
+        dy_ptr, code_ptr, w_ptr, m, column, group, size, positions, y_stride, w_stride, shape, BLOCK_M, BLOCK_C,
+        BLOCK_O, PRECISION, ACC, INDEX,
     )  # fmt: skip
     # Positions that did not win add 0 * weight, a NaN where that is not finite: then each cell is summed again by
     # itself.
     finite = True if BLOCK_O == 1 else is_finite(sums)
     if finite:
-        _store(dx_ptr, sums, m, column, group, size, x_stride, shape)
+        _store(dx_ptr, sums, m, column, group, size, positions, x_stride, shape)
     else:
         for row in range(BLOCK_M):
             one = (pid // parts % blocks) * BLOCK_M + row + tl.arange(0, 1)
             cell_sums = _sum_winners(
-                dy_ptr, code_ptr, w_ptr, one, column, group, size, y_stride, w_stride, shape, BLOCK_C, ACC
+                dy_ptr, code_ptr, w_ptr, one, column, group, size, positions, y_stride, w_stride, shape, BLOCK_C, ACC
             )
-            _store(dx_ptr, cell_sums, one, column, group, size, x_stride, shape)
+            _store(dx_ptr, cell_sums, one, column, group, size, positions, x_stride, shape)
 
 
 @triton.jit
-def _store(dx_ptr, sums, m, column, group, size, x_stride, shape: tl.constexpr):
+def _store(dx_ptr, sums, m, column, group, size, positions, x_stride, shape: tl.constexpr):
     """dx [cells, columns] written where its positions lie in x."""
     CELL_H: tl.constexpr = shape.pool_stride[0] * shape.stride[0]
     CELL_W: tl.constexpr = shape.pool_stride[1] * shape.stride[1]
@@ -79,15 +80,13 @@ def _store(dx_ptr, sums, m, column, group, size, x_stride, shape: tl.constexpr):
     h = (i * CELL_H)[:, None] + (phase // CELL_W)[None, :]
     w = (j * CELL_W)[:, None] + (phase % CELL_W)[None, :]
     at = (n * x_stride[0])[:, None] + (c * x_stride[1])[None, :] + h * x_stride[2] + w * x_stride[3]
-    is_position = (
-        (m < size.positions)[:, None] & (phase < CELL_H * CELL_W)[None, :] & (h < size.height) & (w < size.width)
-    )
+    is_position = (m < positions)[:, None] & (phase < CELL_H * CELL_W)[None, :] & (h < size.height) & (w < size.width)
     tl.store(dx_ptr + at, sums.to(dx_ptr.dtype.element_ty), mask=is_position)
 
 
 @triton.jit
 def _sum_windows(
-    dy_ptr, code_ptr, w_ptr, m, column, group, size, y_stride, w_stride, shape: tl.constexpr,
+    dy_ptr, code_ptr, w_ptr, m, column, group, size, positions, y_stride, w_stride, shape: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr,
     PRECISION: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
 ):  # fmt: skip
@@ -97,7 +96,7 @@ def _sum_windows(
     FIRST_H: tl.constexpr = _first_window(shape, 0)
     FIRST_W: tl.constexpr = _first_window(shape, 1)
     WINDOWS_W: tl.constexpr = windows_of_cell(shape, 1)
-    in_range = m < size.positions
+    in_range = m < positions
     n, cell_i, cell_j = unflatten(m, tl.cdiv(size.height, CELL_H), tl.cdiv(size.width, CELL_W))
     phase = column // size.inputs
     w_columns = w_ptr + column % size.inputs * w_stride[1]
@@ -131,8 +130,8 @@ def _sum_windows(
 
 @triton.jit
 def _sum_winners(
-    dy_ptr, code_ptr, w_ptr, m, column, group, size, y_stride, w_stride, shape: tl.constexpr, BLOCK_C: tl.constexpr,
-    ACC: tl.constexpr,
+    dy_ptr, code_ptr, w_ptr, m, column, group, size, positions, y_stride, w_stride, shape: tl.constexpr,
+    BLOCK_C: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """dx [1, BLOCK_C] of one cell m [1], winner by winner: slow, and nothing is multiplied by 0."""
     CELL_H: tl.constexpr = shape.pool_stride[0] * shape.stride[0]
@@ -145,7 +144,7 @@ def _sum_winners(
         dj = _first_window(shape, 1) + window % windows_of_cell(shape, 1)
         i = cell_i + di
         j = cell_j + dj
-        seen = (m < size.positions) & visible(i, j, size.pooled_height, size.pooled_width, False)
+        seen = (m < positions) & visible(i, j, size.pooled_height, size.pooled_width, False)
         for channel in range(size.outputs):
             o = group * size.outputs + channel
             at = n * y_stride[0] + o * y_stride[1] + i * y_stride[2] + j * y_stride[3]

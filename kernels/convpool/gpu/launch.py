@@ -26,15 +26,21 @@ def forward(
         return split.forward(x, weight, bias, geometry, with_code, pool)
     y = new_output(x, weight, geometry)
     code = new_code(y, with_code)
-    if y.numel() == 0:
-        return y, code
+    if y.numel():
+        with _on_device_of(x):
+            _forward(x, weight, bias, geometry, y, code)
+    return y, code
+
+
+def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, y: Tensor, code: Tensor) -> None:
+    """Fill y, and code unless it is empty."""
     arch = architecture()
     precision, last = _precision(x.dtype, arch), has_channels_last_strides(y)
     launch = config.forward(geometry, precision, x.dtype.itemsize, arch, last)
-    sizes = Sizes.of(geometry, geometry.batch * geometry.pooled_height * geometry.pooled_width)
+    sizes, positions = Sizes.of(geometry), _pooled_positions(geometry)
     parts = triton.cdiv(sizes.outputs, launch.channels or launch.columns)
     common = (
-        *(x, weight, weight if bias is None else bias, y, code, sizes, parts),
+        *(x, weight, weight if bias is None else bias, y, code, sizes, positions, parts),
         *(x.stride(), weight.stride(), 0 if bias is None else bias.stride(0), y.stride(), Shape.of(geometry)),
     )
     flags = {
@@ -43,27 +49,25 @@ def forward(
         "INSIDE": _reads_inside(geometry),
         "WINDOWS_INSIDE": _windows_inside(geometry),
         "HAS_BIAS": bias is not None,
-        "WITH_CODE": with_code,
+        "WITH_CODE": code.numel() > 0,
         "ACC": _accumulator(x.dtype),
-        "INDEX": _index_type(sizes.positions + launch.rows, x, weight, y),
+        "INDEX": _index_type(positions + launch.rows, x, weight, y),
     }
-    grid = (geometry.settings.groups * triton.cdiv(sizes.positions, launch.rows) * parts,)
-    with _on_device_of(x):
-        if launch.summed == 0:
-            forward_direct[grid](
-                *common, INPUTS=geometry.group_channels, CHANNELS=launch.channels, **flags, **launch.options
-            )
-        else:
-            forward_dot[grid](
-                *common,
-                INPUTS=launch.inputs,
-                CHANNELS_INNER=has_channels_last_strides(x),
-                BLOCK_K=launch.summed,
-                PRECISION=precision,
-                **flags,
-                **launch.options,
-            )
-    return y, code
+    grid = (geometry.settings.groups * triton.cdiv(positions, launch.rows) * parts,)
+    if launch.summed == 0:
+        forward_direct[grid](
+            *common, INPUTS=geometry.group_channels, CHANNELS=launch.channels, **flags, **launch.options
+        )
+    else:
+        forward_dot[grid](
+            *common,
+            INPUTS=launch.inputs,
+            CHANNELS_INNER=has_channels_last_strides(x),
+            BLOCK_K=launch.summed,
+            PRECISION=precision,
+            **flags,
+            **launch.options,
+        )
 
 
 def backward(
@@ -84,11 +88,10 @@ def pool(z: Tensor, bias: Tensor | None, geometry: Geometry, y: Tensor, code: Te
     """Fill y, and code unless it is empty, from the conv output z: the split plan's epilogue."""
     if y.numel() == 0:
         return
-    launch = config.pointwise(architecture(), y.numel())
-    sizes = Sizes.of(geometry, y.numel())._replace(outputs=geometry.out_channels)
     with _on_device_of(z):
+        launch = config.pointwise(architecture(), y.numel())
         epilogue.pool[(triton.cdiv(y.numel(), launch.rows),)](
-            *(z, z if bias is None else bias, y, code, sizes),
+            *(z, z if bias is None else bias, y, code, _all_channels(geometry), y.numel()),
             *(z.stride(), 0 if bias is None else bias.stride(0), y.stride(), Shape.of(geometry)),
             CHANNELS_LAST=has_channels_last_strides(y),
             BLOCK=launch.rows,
@@ -104,11 +107,10 @@ def expand(dy: Tensor, code: Tensor, geometry: Geometry, dz: Tensor) -> None:
     """Fill dz, zeros included, from dy and the winners: what the split plan hands to the vendor's gradients."""
     if dz.numel() == 0:
         return
-    launch = config.pointwise(architecture(), dz.numel())
-    sizes = Sizes.of(geometry, dz.numel())._replace(outputs=geometry.out_channels)
     with _on_device_of(dz):
+        launch = config.pointwise(architecture(), dz.numel())
         epilogue.expand[(triton.cdiv(dz.numel(), launch.rows),)](
-            *(dy, code, dz, sizes, code.stride(), dz.stride(), Shape.of(geometry)),
+            *(dy, code, dz, _all_channels(geometry), dz.numel(), code.stride(), dz.stride(), Shape.of(geometry)),
             CHANNELS_LAST=has_channels_last_strides(dz),
             BLOCK=launch.rows,
             ACC=_accumulator(dz.dtype),
@@ -118,7 +120,7 @@ def expand(dy: Tensor, code: Tensor, geometry: Geometry, dz: Tensor) -> None:
 
 
 def architecture() -> Architecture:
-    """The limits of the device that launches go to."""
+    """The limits of the current device, which launches go to: call it under the device guard."""
     if triton.knobs.runtime.interpret:
         return config.INTERPRETER
     target = triton.runtime.driver.active.get_current_target()
@@ -132,19 +134,18 @@ def _weight_grad(
     arch = architecture()
     precision = _precision(weight.dtype, arch)
     launch = config.weight_grad(geometry, precision, weight.dtype.itemsize, arch, needs[1])
-    sizes = Sizes.of(geometry, geometry.batch * geometry.pooled_height * geometry.pooled_width)
-    range_size = triton.cdiv(triton.cdiv(sizes.positions, launch.ranges), launch.summed) * launch.summed
-    ranges = max(1, triton.cdiv(sizes.positions, max(1, range_size)))
+    sizes, positions = Sizes.of(geometry), _pooled_positions(geometry)
+    range_size = triton.cdiv(triton.cdiv(positions, launch.ranges), launch.summed) * launch.summed
+    ranges = max(1, triton.cdiv(positions, max(1, range_size)))
     columns = dw.numel() + db.numel()
     accumulator = _accumulator(weight.dtype)
     partial_sums = torch.empty((ranges, columns), dtype=_TORCH_TYPE[accumulator], device=weight.device)
-    shape = Shape.of(geometry)
     blocks = triton.cdiv(sizes.outputs, launch.rows) * geometry.settings.groups * ranges
     if needs[1]:
         blocks *= triton.cdiv(geometry.reduction, launch.columns)
     weight_grad[(blocks,)](
-        *(x, dy, code, partial_sums, sizes, x.stride(), code.stride()),
-        *(range_size, ranges, columns, geometry.out_channels, shape),
+        *(x, dy, code, partial_sums, sizes, positions, x.stride(), code.stride()),
+        *(range_size, ranges, columns, geometry.out_channels, Shape.of(geometry)),
         BLOCK_O=launch.rows,
         BLOCK_C=launch.columns,
         BLOCK_M=launch.summed,
@@ -153,13 +154,14 @@ def _weight_grad(
         INSIDE=_reads_inside(geometry),
         PRECISION=precision,
         ACC=accumulator,
-        INDEX=_index_type(max(sizes.positions + launch.summed, partial_sums.numel()), x, dy),
+        INDEX=_index_type(max(positions + launch.summed, partial_sums.numel()), x, dy),
         **launch.options,
     )
     second = config.sum_partials(arch, ranges, columns)
+    kernel_h, kernel_w = geometry.kernel
     sum_partials[(triton.cdiv(columns, second.columns),)](
-        *(partial_sums, dw, db, sizes, dw.stride() if needs[1] else weight.stride()),
-        *(ranges, dw.numel(), db.numel(), shape),
+        *(partial_sums, dw, db, sizes.inputs, kernel_h * kernel_w, kernel_w),
+        *(*(dw.stride() if needs[1] else weight.stride()), ranges, dw.numel(), db.numel()),
         BLOCK_R=second.rows,
         BLOCK=second.columns,
         ACC=accumulator,
@@ -175,22 +177,31 @@ def _input_grad(dy: Tensor, code: Tensor, weight: Tensor, geometry: Geometry, dx
     settings = geometry.settings
     cell_h, cell_w = (a * b for a, b in zip(settings.pool_stride, settings.stride, strict=True))
     cells = geometry.batch * triton.cdiv(geometry.height, cell_h) * triton.cdiv(geometry.width, cell_w)
-    sizes = Sizes.of(geometry, cells)
+    sizes = Sizes.of(geometry)
     parts = triton.cdiv(sizes.inputs * cell_h * cell_w, launch.columns)
     blocks = triton.cdiv(cells, launch.rows)
     input_grad[(geometry.settings.groups * parts * blocks,)](
-        *(dy, code, weight, dx, sizes, code.stride(), weight.stride(), dx.stride(), Shape.of(geometry)),
+        *(dy, code, weight, dx, sizes, cells, code.stride(), weight.stride(), dx.stride(), Shape.of(geometry)),
         BLOCK_M=launch.rows,
         BLOCK_C=launch.columns,
         BLOCK_O=launch.summed,
         PRECISION=precision,
         ACC=_accumulator(weight.dtype),
-        INDEX=_index_type(sizes.positions + launch.rows, dx, dy, weight),
+        INDEX=_index_type(cells + launch.rows, dx, dy, weight),
         **launch.options,
     )
 
 
 _TORCH_TYPE = {tl.float32: torch.float32, tl.float64: torch.float64}
+
+
+def _pooled_positions(g: Geometry) -> int:
+    return g.batch * g.pooled_height * g.pooled_width
+
+
+def _all_channels(g: Geometry) -> Sizes:
+    """Sizes for kernels that know no groups."""
+    return Sizes.of(g)._replace(outputs=g.out_channels)
 
 
 def _accumulator(dtype: torch.dtype) -> tl.dtype:

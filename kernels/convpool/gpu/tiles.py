@@ -15,9 +15,9 @@ from convpool.geometry import Geometry
 
 
 class Sizes(NamedTuple):
-    """What may change from call to call without a new kernel."""
+    """A layer's sizes but for the batch. What follows from the batch is handed over as plain numbers, for which Triton
+    can be told not to compile a kernel of their own: in a tuple a 1 or a multiple of 16 always gets one."""
 
-    positions: int  # what the grid (and the weight gradient's loop) walks
     height: int
     width: int
     conv_height: int
@@ -28,10 +28,9 @@ class Sizes(NamedTuple):
     outputs: int  # channels of y in one group
 
     @staticmethod
-    def of(g: Geometry, positions: int) -> "Sizes":
+    def of(g: Geometry) -> "Sizes":
         groups = g.settings.groups
         return Sizes(
-            positions,
             g.height,
             g.width,
             g.conv_height,

@@ -14,13 +14,14 @@ import triton.language as tl
 from convpool.gpu.tiles import as_index, is_finite, multiply, unflatten, unrolled, visible
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["positions", "range_size", "ranges"])
 def weight_grad(
     x_ptr,
     dy_ptr,
     code_ptr,
     partial_ptr,
     size,
+    positions,
     x_stride,
     y_stride,
     range_size,
@@ -62,7 +63,7 @@ def weight_grad(
     t = k // size.inputs
     x_columns = x_ptr + (group * size.inputs + k % size.inputs) * x_stride[1]
     first = part * range_size
-    last = tl.minimum(first + range_size, size.positions)
+    last = tl.minimum(first + range_size, positions)
     adds_bias = NEEDS_BIAS and block_c == 0
     sums, bias_sums = _sum_range(
         x_columns, dy_ptr, code_ptr, o, is_channel, t, first, last, adds_bias, size, x_stride, y_stride, shape,
@@ -159,6 +160,7 @@ def _sum_winners(
         column = j * shape.pool_stride[1] - shape.pool_padding[1] + code % shape.pool[1] * shape.pool_dilation[1]
         h = row * shape.stride[0] + tap_row
         w = column * shape.stride[1] + tap_column
+        # code as a block: Triton 3.9's interpreter takes no mask made of a block and a scalar
         is_column = (code + tl.zeros_like(t) < 255) & (t < shape.kernel[0] * shape.kernel[1])
         reads = is_column & visible(h, w, size.height, size.width, False)
         x = tl.load(x_columns + n * x_stride[0] + h * x_stride[2] + w * x_stride[3], mask=reads, other=0.0).to(ACC)
@@ -166,17 +168,24 @@ def _sum_winners(
     return sums
 
 
-@triton.jit
+_NUMBERS = ["inputs", "taps", "kernel_w", "stride_o", "stride_c", "stride_h", "stride_w", "ranges", "weights", "biases"]
+
+
+@triton.jit(do_not_specialize=_NUMBERS)  # a kernel a dtype serves all layers: it waits for memory, not for divisions
 def sum_partials(
     partial_ptr,
     dw_ptr,
     db_ptr,
-    size,
-    w_stride,
+    inputs,
+    taps,
+    kernel_w,
+    stride_o,
+    stride_c,
+    stride_h,
+    stride_w,
     ranges,
     weights,
     biases,
-    shape: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK: tl.constexpr,
     ACC: tl.constexpr,
@@ -187,8 +196,6 @@ def sum_partials(
 
     A program sums BLOCK columns, BLOCK_R rows at a time; the order depends on the shapes alone.
     """
-    TAPS: tl.constexpr = shape.kernel[0] * shape.kernel[1]
-    w_stride = as_index(w_stride, INDEX)
     column = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
     in_range = column < weights + biases
     total = tl.zeros((BLOCK,), ACC)
@@ -196,9 +203,9 @@ def sum_partials(
         row = start + tl.arange(0, BLOCK_R).to(INDEX)
         at = partial_ptr + row[:, None] * (weights + biases) + column[None, :]
         total += tl.sum(tl.load(at, mask=(row < ranges)[:, None] & in_range[None, :], other=0.0), 0)
-    c = column % size.inputs
-    t = column // size.inputs % TAPS
-    o = column // size.inputs // TAPS
-    at = o * w_stride[0] + c * w_stride[1] + t // shape.kernel[1] * w_stride[2] + t % shape.kernel[1] * w_stride[3]
+    c = column % inputs
+    t = column // inputs % taps
+    o = column // inputs // taps
+    at = o * stride_o + c * stride_c + t // kernel_w * stride_h + t % kernel_w * stride_w
     tl.store(dw_ptr + at, total.to(dw_ptr.dtype.element_ty), mask=column < weights)
     tl.store(db_ptr + column - weights, total.to(db_ptr.dtype.element_ty), mask=in_range & (column >= weights))

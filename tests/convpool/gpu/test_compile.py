@@ -5,16 +5,21 @@ import json
 import os
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
+
+from convpool.cases import CASES
+from convpool.gpu import backend
 
 triton = pytest.importorskip("triton")
 ROOT = Path(__file__).parents[3]
 TARGETS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942")
 
-pinned = pytest.mark.skipif(triton.__version__ != "3.8.0", reason="the table of resources is for Triton 3.8.0")
+pinned = pytest.mark.skipif(triton.__version__ != "3.8.0", reason="the table of costs is for Triton 3.8.0")
 
 
 def benchmark(name: str, tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -32,17 +37,16 @@ def fits(tmp_path: Path, *arguments: str) -> list[dict[str, object]]:
     return json.loads((tmp_path / "compile_gate.json").read_text())["rows"]
 
 
-@pinned
 def test_one_layer_fits_a_gpu(tmp_path) -> None:
-    found = fits(tmp_path, "--targets", "sm_90", "--layers", "lenet5-2", "--numbers", "float16")
+    found = fits(tmp_path, "--targets", "sm_90", "--layers", "lenet5-2", "--numbers", "float16", "float64")
     kernels = {row["kernel"]: row for row in found}
     assert set(kernels) == {"forward_dot", "weight_grad", "sum_partials", "input_grad", "pool", "expand"}
+    assert {row["layout"] for row in found} == {"nchw", "channels_last"}
     assert kernels["input_grad"]["matrix"]
     assert not kernels["sum_partials"]["matrix"]
     assert all(0 < row["occupancy"] <= 1 and 0 < row["registers"] < 256 for row in found)
 
 
-@pinned
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("target", "numbers"), [("sm_80", "tf32"), ("sm_90", "bfloat16"), ("sm_120", "tf32"), ("gfx942", "float16")]
@@ -51,7 +55,6 @@ def test_layers_of_mnist_fit(target, numbers, tmp_path) -> None:
     fits(tmp_path, "--targets", target, "--layers", "cnn-1", "cnn-2", "--numbers", numbers)
 
 
-@pinned
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("target", TARGETS)
 def test_everything_fits(target, tmp_path) -> None:
@@ -81,6 +84,32 @@ def gate(monkeypatch) -> ModuleType:
     return importlib.import_module("gpu_compile_gate")
 
 
+def test_no_promise_stands_without_a_row(gate, monkeypatch) -> None:
+    """Whatever plan `serves()` names for any case in any dtype is compiled for some layer, in both memory formats."""
+    monkeypatch.setattr(backend, "INTERPRETED", False)
+    rows = {
+        (gate.NUMBERS[row.numbers][0], row.layout, row.plan.plan)
+        for row in gate.promises(["sm_90"], gate.LAYERS, gate.NUMBERS)
+    }
+    promised = set()
+    for case, dtype, layout in product(CASES, backend.DTYPES, gate.LAYOUTS):
+        for geometry in (case.geometry, case.at_full_size().geometry):
+            plan = backend.BACKEND.serves(geometry, dtype, torch.device("cuda"))
+            promised.add((dtype, layout, plan.plan))
+    assert promised <= rows
+    assert {plan for _, _, plan in promised} == {"fused", "split"}
+
+
+def test_a_kernel_that_does_not_compile_is_a_fault(gate, monkeypatch, capsys) -> None:
+    def refuse(promise) -> None:
+        raise RuntimeError("PassManager::run failed")
+
+    monkeypatch.setattr(gate, "rows", refuse)
+    monkeypatch.setattr(sys, "argv", ["gate", "--targets", "sm_90", "--layers", "cnn-1", "--numbers", "tf32"])
+    assert gate.main() == 1
+    assert "layer='cnn-1', layout='nchw', numbers='tf32'" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -92,7 +121,8 @@ def gate(monkeypatch) -> ModuleType:
         ({"matrix": False, "kernel": "pool"}, None),
     ],
 )
-def test_the_gate_names_faults(change, words, gate) -> None:
+def test_the_gate_names_faults(change, words, gate, monkeypatch) -> None:
+    monkeypatch.setattr(gate.triton, "__version__", gate.TRITON)
     row = {"layer": "cnn-2", "target": "sm_86", "numbers": "float16", "kernel": "forward_dot"}
     row |= {"registers": 80, "spilled": 0, "shared": 4096, "matrix": True}
     found = gate.faults(row | change)

@@ -18,6 +18,8 @@ from convpool.protocol import Plan
 
 if not gpu_backend.INTERPRETED:
     pytest.skip("looks into Triton's interpreter, which this process does not run", allow_module_level=True)
+if missing := gpu_backend.BACKEND.unavailable():
+    pytest.skip(missing, allow_module_level=True)
 
 from triton.runtime import interpreter
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mnistfast.data.augment import _POINTS, AUGMENTATIONS, Augmentation, Draws, _bump_weights, augment
+from mnistfast.data.augment import _POINTS, AUGMENTATIONS, Augmentation, Draws, _bump_weights, augment, maps, warp
 
 EVERYTHING = Augmentation(rotation=20, shift=0.2, zoom=0.2, shear=0.2, elastic=1.5, flip=True)
 
@@ -45,7 +45,7 @@ def test_elastic_part_against_kornia(geometry):
     moved = np.zeros((8, 2, 20, 33))
     for axis in (0, 1):
         for image in range(8):
-            by_row, by_column = _bump_weights(20).double().numpy(), _bump_weights(33).double().numpy()
+            by_row, by_column = (_bump_weights(side, images.device).double().numpy() for side in (20, 33))
             for i in range(_POINTS):
                 for j in range(_POINTS):
                     bump = np.outer(by_row[:, i], by_column[:, j])
@@ -104,6 +104,15 @@ def test_key_alone_decides_and_slices_fit_together():
     pieces = [augment(images[rows], EVERYTHING, whole[rows]) for rows in (slice(0, 4), slice(4, 10))]
     torch.testing.assert_close(torch.cat(pieces), augment(images, EVERYTHING, whole), rtol=0, atol=1e-6)
     assert augment(images[:0], EVERYTHING, whole[slice(0, 0)]).shape == (0, 1, 28, 28)
+
+
+def test_maps_of_many_batches_are_those_of_each():
+    batches = [EVERYTHING.draw(count, [count]) for count in (3, 0, 5)]
+    made = maps(EVERYTHING, batches, (28, 28), torch.device("cpu"))
+    for draws, moves in zip(batches, made, strict=True):
+        images = noise(len(draws.amounts))
+        assert torch.equal(warp(images, EVERYTHING, moves), augment(images, EVERYTHING, draws))
+    assert len(made[2][slice(1, 3)].affine) == len(made[2][slice(1, 3)].bumps) == 2
 
 
 def test_normalising_before_or_after_is_one():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mnistfast.engine.devices import choose_device, environment, use_threads
+from mnistfast.engine.devices import choose_device, device_type, environment, fast_format, use_threads
 from mnistfast.errors import DeviceError, UsageError
 
 
@@ -12,6 +12,18 @@ def test_auto_and_cpu(monkeypatch):
     for there, kind in ((False, "cpu"), (True, "cuda")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
         assert choose_device("auto").type == kind
+
+
+def test_kinds_of_devices(monkeypatch):
+    assert [device_type(name) for name in ("cpu", "cuda", "cuda:1", "mps")] == ["cpu", "cuda", "cuda", "mps"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert device_type("auto") == "cuda"
+    assert choose_device("auto", local=0).type == "cuda"
+
+
+def test_weights_lie_as_the_kernels_want_them():
+    assert fast_format(torch.device("cpu")) == fast_format(torch.device("cuda:1")) == torch.channels_last
+    assert fast_format(torch.device("mps")) == torch.preserve_format
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")

@@ -63,3 +63,19 @@ def test_parameters_without_a_gradient_stay():
     Muon([kernel, bias], 0.1).step()
     assert torch.equal(kernel, before[0])
     assert not torch.equal(bias, before[1])
+
+
+def test_a_run_of_a_cpu_goes_on_elsewhere():
+    """The count of steps lies beside the fused kernel that reads it; a state of before it was said so loads too."""
+    weights = [torch.randn(4, 2, 3, 3, requires_grad=True), torch.randn(4, requires_grad=True)]
+    saved = Muon(weights, 0.1)
+    steps(saved, weights)
+    state = saved.state_dict()
+    for group in state["param_groups"]:
+        group.pop("fused", None)
+    elsewhere = [weight.detach().to("meta").requires_grad_() for weight in weights]
+    resumed = Muon(elsewhere, 0.1)
+    resumed.load_state_dict(state)
+    kept = [tensor for weight in elsewhere for tensor in resumed.state[weight].values()]
+    assert len(kept) == 4
+    assert {tensor.device.type for tensor in kept} == {"meta"}

@@ -17,9 +17,13 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from mnistfast import train
+from mnistfast.config import TrainConfig
 from mnistfast.data.sources import load
+from mnistfast.engine import run as run_module
 from mnistfast.engine.checkpoint import load_checkpoint, load_state
+from mnistfast.engine.run import Run
 from mnistfast.engine.trainer import Trainer
+from mnistfast.report.screen import Screen
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -62,6 +66,13 @@ def test_folder_is_complete(trained):
     assert info.temperature != 1.0
     assert info.metrics["val_accuracy"] == max(record["val_accuracy"] for record in outcome(trained)[1])
     assert model.arguments["dropout"] == 0.3
+
+
+@pytest.mark.parametrize("format", [torch.channels_last, torch.contiguous_format])
+def test_weights_lie_as_the_device_wants_them(tiny, monkeypatch, format):
+    monkeypatch.setattr(run_module, "fast_format", lambda device: format)
+    run = Run(TrainConfig(model="lenet5"), load(str(tiny)), torch.device("cpu"), Screen(quiet=True))
+    assert run.model.features[1].weight.is_contiguous(memory_format=format)
 
 
 def test_seed_alone_decides(options, tmp_path, uninterrupted):

@@ -1,11 +1,15 @@
 """The loop: it learns, counts every image once, continues bit for bit, and stops when the loss is no number."""
 
+from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import replace
 from itertools import chain, pairwise
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from mnistfast.config import TrainConfig
 from mnistfast.data.datasets import Split
@@ -13,8 +17,10 @@ from mnistfast.data.loader import DeviceData, epoch_order
 from mnistfast.data.sources import load
 from mnistfast.data.statistics import channel_stats
 from mnistfast.engine import trainer as trainer_module
+from mnistfast.engine.ahead import Replay
+from mnistfast.engine.plan import Plan
 from mnistfast.engine.schedules import learning_rate
-from mnistfast.engine.trainer import Plan, Trainer, make_optimizer, predict
+from mnistfast.engine.trainer import Trainer, make_optimizer, predict
 from mnistfast.errors import DivergedError
 from mnistfast.models.zoo import build
 
@@ -138,6 +144,22 @@ def test_continues_bit_for_bit(splits, optimizer, start, stop_after):
     assert second.best == whole.best
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "sgd", "muon"])
+def test_continues_on_weights_that_lie_otherwise(splits, optimizer):
+    """As a GPU's would beside a CPU's: what a step does depends on the numbers, not on their places."""
+    config = replace(CONFIG, optimizer=optimizer, dropout=0.0)
+    whole, other = new_trainer(splits, config), new_trainer(splits, config)
+    other.model.to(memory_format=torch.channels_last)
+    steps = whole.run()
+    for _ in range(4):
+        next(steps)
+    other.load_state_dict(deepcopy(whole.state_dict()))
+    next(steps)
+    next(other.run())
+    for name, weight in whole.model.state_dict().items():
+        torch.testing.assert_close(other.model.state_dict()[name], weight)
+
+
 def test_a_first_layer_from_patches_is_not_learnt(splits):
     trainer = new_trainer(splits, replace(CONFIG, start="patches"))
     first, second = trainer.model.features
@@ -240,3 +262,34 @@ def test_optimizers():
     assert not make_optimizer(replace(CONFIG, optimizer="sgd", momentum=0.0), weights).defaults["nesterov"]
     muon = make_optimizer(replace(CONFIG, optimizer="muon", momentum=0.8, betas=(0.7, 0.9)), weights)
     assert (muon.defaults["momentum"], muon.defaults["betas"]) == (0.8, (0.7, 0.9))
+
+
+class OnTheCpu(TorchDispatchMode):
+    """The names of the operators that take or make a tensor on the CPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, torch.Tensor)]
+        if any(tensor.device.type == "cpu" for tensor in tensors):
+            self.names.append(func.__name__)
+        return result
+
+
+@pytest.mark.parametrize("model", ["lenet5", "accurate"])
+def test_steps_neither_ask_the_device_nor_send_it_anything(tiny, monkeypatch, model):
+    """On "meta", whose tensors have no value to be asked for, with everything on that a step may have."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # which there is none of on "meta"
+    meta = torch.device("meta")
+    data = DeviceData(load(str(tiny)).train, meta, [0.1], [0.3])
+    config = replace(CONFIG, optimizer="muon", batch_size=8, augment="mild", ema=0.9, clip=1.0)
+    net = build(model, dropout=0.3, old_classes=[10]).to(meta)
+    steps = Trainer(net, data, None, config, 1, replay=Replay(data, 1)).run()
+    next(steps)  # draws for itself and the next ones
+    with OnTheCpu() as found:
+        for _ in range(20):
+            next(steps)
+    assert found.names == []

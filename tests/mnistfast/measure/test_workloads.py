@@ -22,6 +22,10 @@ def test_the_default_is_a_part_of_everything():
     assert {f"inference: cnn2, batch {batch}" for batch in (1, 64, 1024)} <= few
 
 
+def test_a_step_is_its_devices():
+    assert [Step("speedrun", torch.device(name)).config.batch_size for name in ("cpu", "cuda")] == [384, 256]
+
+
 def test_only_a_layer_on_images_needs_no_gradient_for_them():
     layers = [each for each in workloads.workloads(CPU) if isinstance(each, workloads.Layer)]
     assert {each.name for each in layers if not each.dx} == {"cnn-1", "lenet5-1", "fast-1", "cifar-1", "resnet-stem"}
