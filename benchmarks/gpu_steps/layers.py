@@ -49,16 +49,16 @@ def forms(inputs: Inputs, dx: bool, bench: Bench) -> dict[str, dict[str, Callabl
     x.requires_grad_(dx)
     wanted = [x, weight, bias] if dx else [weight, bias]
 
-    def calls(run: Callable[[Tensor, Tensor, Tensor], Tensor]) -> dict[str, Callable[[], Any]]:
+    def calls(layer: Callable[..., Tensor], *more: Any) -> dict[str, Callable[[], Any]]:
         def infer() -> list[Tensor]:
             with torch.no_grad():
-                return [run(x, weight, bias)]
+                return [layer(x, weight, bias, *more)]
 
-        return {"train": lambda: torch.autograd.grad(run(x, weight, bias), wanted, inputs.dy), "infer": infer}
+        return {"train": lambda: torch.autograd.grad(layer(x, weight, bias, *more), wanted, inputs.dy), "infer": infer}
 
-    found = {name: calls(lambda x, w, b, run=run: run(x, w, b, inputs.settings)) for name, run in PLAIN.items()}
+    found = {name: calls(layer, inputs.settings) for name, layer in PLAIN.items()}
     for name, plan in plans(bench).items():
-        found[name] = calls(lambda x, w, b, plan=plan: EagerConvReLUMaxPool2d.apply(x, w, b, inputs.geometry, plan))
+        found[name] = calls(EagerConvReLUMaxPool2d.apply, inputs.geometry, plan)
     return found
 
 

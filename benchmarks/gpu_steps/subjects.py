@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +24,8 @@ Row: TypeAlias = tuple[dict[str, Any], Callable[[], dict[str, Any]]]  # what it 
 Rows: TypeAlias = Iterator[Row]
 Each = TypeVar("Each")
 
-DTYPES: dict[str, torch.dtype] = {"tf32": torch.float32, "bf16": torch.bfloat16, "ieee": torch.float32}
+LAYOUTS: tuple[Layout, ...] = ("channels_last", "nchw")
+DTYPES: dict[Numbers, torch.dtype] = {"tf32": torch.float32, "bf16": torch.bfloat16, "ieee": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Bench:
         return "reference" if self.rehearses else "triton"
 
     def race(
-        self, calls: dict[str, timing.Call], *, replay: bool = True, times: int = 10, seconds: float = 0.06
+        self, calls: Mapping[str, timing.Call], *, replay: bool = True, times: int = 10, seconds: float = 0.06
     ) -> dict[str, dict[str, float]]:
         """Microseconds of a call by name, the candidates taking turns.
 
@@ -165,6 +166,7 @@ LAYERS: dict[str, tuple[int, int, int, int, int]] = {
     "vgg-2": (128, 112, 128, 3, 1),
 }
 BATCHES = (128, 1024)
+USUAL: tuple[Numbers, ...] = ("tf32", "bf16")  # what people train in
 _LARGE = 32  # the one batch of vgg-2
 
 
@@ -172,9 +174,9 @@ def layers(bench: Bench, *, large: bool = True) -> list[Layer]:
     """All layers: of each batch and kind of numbers one after the other, `large` ones in one size and format."""
     found = []
     for batch in BATCHES:
-        for numbers in ("tf32", "bf16"):
+        for numbers in USUAL:
             for name in LAYERS:
-                for layout in ("channels_last", "nchw"):
+                for layout in LAYOUTS:
                     if name != "vgg-2":
                         found.append(Layer(name, 2 if bench.rehearses else batch, numbers, layout))
                     elif large and batch == BATCHES[0] and layout == "channels_last" and not bench.rehearses:
