@@ -242,7 +242,7 @@ def _sweep(rows: list[Found]) -> str:
 
 
 def _counters(rows: list[Found]) -> str:
-    kernels = [kernel for row in rows for kernel in row.get("kernels", [])]
+    kernels = [{"batch": row["batch"], "numbers": row["numbers"], **k} for row in rows for k in row.get("kernels", [])]
     if not kernels:
         return "; ".join(str(row.get("missing", f"status {row.get('status')}")) for row in rows)
     head = [*kernels[0]]

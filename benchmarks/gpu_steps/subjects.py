@@ -132,8 +132,8 @@ class Layer:
     def key(self) -> dict[str, Any]:
         return {"layer": self.name, "batch": self.batch, "numbers": self.numbers, "layout": self.layout}
 
-    def inputs(self, device: str) -> Inputs:
-        """Tensors with the numbers that the layer's name and shapes stand for; on "meta" with none."""
+    def inputs(self, device: str, *, integers: bool = False) -> Inputs:
+        """Tensors with the numbers that the layer's name and shapes stand for, or small integers; on "meta" none."""
         case, dtype = self.case, DTYPES[self.numbers]
         form = torch.channels_last if self.layout == "channels_last" else torch.contiguous_format
 
@@ -141,6 +141,8 @@ class Layer:
             if device == "meta":
                 return torch.empty(shape, dtype=dtype, device=device)
             generator = torch.Generator(device).manual_seed(zlib.crc32(f"{self.name}{shape}".encode()))
+            if integers:
+                return torch.randint(-2, 3, shape, generator=generator, device=device).to(dtype)
             return (torch.randn(shape, generator=generator, device=device) * scale).to(dtype)
 
         x = draw(case.x_shape, 1.0).contiguous(memory_format=form)

@@ -51,7 +51,7 @@ class Pretended(Bench):
         return {name: {"us": 1.0, "low": 1.0, "high": 1.0, "n": 5} for name in calls}
 
 CompiledKernel.n_regs = CompiledKernel.n_spills = 0  # known once a kernel is loaded
-sweep._difference = layers._difference = lambda got, want: 0.0
+sweep._equal, layers._difference = lambda got, want: True, lambda got, want: 0.0
 bench, layer = Pretended("cpu"), Layer("lenet-2", 4, "tf32", "channels_last")
 sweep.swept = lambda _: [layer]
 with compiled_launches(TARGETS["sm_90"]):
