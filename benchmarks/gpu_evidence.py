@@ -41,7 +41,7 @@ def take(steps: Sequence[Step], options: argparse.Namespace) -> Path:
         "minutes": options.minutes,
         "rehearsal": options.rehearse,
         "data": bool(options.data),
-        "arguments": sys.argv[1:],
+        "workers": options.workers,
     }
     result = Result(out / "evidence.json", head)
     until = time.monotonic() + options.minutes * 60

@@ -25,7 +25,7 @@ def _measure(bench: Bench, form: Form, mode: str) -> dict[str, Any]:
     precise("tf32")
     began = time.perf_counter()
     how: dict[str, Any] = {"backend": "eager"} if bench.rehearses else {"mode": mode}
-    network = torch.compile(model("cnn2", form, bench.device), dynamic=False, **how)
+    network: Any = torch.compile(model("cnn2", form, bench.device), dynamic=False, **how)
     batch = 8 if bench.rehearses else 128
     step = WholeStep(network, bench.images, batch, bench.device, bf16=False, backend=bench.ours)
     step.body()

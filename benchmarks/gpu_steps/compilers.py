@@ -29,8 +29,8 @@ def compiling(steps: Sequence[Step], arch: int, workers: int, folder: Path, log:
     order = json.dumps({"arch": arch, "folder": str(folder), "rows": [step.rows for step in steps]})
     with ExitStack() as stack:
         for _ in range(workers):
-            environment = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-            stack.enter_context(started("benchmarks.gpu_steps.compilers", order, log, **environment))
+            worker = started(__spec__.name, order, log, CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1")
+            stack.enter_context(worker)
         yield
 
 

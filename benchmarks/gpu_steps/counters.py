@@ -5,16 +5,16 @@ from __future__ import annotations
 import csv
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
-from benchmarks.gpu_steps.subjects import Bench, Rows
+from benchmarks.gpu_steps.examined import command
+from benchmarks.gpu_steps.subjects import Bench, Numbers, Rows
 
-METRICS = {  # under our name
+METRICS = {  # by our name; ncu measures nothing at all if it does not know one
     "ns": "gpu__time_duration.sum",
     "sm_pct": "sm__throughput.avg.pct_of_peak_sustained_elapsed",
-    "tensor_pct": "sm__inst_executed_pipe_tensor.avg.pct_of_peak_sustained_active",
     "dram_read": "dram__bytes_read.sum",
     "dram_written": "dram__bytes_write.sum",
     "l2_bytes": "lts__t_bytes.sum",
@@ -29,28 +29,28 @@ METRICS = {  # under our name
     "blocks_by_shared": "launch__occupancy_limit_shared_mem",
     "stall_long": "smsp__average_warps_issue_stalled_long_scoreboard_per_issue_active.ratio",
     "stall_barrier": "smsp__average_warps_issue_stalled_barrier_per_issue_active.ratio",
-    "stall_short": "smsp__average_warps_issue_stalled_short_scoreboard_per_issue_active.ratio",
 }
 _OURS = "regex:forward_direct|forward_dot|weight_grad|sum_partials|input_grad|pool|expand"
 
 
+EXAMINED: tuple[tuple[int, Numbers], ...] = ((128, "tf32"), (1024, "tf32"), (128, "bf16"))
+
+
 def rows(bench: Bench) -> Rows:
-    examined = [sys.executable, "-m", "benchmarks.gpu_steps.examined", bench.device]
-    tool = [] if bench.rehearses else ["ncu", "--clock-control", "none", "--csv", "--page", "raw"]
-    if tool and not shutil.which("ncu"):
-        yield {"tool": "ncu"}, lambda: {"missing": "not installed"}
-        return
-    if tool:
-        tool += ["--metrics", ",".join(METRICS.values()), "-k", _OURS]
-    yield {"tool": "ncu"}, lambda: _launches(subprocess.run([*tool, *examined], capture_output=True, text=True))
+    for batch, numbers in EXAMINED[:1] if bench.rehearses else EXAMINED:
+        yield {"batch": batch, "numbers": numbers}, partial(_launches, bench, batch, numbers)
 
 
-def _launches(found: Any) -> dict[str, Any]:
-    return {
-        "status": found.returncode,
-        "errors": found.stderr[-600:],
-        "kernels": table(found.stdout.splitlines()),
-    }
+def _launches(bench: Bench, batch: int, numbers: Numbers) -> dict[str, Any]:
+    tool = ["ncu", "--clock-control", "none", "--csv", "--page", "raw", "-k", _OURS]
+    tool += ["--metrics", ",".join(METRICS.values())]
+    if bench.rehearses:
+        tool = []
+    elif not shutil.which("ncu"):
+        return {"missing": "not installed"}
+    found = subprocess.run([*tool, *command(bench, batch, numbers)], capture_output=True, text=True)
+    kernels = table(found.stdout.splitlines())
+    return {"status": found.returncode, "errors": found.stderr[-600:], "kernels": kernels}
 
 
 def table(lines: Iterable[str]) -> list[dict[str, Any]]:

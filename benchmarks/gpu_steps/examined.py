@@ -1,39 +1,37 @@
-"""A few launches of the fused plan in a process of its own, for a profiler or a sanitizer to look at.
+"""A few launches of either plan in a process of its own, for a profiler or a sanitizer to look at.
 
-python -m benchmarks.gpu_steps.examined DEVICE
+python -m benchmarks.gpu_steps.examined DEVICE BATCH NUMBERS
 """
 
 import sys
-from itertools import product
 
-from benchmarks.gpu_steps.subjects import BATCHES, Bench, Layer, Numbers, precise, usual_layout
+from benchmarks.gpu_steps.subjects import Bench, Layer, Numbers, precise, usual_layout
 
-EXAMINED: tuple[tuple[str, Numbers], ...] = (
-    ("cnn-2", "tf32"),
-    ("cnn-1", "tf32"),
-    ("fast-2", "tf32"),
-    ("cnn-2", "bf16"),
-)
+EXAMINED = ("cnn-2", "cnn-1", "fast-2", "fast-1")
 
 
-def main(device: str) -> None:
+def command(bench: Bench, batch: int, numbers: Numbers) -> list[str]:
+    """What to run, under whatever tool."""
+    return [sys.executable, "-m", "benchmarks.gpu_steps.examined", bench.device, str(batch), numbers]
+
+
+def main(device: str, batch: str, numbers: Numbers) -> None:
     """Each layer's forward and backward pass, once."""
-    bench = Bench(device)
-    if bench.rehearses:
+    if Bench(device).rehearses:
         print("nothing is launched in a rehearsal")
         return
+    import torch
+
     from benchmarks.gpu_steps.launches import launch_fused, launch_split
 
-    for batch, (name, numbers) in product(BATCHES, EXAMINED):
-        precise(numbers)
-        layer = Layer(name, batch, numbers, usual_layout(name))
+    precise(numbers)
+    for name in EXAMINED:
+        layer = Layer(name, int(batch), numbers, usual_layout(name))
         inputs = layer.inputs(device)
         launch_fused(inputs, (layer.dx, True, True))
         launch_split(inputs)
-    import torch
-
     torch.cuda.synchronize()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])  # type: ignore[arg-type]

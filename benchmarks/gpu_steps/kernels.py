@@ -52,7 +52,7 @@ def _vendor(bench: Bench, layer: Layer) -> dict[str, Any]:
         if not bench.rehearses:
             torch.cuda.synchronize()
     kernels = [
-        [each.key[:90], each.count / times, round(each.device_time_total / times, 2)]
+        [each.key[:90], round(each.count / times, 1), round(each.device_time_total / times, 2)]
         for each in seen.key_averages()
         if each.device_time_total or bench.rehearses
     ]

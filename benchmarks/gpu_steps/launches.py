@@ -28,10 +28,10 @@ def launch_fused(inputs: Inputs, needs: Needs) -> tuple[Any, ...]:
 
 
 def launch_split(inputs: Inputs) -> None:
-    """Launch the split plan's own two kernels on a conv output without values."""
+    """Launch the split plan's own two kernels on a conv output of zeros."""
     i, g = inputs, inputs.geometry
     shape = (g.batch, g.out_channels, g.conv_height, g.conv_width)
-    z = i.x.new_empty(shape).contiguous(memory_format=memory_format(i.x, i.weight, i.settings))
+    z = i.x.new_zeros(shape).contiguous(memory_format=memory_format(i.x, i.weight, i.settings))
     y = new_output(i.x, i.weight, g)
     code = new_code(y, True)
     launch.pool(z, i.bias, g, y, code)
@@ -100,11 +100,16 @@ def launched_as(kernel: str, change: Callable[[Launch], Launch]) -> Iterator[lis
         setattr(config, name, shipped)
 
 
-def pass_of(kernel: str, inputs: Inputs, code: Tensor) -> tuple[Any, ...]:
-    """Launch the kernel and those that it cannot be launched without; what they fill."""
+def pass_of(kernel: str, inputs: Inputs, code: Tensor | None) -> tuple[Any, ...]:
+    """Launch the kernel and those that it cannot be launched without; what they fill.
+
+    Args:
+        code: the winners, which the kernels of the backward pass read.
+    """
     i, g = inputs, inputs.geometry
     if kernel.startswith("forward"):
         return launch.forward(i.x, i.weight, i.bias, g, FUSED, True)
+    assert code is not None
     needs = (True, False, False) if kernel == "input_grad" else (False, True, True)
     found = launch.backward(i.dy, code, i.x, i.weight, g, FUSED, needs)
     return tuple(each for each, need in zip(found, needs, strict=True) if need)

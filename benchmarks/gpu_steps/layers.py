@@ -49,16 +49,16 @@ def forms(inputs: Inputs, dx: bool, bench: Bench) -> dict[str, dict[str, Callabl
     x.requires_grad_(dx)
     wanted = [x, weight, bias] if dx else [weight, bias]
 
-    def calls(run: Callable[[Tensor, Tensor, Tensor], Tensor]) -> dict[str, Callable[[], Any]]:
+    def calls(layer: Callable[..., Tensor], *more: Any) -> dict[str, Callable[[], Any]]:
         def infer() -> list[Tensor]:
             with torch.no_grad():
-                return [run(x, weight, bias)]
+                return [layer(x, weight, bias, *more)]
 
-        return {"train": lambda: torch.autograd.grad(run(x, weight, bias), wanted, inputs.dy), "infer": infer}
+        return {"train": lambda: torch.autograd.grad(layer(x, weight, bias, *more), wanted, inputs.dy), "infer": infer}
 
-    found = {name: calls(lambda x, w, b, run=run: run(x, w, b, inputs.settings)) for name, run in PLAIN.items()}
+    found = {name: calls(layer, inputs.settings) for name, layer in PLAIN.items()}
     for name, plan in plans(bench).items():
-        found[name] = calls(lambda x, w, b, plan=plan: EagerConvReLUMaxPool2d.apply(x, w, b, inputs.geometry, plan))
+        found[name] = calls(EagerConvReLUMaxPool2d.apply, inputs.geometry, plan)
     return found
 
 
@@ -86,8 +86,8 @@ def _measure(bench: Bench, layer: Layer) -> dict[str, Any]:
             row[name] = {"failed": f"{type(failure).__name__}: {str(failure)[:200]}"}
         if "failed" in row[name]:
             del calls[name]  # no time for what is wrong
-    for what in ("train", "infer"):
-        for name, time in bench.race({name: call[what] for name, call in calls.items()}).items():
+    for what, times in (("train", 8), ("infer", 20)):
+        for name, time in bench.race({name: call[what] for name, call in calls.items()}, times=times).items():
             row[name][what] = time
     if layer.batch in (_HOST_TIMED, 2) and layer.numbers == "tf32":
         for name, time in bench.race({name: call["train"] for name, call in calls.items()}, replay=False).items():

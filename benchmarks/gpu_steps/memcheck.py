@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
-import sys
 from functools import partial
 from typing import Any
 
+from benchmarks.gpu_steps.examined import command
 from benchmarks.gpu_steps.subjects import Bench, Rows
 
 TOOLS = ("memcheck", "initcheck", "racecheck")
@@ -21,14 +22,9 @@ def rows(bench: Bench) -> Rows:
 def _examine(bench: Bench, tool: str) -> dict[str, Any]:
     if not bench.rehearses and not shutil.which("compute-sanitizer"):
         return {"missing": "not installed"}
-    command = [] if bench.rehearses else ["compute-sanitizer", "--tool", tool, "--error-exitcode", "7"]
-    command += [sys.executable, "-m", "benchmarks.gpu_steps.examined", bench.device]
+    checker = [] if bench.rehearses else ["compute-sanitizer", "--tool", tool, "--error-exitcode", "7"]
     # torch's own allocator hands out parts of one allocation, whose ends memcheck cannot see.
-    found = subprocess.run(command, capture_output=True, text=True, env=_without_caching())
+    environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    examined = command(bench, 128, "tf32")
+    found = subprocess.run([*checker, *examined], capture_output=True, text=True, env=environment)
     return {"ok": found.returncode == 0, "status": found.returncode, "tail": (found.stdout + found.stderr)[-600:]}
-
-
-def _without_caching() -> dict[str, str]:
-    import os
-
-    return os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}

@@ -1,4 +1,4 @@
-"""Does the backend compute what torch computes in float64: a representative few of the table of cases, later all others.
+"""Does the backend compute what torch computes in float64: a representative few of the cases, later all.
 
 The fused plan's sums are exact on integers in float32 and float64. The vendor's convolutions of the split plan may be
 fast transforms, and half types cannot hold every sum, so these are held to the bound of rounding.
@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 
-from benchmarks.gpu_steps.subjects import Bench, Rows, precise
+from benchmarks.gpu_steps.subjects import LAYOUTS, Bench, Rows, precise
 from convpool import parity, planning
 from convpool.cases import CASES, Case, by_name
 from convpool.layout import memory_format
@@ -28,15 +28,17 @@ LESS_COMMON = ("float16", "float64")
 _FEW = 9  # of the representative cases, in the numbers that are less common
 # On integers TF32 is exact too: its products are, and they are summed in float32.
 NUMBERS = ("tf32", *DTYPES)
-Check = tuple[Case, str, str, str]  # case, layout, plan, numbers
+Which: TypeAlias = Literal["fused", "split"]  # plan
+Check: TypeAlias = tuple[Case, parity.Layout, Which, str]  # the last are the numbers
 
 
 def _checks(cases: Sequence[Case]) -> Iterator[Check]:
     """In order of value: the fused plan first, in float32 first."""
-    for plan in ("fused", "split"):
+    plans: tuple[Which, ...] = ("fused", "split")
+    for plan in plans:
         for numbers in NUMBERS if plan == "fused" else DTYPES:
             for case in cases[:_FEW] if numbers in LESS_COMMON else cases:
-                for layout in ("nchw", "channels_last"):
+                for layout in LAYOUTS:
                     yield case, layout, plan, numbers
 
 
@@ -75,7 +77,7 @@ def more_ahead() -> Iterator[Callable[[], object]]:
 def _ahead(checks: list[Check]) -> Iterator[Callable[[], object]]:
     from benchmarks.gpu_steps.launches import launch_fused, launch_split
 
-    def both(case: Case, layout: parity.Layout, plan: str, numbers: str) -> None:
+    def both(case: Case, layout: parity.Layout, plan: Which, numbers: str) -> None:
         precise("tf32" if numbers == "tf32" else "ieee")
         inputs = parity.make_inputs(case, _dtype(numbers), layout, device="meta")
         if plan == "split":
@@ -91,7 +93,7 @@ def _dtype(numbers: str) -> torch.dtype:
     return getattr(torch, numbers.replace("tf32", "float32"))
 
 
-def _check(bench: Bench, case: Case, layout: parity.Layout, plan: str, numbers: str) -> dict[str, Any]:
+def _check(bench: Bench, case: Case, layout: parity.Layout, plan: Which, numbers: str) -> dict[str, Any]:
     precise("tf32" if numbers == "tf32" else "ieee")
     dtype, exact = _dtype(numbers), plan == "fused" and numbers in ("tf32", "float32", "float64")
     row: dict[str, Any] = {"ok": True}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +24,8 @@ Row: TypeAlias = tuple[dict[str, Any], Callable[[], dict[str, Any]]]  # what it 
 Rows: TypeAlias = Iterator[Row]
 Each = TypeVar("Each")
 
-DTYPES: dict[str, torch.dtype] = {"tf32": torch.float32, "bf16": torch.bfloat16, "ieee": torch.float32}
+LAYOUTS: tuple[Layout, ...] = ("channels_last", "nchw")
+DTYPES: dict[Numbers, torch.dtype] = {"tf32": torch.float32, "bf16": torch.bfloat16, "ieee": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Bench:
         return "reference" if self.rehearses else "triton"
 
     def race(
-        self, calls: dict[str, timing.Call], *, replay: bool = True, times: int = 10, seconds: float = 0.06
+        self, calls: Mapping[str, timing.Call], *, replay: bool = True, times: int = 10, seconds: float = 0.06
     ) -> dict[str, dict[str, float]]:
         """Microseconds of a call by name, the candidates taking turns.
 
@@ -119,15 +120,8 @@ class Layer:
     @property
     def case(self) -> Case:
         channels, size, outputs, kernel, padding = LAYERS[self.name]
-        return Case(
-            self.name,
-            self.batch,
-            channels,
-            (size, size),
-            outputs,
-            (kernel, kernel),
-            {"padding": padding} if padding else {},
-        )
+        options = {"padding": padding} if padding else {}
+        return Case(self.name, self.batch, channels, (size, size), outputs, (kernel, kernel), options)
 
     @property
     def dx(self) -> bool:
@@ -138,8 +132,8 @@ class Layer:
     def key(self) -> dict[str, Any]:
         return {"layer": self.name, "batch": self.batch, "numbers": self.numbers, "layout": self.layout}
 
-    def inputs(self, device: str) -> Inputs:
-        """Tensors with the numbers that the layer's name and shapes stand for; on "meta" with none."""
+    def inputs(self, device: str, *, integers: bool = False) -> Inputs:
+        """Tensors with the numbers that the layer's name and shapes stand for, or small integers; on "meta" none."""
         case, dtype = self.case, DTYPES[self.numbers]
         form = torch.channels_last if self.layout == "channels_last" else torch.contiguous_format
 
@@ -147,6 +141,8 @@ class Layer:
             if device == "meta":
                 return torch.empty(shape, dtype=dtype, device=device)
             generator = torch.Generator(device).manual_seed(zlib.crc32(f"{self.name}{shape}".encode()))
+            if integers:
+                return torch.randint(-2, 3, shape, generator=generator, device=device).to(dtype)
             return (torch.randn(shape, generator=generator, device=device) * scale).to(dtype)
 
         x = draw(case.x_shape, 1.0).contiguous(memory_format=form)
@@ -172,6 +168,7 @@ LAYERS: dict[str, tuple[int, int, int, int, int]] = {
     "vgg-2": (128, 112, 128, 3, 1),
 }
 BATCHES = (128, 1024)
+USUAL: tuple[Numbers, ...] = ("tf32", "bf16")  # what people train in
 _LARGE = 32  # the one batch of vgg-2
 
 
@@ -179,9 +176,9 @@ def layers(bench: Bench, *, large: bool = True) -> list[Layer]:
     """All layers: of each batch and kind of numbers one after the other, `large` ones in one size and format."""
     found = []
     for batch in BATCHES:
-        for numbers in ("tf32", "bf16"):
+        for numbers in USUAL:
             for name in LAYERS:
-                for layout in ("channels_last", "nchw"):
+                for layout in LAYOUTS:
                     if name != "vgg-2":
                         found.append(Layer(name, 2 if bench.rehearses else batch, numbers, layout))
                     elif large and batch == BATCHES[0] and layout == "channels_last" and not bench.rehearses:
@@ -239,9 +236,8 @@ class Images:
         from mnistfast.data.idx import read_idx
         from mnistfast.data.published import ROLES
 
-        read = {
-            role: read_idx(file, expect=idx_set.kind(role)) for role, file in idx_set.complete(folder, ROLES).items()
-        }
+        files = idx_set.complete(folder, ROLES)
+        read = {role: read_idx(file, expect=idx_set.kind(role)) for role, file in files.items()}
         train, test = (
             Split(read[f"{part}-images"][:, None].copy(), read[f"{part}-labels"].astype(np.int64))
             for part in ("train", "test")

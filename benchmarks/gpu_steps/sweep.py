@@ -1,13 +1,14 @@
 """Each kernel launched otherwise than shipped: what it takes, how long, and whether it still computes the same.
 
-A candidate and the shipped launch take turns, so that their ratio holds whatever the clock does. In a rehearsal the
+A candidate must fill every tensor with the same bits as the shipped launch, on small integers, whose sums are exact in
+any order. Both take turns when they are timed, so that their ratio holds whatever the clock does. In a rehearsal the
 candidates are compiled for sm_90 and not run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import cache, partial
 from itertools import product
 from typing import Any, TypeAlias
@@ -19,12 +20,11 @@ from benchmarks.gpu_steps.candidates import changes, pairs, singles
 from benchmarks.gpu_steps.subjects import BATCHES, Bench, Layer, Rows, precise, usual_layout
 from convpool.gpu.config import Launch
 from convpool.gpu.offline import TARGETS, compiled_launches, resources
+from convpool.parity import Inputs
 
 # The layers whose launches count most, then those in the other format.
 SWEPT = ("cnn-2", "cnn-1", "fast-2", "fast-1", "lenet-2", "accurate-3", "speed-2", "lenet-1")
 OTHER_FORMAT = ("cnn-2", "fast-2", "cnn-1", "fast-1")
-# Sums in another order differ by rounding; nearly equal values that swap ranks do not show in what one kernel fills.
-LIMITS = {"tf32": 2e-3, "bf16": 1e-2, "ieee": 1e-4}
 Around: TypeAlias = Callable[[str, Launch, int], list[Launch]]
 _TARGET = TARGETS["sm_90"]
 
@@ -59,7 +59,7 @@ def candidates(layer: Layer, around: Around) -> Iterator[tuple[str, Launch, Laun
 
 def rows(bench: Bench) -> Rows:
     for around, layer in product((singles, pairs), swept(bench)):
-        compared = cache(partial(_shipped, layer, bench.device))  # once a kernel
+        compared = cache(partial(_Shipped.of, layer, bench.device))  # once a kernel
         if bench.rehearses:
             with compiled_launches(_TARGET):
                 found = bench.some([*candidates(layer, around)])
@@ -85,48 +85,60 @@ def _launched(layer: Layer, kernel: str, launch: Launch) -> launches.Recorded:
     precise(layer.numbers)
     inputs = layer.inputs("meta")
     with launches.recorded(dry=True):
-        _, code, *_ = launches.launch_fused(inputs, (layer.dx, True, True))
+        _, code = launches.pass_of("forward", inputs, None)
     with launches.recorded() as seen, launches.launched_as(kernel, lambda _: launch):
         launches.pass_of(kernel, inputs, code)
-    return next(each for each in reversed(seen) if each.name == kernel)
+    return _last(kernel, seen)
 
 
 def _compiled(layer: Layer, kernel: str, launch: Launch) -> dict[str, Any]:
-    with compiled_launches(_TARGET):
-        _launched(layer, kernel, launch)
     with compiled_launches(_TARGET) as compiled:
         _launched(layer, kernel, launch)
-        return asdict(resources(next(each for each in reversed(compiled) if each.name == kernel).kernel))
+    return asdict(resources(next(each for each in reversed(compiled) if each.name == kernel).kernel))
 
 
-def _shipped(layer: Layer, device: str, kernel: str) -> tuple[Any, ...]:
-    """Inputs, what the shipped kernels fill, and the shipped launch of this kernel."""
-    inputs = layer.inputs(device)
-    _, code, *_ = launches.launch_fused(inputs, (False, False, False))
-    with launches.recorded() as seen:
-        filled = launches.pass_of(kernel, inputs, code)
-    return inputs, code, filled, next(each for each in reversed(seen) if each.name == kernel)
+@dataclass(frozen=True)
+class _Shipped:
+    """What a candidate is held against: the shipped launch of the kernel, what it reads, and what it fills."""
+
+    inputs: Inputs
+    code: torch.Tensor
+    launch: launches.Recorded
+    exact: tuple[Inputs, torch.Tensor, tuple[torch.Tensor, ...]]  # integers, their winners, what comes of them
+
+    @classmethod
+    def of(cls, layer: Layer, device: str, kernel: str) -> _Shipped:
+        integers, inputs = (layer.inputs(device, integers=integers) for integers in (True, False))
+        _, exact_code = launches.pass_of("forward", integers, None)
+        exact = integers, exact_code, launches.pass_of(kernel, integers, exact_code)
+        _, code = launches.pass_of("forward", inputs, None)
+        with launches.recorded() as seen:
+            launches.pass_of(kernel, inputs, code)
+        return cls(inputs, code, _last(kernel, seen), exact)
 
 
 def _measured(
-    bench: Bench, layer: Layer, kernel: str, launch: Launch, compared: Callable[[str], tuple[Any, ...]]
+    bench: Bench, layer: Layer, kernel: str, launch: Launch, shipped_of: Callable[[str], _Shipped]
 ) -> dict[str, Any]:
     precise(layer.numbers)
-    inputs, code, want, shipped = compared(kernel)
-    with launches.recorded() as seen, launches.launched_as(kernel, lambda _: launch):
-        got = launches.pass_of(kernel, inputs, code)
-    candidate = next(each for each in reversed(seen) if each.name == kernel)
-    error = max(_difference(a, b) for a, b in zip(got, want, strict=True))
-    row = {"error": round(error, 7), **candidate.facts()}
-    if not error <= LIMITS[layer.numbers]:
+    shipped = shipped_of(kernel)
+    integers, exact_code, want = shipped.exact
+    with launches.launched_as(kernel, lambda _: launch):
+        with launches.recorded() as seen:
+            launches.pass_of(kernel, shipped.inputs, shipped.code)
+        got = launches.pass_of(kernel, integers, exact_code)  # into memory that has just held other numbers
+    candidate = _last(kernel, seen)
+    row = candidate.facts()
+    if not all(map(_equal, got, want)):
         return row | {"failed": "wrong result"}
-    times = bench.race({"shipped": shipped.again, "candidate": candidate.again}, times=20, seconds=0.01)
+    times = bench.race({"shipped": shipped.launch.again, "candidate": candidate.again}, times=20, seconds=0.01)
     ratio = times["candidate"]["us"] / times["shipped"]["us"]
     return row | times["candidate"] | {"shipped_us": times["shipped"]["us"], "ratio": round(ratio, 4)}
 
 
-def _difference(got: torch.Tensor, want: torch.Tensor) -> float:
-    """Of values, as a share of their norm; of winners, as a share of their number."""
-    if got.dtype == torch.uint8:
-        return float((got != want).float().mean())
-    return float((got.float() - want.float()).norm() / want.float().norm().clamp_min(1e-30))
+def _equal(got: torch.Tensor, want: torch.Tensor) -> bool:
+    return torch.equal(got, want)
+
+
+def _last(kernel: str, seen: list[launches.Recorded]) -> launches.Recorded:
+    return next(each for each in reversed(seen) if each.name == kernel)
