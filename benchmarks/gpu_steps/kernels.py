@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu_steps.layers import forms
-from benchmarks.gpu_steps.subjects import BATCHES, LAYERS, Bench, Layer, Rows, precise, usual_layout
+from benchmarks.gpu_steps.subjects import BATCHES, LARGE, LAYERS, Bench, Layer, Rows, precise, usual_layout
 
 
 def rows(bench: Bench) -> Rows:
@@ -18,7 +18,7 @@ def rows(bench: Bench) -> Rows:
         for batch in batches
         for numbers in ("tf32", "bf16")
         for name in LAYERS
-        if name != "vgg-2"
+        if name not in LARGE
     ]
     for layer in bench.some(subjects):
         if not bench.rehearses:

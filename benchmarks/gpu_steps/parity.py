@@ -1,7 +1,7 @@
 """Does the backend compute what torch computes in float64: a representative few of the cases, later all.
 
-The fused plan's sums are exact on integers in float32 and float64. The vendor's convolutions of the split plan may be
-fast transforms, and half types cannot hold every sum, so these are held to the bound of rounding.
+The fused plan's sums are exact on integers in float32. The vendor's convolutions of the split plan may be fast
+transforms, and half types cannot hold every sum, so these are held to the bound of rounding.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ def _checks(cases: Sequence[Case]) -> Iterator[Check]:
     plans: tuple[Which, ...] = ("fused", "split")
     for plan in plans:
         for numbers in NUMBERS if plan == "fused" else DTYPES:
+            if (plan, numbers) == ("fused", "float64"):
+                continue  # not promised: the vendor makes its products
             for case in cases[:_FEW] if numbers in LESS_COMMON else cases:
                 for layout in LAYOUTS:
                     yield case, layout, plan, numbers
@@ -95,7 +97,7 @@ def _dtype(numbers: str) -> torch.dtype:
 
 def _check(bench: Bench, case: Case, layout: parity.Layout, plan: Which, numbers: str) -> dict[str, Any]:
     precise("tf32" if numbers == "tf32" else "ieee")
-    dtype, exact = _dtype(numbers), plan == "fused" and numbers in ("tf32", "float32", "float64")
+    dtype, exact = _dtype(numbers), plan == "fused" and numbers in ("tf32", "float32")
     row: dict[str, Any] = {"ok": True}
     for data in ("integers",) if numbers == "tf32" else ("integers", "random"):
         integers = data == "integers"

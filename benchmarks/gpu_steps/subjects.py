@@ -153,7 +153,7 @@ class Layer:
 
 
 # In order of value: channels in, size, channels out, kernel, padding. The layers of cnn2, fast and lenet5, those of
-# speedrun and accurate that pool, and one of a network for photographs.
+# speedrun and accurate that pool, and three of a network for photographs.
 LAYERS: dict[str, tuple[int, int, int, int, int]] = {
     "cnn-2": (32, 13, 64, 3, 0),
     "cnn-1": (1, 28, 32, 3, 0),
@@ -166,10 +166,13 @@ LAYERS: dict[str, tuple[int, int, int, int, int]] = {
     "accurate-3": (64, 14, 64, 3, 1),
     "accurate-4": (64, 7, 128, 3, 1),
     "vgg-2": (128, 112, 128, 3, 1),
+    "vgg-1": (64, 224, 64, 3, 1),
+    "vgg-3": (256, 56, 256, 3, 1),
 }
+LARGE = ("vgg-2", "vgg-1", "vgg-3")  # measured in one size and format
 BATCHES = (128, 1024)
 USUAL: tuple[Numbers, ...] = ("tf32", "bf16")  # what people train in
-_LARGE = 32  # the one batch of vgg-2
+LARGE_BATCH = 32
 
 
 def layers(bench: Bench, *, large: bool = True) -> list[Layer]:
@@ -179,10 +182,10 @@ def layers(bench: Bench, *, large: bool = True) -> list[Layer]:
         for numbers in USUAL:
             for name in LAYERS:
                 for layout in LAYOUTS:
-                    if name != "vgg-2":
+                    if name not in LARGE:
                         found.append(Layer(name, 2 if bench.rehearses else batch, numbers, layout))
                     elif large and batch == BATCHES[0] and layout == "channels_last" and not bench.rehearses:
-                        found.append(Layer(name, _LARGE, numbers, layout))
+                        found.append(Layer(name, LARGE_BATCH, numbers, layout))
     return found
 
 

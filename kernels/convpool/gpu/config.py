@@ -106,12 +106,14 @@ def weight_grad(g: Geometry, precision: str, itemsize: int, arch: Architecture, 
         return Launch(rows, _block(g.reduction, 512), _block(positions, 1024), ranges=2)
     on_unit = _on_matrix_unit(precision, itemsize)
     rows = 1 if outputs == 1 else _block(outputs, 64 if on_unit else 32)
-    columns, warps = 32, 4
-    if on_unit and g.window <= 4:  # a larger window's positions, fewer at once, would spill in either form
-        columns, warps = (64, 4) if itemsize == 2 and rows == 64 else (32, 2)
+    columns, summed, warps = 32, 16, 4
+    if on_unit and g.window <= 4:  # larger windows, fewer of whose positions are taken at once, would spill
+        if rows < 64:
+            summed, warps = 32, 2
+        elif itemsize == 2:
+            columns, summed = 64, 32
     columns = _block(g.reduction, columns)
     blocks = g.settings.groups * -(-outputs // rows) * (-(-g.reduction // columns) if needs_weight else 1)
-    summed = 32 if on_unit else 16
     ranges = max(1, min(_BLOCKS_WANTED // blocks, -(-positions // summed)))
     return Launch(rows, columns, summed, warps, ranges=ranges, registers=arch.registers)
 
