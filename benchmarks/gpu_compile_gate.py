@@ -32,7 +32,14 @@ from convpool.parity import make_inputs
 from convpool.protocol import Plan
 
 TRITON = "3.8.0"  # whose registers and spills the kept table shows
-EXCEPTIONS: dict[tuple[str, str, str, str], str] = {}  # (layer, numbers, target, kernel): why it may spill; at most 3
+EXCEPTIONS: dict[tuple[str, str, str, str], str] = {  # (layer, numbers, target, kernel): why it may spill; at most 3
+    (
+        "cnn-2",
+        "bfloat16",
+        "sm_90",
+        "weight_grad",
+    ): "8 bytes in NCHW; the block of 64 columns takes 0.6 of an H200's time",
+}
 LAYERS = {  # one of each kind, in the memory format it is met in
     "cnn-1": "nchw",
     "cnn-2": "channels_last",

@@ -104,12 +104,16 @@ def weight_grad(g: Geometry, precision: str, itemsize: int, arch: Architecture, 
     if arch.interpreted:
         rows = 1 if outputs == 1 else _block(outputs, 256)
         return Launch(rows, _block(g.reduction, 512), _block(positions, 1024), ranges=2)
-    rows = 1 if outputs == 1 else _block(outputs, 64 if _on_matrix_unit(precision, itemsize) else 32)
-    columns = _block(g.reduction, 32)
+    on_unit = _on_matrix_unit(precision, itemsize)
+    rows = 1 if outputs == 1 else _block(outputs, 64 if on_unit else 32)
+    columns, warps = 32, 4
+    if on_unit and g.window <= 4:  # a larger window's positions, fewer at once, would spill in either form
+        columns, warps = (64, 4) if itemsize == 2 and rows == 64 else (32, 2)
+    columns = _block(g.reduction, columns)
     blocks = g.settings.groups * -(-outputs // rows) * (-(-g.reduction // columns) if needs_weight else 1)
-    summed = 32 if _on_matrix_unit(precision, itemsize) else 16
+    summed = 32 if on_unit else 16
     ranges = max(1, min(_BLOCKS_WANTED // blocks, -(-positions // summed)))
-    return Launch(rows, columns, summed, ranges=ranges, registers=arch.registers)
+    return Launch(rows, columns, summed, warps, ranges=ranges, registers=arch.registers)
 
 
 def sum_partials(arch: Architecture, ranges: int, columns: int) -> Launch:
@@ -130,7 +134,8 @@ def input_grad(g: Geometry, precision: str, itemsize: int, arch: Architecture) -
         return Launch(_block(cells, 1024), _block(columns, 512), 1 if outputs == 1 else _block(outputs, 128))
     rows, summed = (64, 32) if _on_matrix_unit(precision, itemsize) else (32, 16)
     summed = 1 if outputs == 1 else _block(outputs, summed)
-    return Launch(rows, _block(columns, 32), summed, registers=arch.registers)
+    most = 64 if rows == 64 and itemsize == 2 and columns % 64 == 0 else 32
+    return Launch(rows, _block(columns, most), summed, registers=arch.registers)
 
 
 def pointwise(arch: Architecture, count: int) -> Launch:

@@ -4,7 +4,7 @@
 import triton
 import triton.language as tl
 
-from convpool.gpu.tiles import as_index, better, unflatten, visible
+from convpool.gpu.tiles import as_index, at_once, better, unflatten, visible
 
 
 @triton.jit
@@ -41,15 +41,19 @@ def pool(
     z_base = z_ptr + n * z_stride[0] + o * z_stride[1]
     best = tl.full((BLOCK,), float("-inf"), ACC)
     winner = tl.zeros((BLOCK,), tl.int32)
-    for p in tl.static_range(shape.pool[0] * shape.pool[1]):
-        row = i * shape.pool_stride[0] - shape.pool_padding[0] + p // shape.pool[1] * shape.pool_dilation[0]
-        column = j * shape.pool_stride[1] - shape.pool_padding[1] + p % shape.pool[1] * shape.pool_dilation[1]
-        exists = in_range & visible(row, column, size.conv_height, size.conv_width, False)
-        z = tl.load(z_base + row * z_stride[2] + column * z_stride[3], mask=exists, other=0.0).to(ACC) + bias
-        z = tl.where(exists, z, float("-inf"))
-        wins = better(z, best)
-        best = tl.where(wins, z, best)
-        winner = tl.where(wins, p, winner)
+    WINDOW: tl.constexpr = shape.pool[0] * shape.pool[1]
+    STEP: tl.constexpr = at_once(WINDOW, 16)
+    for start in range(0, WINDOW, STEP):
+        for step in tl.static_range(STEP):
+            p = start + step
+            row = i * shape.pool_stride[0] - shape.pool_padding[0] + p // shape.pool[1] * shape.pool_dilation[0]
+            column = j * shape.pool_stride[1] - shape.pool_padding[1] + p % shape.pool[1] * shape.pool_dilation[1]
+            exists = in_range & visible(row, column, size.conv_height, size.conv_width, False)
+            z = tl.load(z_base + row * z_stride[2] + column * z_stride[3], mask=exists, other=0.0).to(ACC) + bias
+            z = tl.where(exists, z, float("-inf"))
+            wins = better(z, best)
+            best = tl.where(wins, z, best)
+            winner = tl.where(wins, p, winner)
     dead = best <= 0
     at = n * y_stride[0] + o * y_stride[1] + i * y_stride[2] + j * y_stride[3]
     tl.store(y_ptr + at, tl.where(dead, 0.0, best).to(y_ptr.dtype.element_ty), mask=in_range)
@@ -106,12 +110,13 @@ def _conv_gradient(dy_ptr, code_ptr, base, row, column, mask, size, y_stride, sh
     """
     ROWS: tl.constexpr = ((shape.pool[0] - 1) * shape.pool_dilation[0]) // shape.pool_stride[0] + 1
     COLUMNS: tl.constexpr = ((shape.pool[1] - 1) * shape.pool_dilation[1]) // shape.pool_stride[1] + 1
+    STEP: tl.constexpr = at_once(ROWS * COLUMNS, 16)
     dz = tl.zeros(row.shape, ACC)
-    for back_i in tl.static_range(ROWS):
-        i = (row + shape.pool_padding[0]) // shape.pool_stride[0] - back_i
-        a, in_row = _window_offset(row, i, size.pooled_height, shape, 0)
-        for back_j in tl.static_range(COLUMNS):
-            j = (column + shape.pool_padding[1]) // shape.pool_stride[1] - back_j
+    for start in range(0, ROWS * COLUMNS, STEP):
+        for step in tl.static_range(STEP):
+            i = (row + shape.pool_padding[0]) // shape.pool_stride[0] - (start + step) // COLUMNS
+            a, in_row = _window_offset(row, i, size.pooled_height, shape, 0)
+            j = (column + shape.pool_padding[1]) // shape.pool_stride[1] - (start + step) % COLUMNS
             b, in_column = _window_offset(column, j, size.pooled_width, shape, 1)
             seen = mask & in_row & in_column
             offset = base + i * y_stride[2] + j * y_stride[3]

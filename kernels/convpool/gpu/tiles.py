@@ -70,11 +70,17 @@ class Shape(NamedTuple):
 
 
 @triton.constexpr_function
+def at_once(count: int, most: int = 4) -> int:
+    """How many of `count` turns a loop does at once: a divisor of it, at most `most`. All of a window's 255 positions
+    unrolled would take minutes to compile."""
+    return max(n for n in range(1, most + 1) if count % n == 0)
+
+
+@triton.constexpr_function
 def unrolled(shape: Shape) -> int:
-    """How many positions of a pool window a loop over them handles at once: a divisor of their number, at most 4."""
-    shape = Shape(*shape)  # Triton before 3.7 hands over a plain tuple
-    positions = shape.pool[0] * shape.pool[1]
-    return max(n for n in (1, 2, 3, 4) if positions % n == 0)
+    """How many positions of a pool window a gradient's loop over them handles at once."""
+    rows, columns = Shape(*shape).pool  # Triton before 3.7 hands over a plain tuple
+    return at_once(rows * columns)
 
 
 @triton.jit
