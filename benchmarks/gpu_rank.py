@@ -3,13 +3,15 @@
     PYTHONPATH=kernels:. python -m benchmarks.gpu_rank RESULT.json [--top 8]
 
 For each kernel and kind of numbers: the geometric mean, over all layers swept, of a change's time over the shipped
-launch's; the best launch of each layer; and what one change for all layers would lose against these.
+launch's (1 where the shipped launch has that value already); the best launch of each layer; and what one change for
+all layers would lose against these.
 """
 
 import argparse
 import json
 import math
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -20,52 +22,69 @@ Subject: TypeAlias = str  # a layer in one size and format
 
 @dataclass
 class Ranking:
-    """One kernel in one kind of numbers: by change and layer, the time over the shipped launch's."""
+    """One kernel in one kind of numbers.
 
-    ratios: dict[Change, dict[Subject, float]] = field(default_factory=dict)
-    failed: dict[Change, list[Subject]] = field(default_factory=dict)
+    Attributes:
+        shipped: by layer, the launch that ships.
+        ratios: by layer and change of that launch, the time over the shipped launch's; None where it was no good.
+    """
 
-    @property
-    def subjects(self) -> list[Subject]:
-        return list(dict.fromkeys(subject for found in self.ratios.values() for subject in found))
+    shipped: dict[Subject, Mapping[str, int]] = field(default_factory=dict)
+    ratios: dict[Subject, dict[Change, float | None]] = field(default_factory=dict)
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Take in a row of the sweep."""
+        subject, change = f"{row['layer']} {row['batch']} {row['layout']}", tuple(row["changed"].items())
+        self.ratios.setdefault(subject, {})[change] = row.get("ratio")
+        if not change:
+            self.shipped[subject] = row["launch"]
+
+    def ratio(self, change: Change, subject: Subject) -> float | None:
+        """What the change does to a layer, whose shipped launch may have some of its values already.
+
+        Raises:
+            KeyError: it was not tried.
+        """
+        shipped = self.shipped.get(subject, {})
+        return self.ratios[subject][tuple(each for each in change if shipped.get(each[0]) != each[1])]
 
     def best(self, subject: Subject) -> tuple[Change, float]:
         """The fastest launch of a layer, the shipped one included."""
-        found = {change: ratios[subject] for change, ratios in self.ratios.items() if subject in ratios}
-        change = min({(): 1.0} | found, key=lambda each: found.get(each, 1.0))
-        return change, found.get(change, 1.0)
+        good = {change: ratio for change, ratio in self.ratios[subject].items() if ratio is not None}
+        return min([((), 1.0), *good.items()], key=lambda each: each[1])
 
     def ranked(self) -> list[tuple[Change, float, float, int]]:
-        """Changes, best first: mean ratio over the layers where it could be tried, the worst one, and their number.
+        """Changes, best first: mean ratio over the layers where it was tried, the worst one, and their number.
 
-        A change that failed for some layer is left out: it is no rule for all.
+        A change that was no good for some layer is left out: it is no rule for all.
         """
-        found = [
-            (change, geometric_mean(ratios.values()), max(ratios.values()), len(ratios))
-            for change, ratios in self.ratios.items()
-            if change not in self.failed
-        ]
+        found = []
+        for change in dict.fromkeys(change for ratios in self.ratios.values() for change in ratios):
+            tried = [ratio for _, ratio in self._tried(change)]
+            good = [ratio for ratio in tried if ratio is not None]
+            if len(good) == len(tried):
+                found.append((change, geometric_mean(good), max(good), len(good)))
         return sorted(found, key=lambda each: each[1])
 
     def lost(self, change: Change) -> float:
         """By how much slower, in the mean, one change for all layers is than the best launch of each."""
-        ratios = self.ratios.get(change, {})
-        shares = [ratios.get(subject, 1.0) / self.best(subject)[1] for subject in self.subjects]
-        return geometric_mean(shares) - 1
+        found = [(ratio or 1.0) / self.best(subject)[1] for subject, ratio in self._tried(change)]
+        return geometric_mean(found) - 1
+
+    def _tried(self, change: Change) -> list[tuple[Subject, float | None]]:
+        found = []
+        for subject in self.ratios:
+            with suppress(KeyError):
+                found.append((subject, self.ratio(change, subject)))
+        return found
 
 
 def rankings(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Ranking]:
     """By kernel and numbers."""
     found: dict[tuple[str, str], Ranking] = {}
     for row in rows:
-        if row["step"] != "sweep":
-            continue
-        ranking = found.setdefault((row["kernel"], row["numbers"]), Ranking())
-        change, subject = tuple(row["changed"].items()), f"{row['layer']} {row['batch']} {row['layout']}"
-        if "ratio" in row:
-            ranking.ratios.setdefault(change, {})[subject] = row["ratio"]
-        else:
-            ranking.failed.setdefault(change, []).append(subject)
+        if row["step"] == "sweep" and "changed" in row:
+            found.setdefault((row["kernel"], row["numbers"]), Ranking()).add(row)
     return found
 
 
@@ -84,19 +103,16 @@ def report(rows: Iterable[Mapping[str, Any]], top: int) -> str:
     """All rankings, so many changes each."""
     lines = []
     for (kernel, numbers), ranking in rankings(rows).items():
-        lines += [
-            f"{kernel}, {numbers}: {len(ranking.subjects)} layers, {len(ranking.failed)} changes failed somewhere"
-        ]
         ranked = ranking.ranked()
+        lines.append(f"{kernel}, {numbers}: {len(ranking.ratios)} layers")
         lines += [
             f"  {mean:6.3f} (worst {worst:.3f}, {count} layers)  {words(change)}"
             for change, mean, worst, count in ranked[:top]
         ]
-        for subject in ranking.subjects:
+        for subject in ranking.ratios:
             change, ratio = ranking.best(subject)
             lines.append(f"  best for {subject:32} {ratio:6.3f}  {words(change)}")
-        everywhere = [each for each in ranked if each[3] == len(ranking.subjects)]
-        rule = everywhere[0][0] if everywhere else ()
+        rule = next((change for change, *_, count in ranked if count == len(ranking.ratios)), ())
         lines.append(f"  one rule for all, {words(rule)}, loses {ranking.lost(rule):.1%} against these,")
         lines.append(f"  the shipped launches lose {ranking.lost(()):.1%}")
         lines.append("")

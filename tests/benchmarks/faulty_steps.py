@@ -105,3 +105,19 @@ def sweep_with_a_bad_candidate(bench: Any) -> Rows:
 
     sweep.singles = sweep.pairs = around  # type: ignore[assignment]
     yield from sweep.rows(bench)
+
+
+def loses_the_gpu(_: object) -> Rows:
+    """A row after which nothing else in the process can use the GPU."""
+    import sys
+
+    pid = os.getpid()
+    yield {"n": 0, "pid": pid}, dict
+    sys.modules["__main__"]._gpu_is_lost = lambda: True  # type: ignore[attr-defined]
+    yield {"n": 1, "pid": pid}, partial(int, "planted: an illegal address")
+    yield {"n": 2, "pid": pid}, dict
+
+
+def tells_its_process(_: object) -> Rows:
+    yield {"pid": os.getpid()}, dict
+    yield {}, partial(time.sleep, 1000)

@@ -94,6 +94,15 @@ def test_an_abort_costs_one_row(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_lost_gpu_costs_its_child(tmp_path):
+    rows, ended = taken(tmp_path, step("loses_the_gpu"))
+    assert ended == {"loses_the_gpu": "done"}
+    first, lost, last = rows["loses_the_gpu"]
+    assert "planted: an illegal address" in lost["failed"]
+    assert first["pid"] == lost["pid"] != last["pid"]
+
+
+@pytest.mark.slow
 def test_a_hang_costs_one_row(tmp_path):
     rows, ended = taken(tmp_path, step("hangs", row_seconds=1), step("good"))
     assert ended == {"hangs": "done", "good": "done"}
@@ -165,22 +174,40 @@ from benchmarks.gpu_steps.result import Result
 from benchmarks.gpu_steps.table import Step
 out = Path(sys.argv[1])
 (out / "log.txt").touch()
-steps = [Step("many", "tests.benchmarks.faulty_steps:many", 1)]
+steps = [Step(name, "tests.benchmarks.faulty_steps:" + name, 1) for name in sys.argv[2:]]
 Run(steps, Setting("cpu", "", time.monotonic() + 60), Result(out / "evidence.json", {}), out / "log.txt").run()
 """
+
+
+def _command(out: Path, *steps: str) -> subprocess.Popen[bytes]:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")])}
+    words = [sys.executable, "-c", COMMAND, str(out), *steps]
+    return subprocess.Popen(words, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.slow
+def test_children_end_with_the_command(tmp_path):
+    command, file = _command(tmp_path, "tells_its_process"), tmp_path / "evidence.json"
+    while not file.exists() or not read(file)["rows"]:
+        time.sleep(0.05)
+    pid = read(file)["rows"][0]["pid"]
+    assert _runs(pid)
+    command.kill()
+    command.wait()
+    until = time.monotonic() + 10
+    while _runs(pid) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not _runs(pid)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_a_kill_at_any_moment_leaves_a_readable_result(tmp_path, seed):
     draw = random.Random(seed)
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
     for turn in range(10):
         out = tmp_path / str(turn)
         out.mkdir()
-        command = subprocess.Popen(
-            [sys.executable, "-c", COMMAND, str(out)], cwd=ROOT, env=os.environ | {"PYTHONPATH": paths}, stdout=-3
-        )
+        command = _command(out, "many")
         file = out / "evidence.json"
         while not file.exists() or (turn % 2 and file.stat().st_size < 100_000):  # every other time in full flow
             time.sleep(0.01)
