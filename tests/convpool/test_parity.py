@@ -132,3 +132,24 @@ def test_the_check_catches(bug) -> None:
     assert parity.compare(inputs, y, code, grads, exact=True).ok
     bug(inputs, y, code, grads)
     assert not parity.compare(inputs, y, code, grads, exact=True).ok
+
+
+@pytest.mark.parametrize(("error", "ok"), [(1e-6, True), (1e-3, False)])
+def test_a_vendor_that_rounds_is_held_to_the_bound_of_rounding(error, ok) -> None:
+    """Gradients of fast transforms, not exact on integers: refused by default, judged by rounding where told so."""
+    inputs = parity.make_inputs(cases.by_name("cnn-2"))
+
+    class Inexact(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, weight):
+            return weight.clone()
+
+        @staticmethod
+        def backward(ctx, dy):
+            return dy + error * dy.abs().max()
+
+    def layer(x, weight, bias, settings):
+        return eager.relu_then_pool(x, Inexact.apply(weight), bias, settings)
+
+    assert not parity.check_layer(inputs, layer, integers=True).ok
+    assert parity.check_layer(inputs, layer, integers=True, exact=False).ok == ok

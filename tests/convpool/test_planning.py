@@ -4,12 +4,15 @@ import os
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from importlib.util import find_spec
+from itertools import product
 
 import pytest
 import torch
 
 from convpool import conv_relu_max_pool2d, explain, functional, planning, use_backend
+from convpool.cases import by_name
 from convpool.gpu import backend as gpu_backend
 from convpool.protocol import Plan
 
@@ -52,6 +55,47 @@ def test_triton_says_what_it_lacks(monkeypatch) -> None:
 )
 def test_an_unfit_triton_is_named(triton, numpy, words) -> None:
     found = gpu_backend._unfit(triton, numpy)
+    assert found is None if words is None else words in found
+
+
+@pytest.fixture
+def on_a_gpu(monkeypatch) -> None:
+    monkeypatch.setattr(gpu_backend, "INTERPRETED", False)
+    monkeypatch.setattr(torch.version, "hip", None)
+
+
+def gpu_plan(case: str, dtype: torch.dtype = torch.float32, **changes: int) -> Plan:
+    geometry = replace(by_name(case).at_full_size(), **changes).geometry
+    return gpu_backend.BACKEND.serves(geometry, dtype, torch.device("cuda"))
+
+
+def test_gpus_multiply_few_products_and_leave_many_to_the_vendor(on_a_gpu) -> None:
+    for case, batch in product(("cnn-1", "cnn-2", "lenet5-2"), (1, 1024)):
+        assert gpu_plan(case, batch=batch).plan == "fused"
+    assert gpu_plan("vgg-1").plan == gpu_plan("vgg-5").plan == "split"
+    assert gpu_plan("resnet-stem").plan == "split", "each of its conv outputs would be computed 2.25 times"
+    assert gpu_plan("cnn-2", torch.float64).plan == "split"
+
+
+def test_auto_takes_on_a_gpu_what_pays_for_its_launches(on_a_gpu, monkeypatch) -> None:
+    assert gpu_plan("vgg-1", batch=32).profitable
+    small = gpu_plan("cnn-2")
+    assert not small.profitable
+    assert "CUDA graph" in str(small)
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    assert not gpu_plan("vgg-1", batch=32).profitable
+
+
+@pytest.mark.parametrize(
+    ("compiler", "capability", "words"),
+    [(None, (9, 0), "C compiler"), ("/usr/bin/gcc", (7, 0), "compute capability 7.0"), ("/usr/bin/gcc", (9, 0), None)],
+)
+def test_an_unfit_machine_is_named(compiler, capability, words, on_a_gpu, monkeypatch) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(gpu_backend, "which", lambda _: compiler)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: [(9, 0), capability][i])
+    found = gpu_backend._unfit_machine()
     assert found is None if words is None else words in found
 
 

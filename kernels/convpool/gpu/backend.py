@@ -2,6 +2,7 @@
 
 import os
 from importlib.util import find_spec
+from shutil import which
 
 import torch
 from torch import Tensor
@@ -14,12 +15,15 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton reads it once 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 OLDEST = (3, 6)  # the oldest Triton that these kernels are compiled with in CI; 3.5 was not tried
 
-# An implicit matrix product in Triton reads its input tile once for every tap, so with many products it waits for the
-# level-2 cache, and the vendor's convolution wins. The limits are from counting bytes (fused moves 2 to 7 times fewer
-# than split) and not yet calibrated on a GPU. A small conv output stays in the cache: there the number of launches
-# decides (fused 1 + 3).
-_FUSED_PRODUCTS = 250
-_FUSED_BYTES = 8 << 20
+# Measured on an H200 (benchmarks/results/gpu/nvidia-h200, 2026-11-27). An implicit matrix product in Triton reads its
+# input tile once for every tap: with 288 products a conv output the fused plan takes 0.54 to 1.1 times the split one's
+# time, with 576 1.1 to 3.2 times, whatever the batch.
+_FUSED_PRODUCTS = 300
+# What `auto` takes: a call as large as this is faster even where Python launches each of its kernels (1.05 times with
+# 196 MiB, 1.2 with 392, waiting for each call). Smaller ones are only where a graph is replayed: called, a forward and
+# backward pass costs the CPU there 0.3 to 0.6 ms more than torch's three layers.
+_PROFITABLE_BYTES = 192 << 20
+_OLDEST_GPU = (7, 5)  # the oldest that the kernels are compiled for in CI
 
 
 class TritonBackend:
@@ -35,7 +39,7 @@ class TritonBackend:
         import numpy
         import triton
 
-        return _unfit(triton.__version__, numpy.__version__ if INTERPRETED else None)
+        return _unfit(triton.__version__, numpy.__version__ if INTERPRETED else None) or _unfit_machine()
 
     def serves(self, geometry: Geometry, dtype: torch.dtype, device: torch.device) -> Plan | str:
         if device.type != "cuda" and not (INTERPRETED and device.type == "cpu"):
@@ -75,32 +79,49 @@ def _release(version: str) -> tuple[int, int]:
     return int(major), int(minor)
 
 
-def _plan(g: Geometry, dtype: torch.dtype) -> Plan:
-    """Fused where few products make a conv output, each window position counting, or where the conv output is small.
+def _unfit_machine() -> str | None:
+    """Why this machine's GPUs cannot be used, or None."""
+    if INTERPRETED:
+        return None
+    if not (os.environ.get("CC") or which("clang") or which("gcc")):
+        return "Triton needs a C compiler to launch kernels (gcc or clang on PATH, or CC)"
+    if torch.version.hip is None:
+        oldest = min(torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count()))
+        if oldest < _OLDEST_GPU:
+            return f"a GPU here has compute capability {oldest[0]}.{oldest[1]}, the kernels need 7.5 or newer"
+    return None
 
-    A GPU's users gain by measured tuning here: whatever replaces this rule must answer from the geometry alone, so
-    that the backward pass and the compiler meet the same plan as the forward pass.
+
+def _plan(g: Geometry, dtype: torch.dtype) -> Plan:
+    """Fused where few products make a conv output, each window position counting.
+
+    It answers from the geometry alone, so that the backward pass and the compiler meet the same plan as the forward
+    pass.
     """
     positions = g.conv_height * g.conv_width
     computed = g.window * g.pooled_height * g.pooled_width  # conv outputs, those in several windows counted for each
     conv_bytes = g.batch * g.out_channels * positions * dtype.itemsize
-    fused = True
+    fused = g.reduction * computed <= _FUSED_PRODUCTS * positions
     if dtype == torch.float64 and not INTERPRETED:
         fused = False
         reason = "Triton does not compile the gradients' products in float64, so the vendor makes them"
-    elif g.reduction * computed <= _FUSED_PRODUCTS * positions:
+    elif fused:
         reason = f"with at most {_FUSED_PRODUCTS} products a conv output memory decides, the fused kernels move least"
-    elif conv_bytes <= _FUSED_BYTES:
-        reason = f"the conv output is at most {_FUSED_BYTES >> 20} MiB, so the number of launches decides"
     else:
-        fused = False
         reason = f"more than {_FUSED_PRODUCTS} products a conv output: arithmetic decides, the vendor's is best"
-    reason += (
-        "; in Triton's interpreter" if INTERPRETED else "; not yet measured on a GPU, so only for those who name it"
-    )
+    profitable = not INTERPRETED and torch.version.hip is None and conv_bytes >= _PROFITABLE_BYTES
+    if INTERPRETED:
+        reason += "; in Triton's interpreter"
+    elif torch.version.hip is not None:
+        reason += "; not yet measured on an AMD GPU, so only for those who name it"
+    elif not profitable:
+        reason += (
+            f"; a conv output below {_PROFITABLE_BYTES >> 20} MiB gains on a GPU where a CUDA graph replays the "
+            "launches, and costs more where Python makes them: for those who name it"
+        )
     if fused:
-        return Plan("triton", "fused", "Triton kernels", reason, profitable=False)
-    return Plan("triton", "split", "the vendor's convolution and Triton's pooling pass", reason, profitable=False)
+        return Plan("triton", "fused", "Triton kernels", reason, profitable=profitable)
+    return Plan("triton", "split", "the vendor's convolution and Triton's pooling pass", reason, profitable=profitable)
 
 
 BACKEND = TritonBackend()
