@@ -1,12 +1,14 @@
 """Write the README's tables of speeds from the kept results in benchmarks/results.
 
-python benchmarks/readme_table.py
+python -m benchmarks.readme_table
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu_summary import summary
 from mnistfast.bench import RESULT, TIME_TO
 from mnistfast.report.bench_page import readme
 
@@ -25,8 +27,18 @@ def written(text: str, results: Path) -> str:
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"the README must have the lines {BEGIN} and {END}")
-    cpu, gpu, time_to = (_kept(results / name) for name in (f"cpu/{RESULT}", f"gpu/{RESULT}", f"cpu/{TIME_TO}"))
-    return f"{before}{BEGIN}\n\n{readme(cpu, gpu, time_to)}\n\n{END}{after}"
+    cpu, time_to = (_kept(results / "cpu" / name) for name in (RESULT, TIME_TO))
+    tables = "\n\n".join([readme(cpu, time_to), *_gpus(results)])
+    return f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}"
+
+
+def _gpus(results: Path) -> Iterator[str]:
+    """For each GPU whose result is kept, what it comes to."""
+    kept = sorted((results / "gpu").glob("*/evidence.json"))
+    for file in kept:
+        yield summary(json.loads(file.read_text()), file.parent.relative_to(results.parents[1]))
+    if not kept:
+        yield "Speed on a GPU: not measured."
 
 
 def _kept(file: Path) -> Any:

@@ -1,7 +1,7 @@
 """Measure everything that is kept: benchmarks/results, then the README's tables from it.
 
-    python benchmarks/record.py [--threads N]
-    python benchmarks/record.py --short FOLDER
+    python -m benchmarks.record [--threads N]
+    python -m benchmarks.record --short FOLDER
 
 Wants the machine for itself for about a quarter of an hour, and MNIST. Results of a machine with a GPU go to
 results/gpu, else to results/cpu. `--short` shows within minutes that all of it works: it measures next to nothing, on
@@ -14,7 +14,8 @@ import sys
 from pathlib import Path
 
 import torch
-from readme_table import README, RESULTS, ROOT, written
+
+from benchmarks.readme_table import README, RESULTS, ROOT, written
 
 SPEEDS = ("--seconds", "3")
 TIME_TO = ("--model", "speedrun", "--against", "fast", "--data", "mnist")

@@ -81,27 +81,25 @@ def report(result: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
     return "\n\n".join([*parts, f"Again: `{result['command']}`\n"])
 
 
-def readme(cpu: Mapping[str, Any] | None, gpu: Mapping[str, Any] | None, time_to: Mapping[str, Any] | None) -> str:
-    """Returns the README's tables of the kept results; what is not there was not measured, and the tables say so.
+def readme(cpu: Mapping[str, Any] | None, time_to: Mapping[str, Any] | None) -> str:
+    """Returns the README's tables of a CPU's results; what is not there was not measured, and the tables say so.
 
     Args:
-        cpu, gpu: results of `measure.suite.run`.
+        cpu: a result of `measure.suite.run`.
         time_to: a result of `measure.time_to.time_to`.
     """
-    return "\n\n".join([_readme_speeds(cpu, gpu), _readme_times(time_to)])
+    return "\n\n".join([_readme_speeds(cpu), _readme_times(time_to)])
 
 
-def _readme_speeds(cpu: Mapping[str, Any] | None, gpu: Mapping[str, Any] | None) -> str:
+def _readme_speeds(cpu: Mapping[str, Any] | None) -> str:
     if cpu is None:
-        return f"Speed on a CPU: {NOT_MEASURED}. On a GPU: {NOT_MEASURED}."
-    on_gpu = {(row["group"], row["name"]): row for row in gpu["rows"]} if gpu else {}
+        return f"Speed on a CPU: {NOT_MEASURED}."
     header = ["", "eager", "the best other", "convpool", "times faster than eager", "than the best other"]
-    header += ["kept for backward, eager / fused", "on a GPU: times faster than the best other"]
+    header += ["kept for backward, eager / fused"]
     lines = []
     for row in cpu["rows"]:
         if row["group"] not in README_GROUPS:
             continue
-        there = on_gpu.get((row["group"], row["name"]))
         kept = row.get("kept_bytes")
         lines.append(
             [
@@ -112,7 +110,6 @@ def _readme_speeds(cpu: Mapping[str, Any] | None, gpu: Mapping[str, Any] | None)
                 times(row, "eager"),
                 times(row, best_other(row)),
                 f"{size(kept['eager'])} / {size(kept[FUSED])}" if kept else "",
-                times(there, best_other(there)) if there else NOT_MEASURED,
             ]
         )
     return f"{table(header, lines)}\n\n{cpu['setting']}. `{cpu['command']}`"

@@ -10,7 +10,7 @@ from benchmarks.readme_table import BEGIN, END, README, RESULTS, written
 
 def test_the_readme_agrees_with_the_kept_results():
     text = README.read_text()
-    assert written(text, RESULTS) == text, "run python benchmarks/readme_table.py"
+    assert written(text, RESULTS) == text, "run python -m benchmarks.readme_table"
 
 
 def test_another_figure_is_noticed(tmp_path):

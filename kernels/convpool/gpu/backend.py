@@ -17,11 +17,11 @@ OLDEST = (3, 6)  # the oldest Triton that these kernels are compiled with in CI;
 
 # Measured on an H200 (benchmarks/results/gpu/nvidia-h200, 2026-11-27). An implicit matrix product in Triton reads its
 # input tile once for every tap: with 288 products a conv output the fused plan takes 0.54 to 1.1 times the split one's
-# time, with 576 1.1 to 3.2 times, whatever the batch.
+# time, with 576 1.1 to 3.5 times. More in docs/measurements.md.
 _FUSED_PRODUCTS = 300
 # What `auto` takes: a call as large as this is faster even where Python launches each of its kernels (1.05 times with
 # 196 MiB, 1.2 with 392, waiting for each call). Smaller ones are only where a graph is replayed: called, a forward and
-# backward pass costs the CPU there 0.3 to 0.6 ms more than torch's three layers.
+# backward pass costs the CPU there 0.2 to 0.65 ms more than torch's three layers.
 _PROFITABLE_BYTES = 192 << 20
 _OLDEST_GPU = (7, 5)  # the oldest that the kernels are compiled for in CI
 

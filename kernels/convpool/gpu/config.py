@@ -1,4 +1,8 @@
-"""How each kernel is launched: block sizes, warps and pipeline stages, from the shape and the architecture's limits."""
+"""How each kernel is launched: block sizes, warps and pipeline stages, from the shape and the architecture's limits.
+
+The blocks are those that were fastest on an H200 over the layers of small networks (docs/measurements.md), as far as
+they spill no registers on any architecture of the compile gate.
+"""
 
 from dataclasses import dataclass, replace
 from functools import cache
@@ -151,7 +155,7 @@ def _forward_direct(g: Geometry, arch: Architecture, y_last: bool) -> Launch:
     if arch.interpreted:
         return Launch(min(2048, _power_above(positions)), min(64, _power_above(outputs)), channels=outputs)
     if not y_last:  # neighbours in a warp are positions: contiguous in y, and weights are the same for all
-        return Launch(128, 1, channels=min(outputs, 8))
+        return Launch(128, 1, channels=min(outputs, 8))  # more, and small batches leave multiprocessors idle
     columns = min(32, _power_above(outputs))
     values = 4 if g.reduction <= 16 else 2  # a thread; more would need more registers than it has
     return Launch(max(1, values * 128 // columns), columns, channels=columns)
