@@ -23,7 +23,7 @@ if missing := gpu_backend.BACKEND.unavailable():
 
 from triton.runtime import interpreter
 
-from convpool.gpu import launch
+from convpool.gpu import config, launch
 
 FUSED = Plan("triton", "fused", "", "")
 
@@ -110,6 +110,27 @@ def test_pool_and_expand_serve_the_split_plan(name: str, layout: parity.Layout) 
         inputs = parity.make_inputs(cases.by_name(name), dtype, layout, integers=integers)
         found = parity.compare(inputs, *split_results(inputs), exact=integers)
         assert found.ok, (dtype, found)
+
+
+@pytest.mark.parametrize("plan", ["fused", "split"])
+def test_the_device_is_asked_under_its_guard(plan, monkeypatch) -> None:
+    """Where GPUs differ, the limits are those of the tensors' device, not of the one that happens to be current."""
+    current: list[torch.device] = []
+
+    @contextmanager
+    def guard(t: torch.Tensor) -> Iterator[None]:
+        current.append(t.device)
+        yield
+        current.pop()
+
+    asked = []
+    monkeypatch.setattr(launch, "_on_device_of", guard)
+    monkeypatch.setattr(launch, "architecture", lambda: asked.append(current[-1]) or config.INTERPRETER)
+    inputs = parity.make_inputs(cases.by_name("one-channel-each"))
+    g, chosen = inputs.geometry, Plan("triton", plan, "", "")
+    _, code = launch.forward(inputs.x, inputs.weight, inputs.bias, g, chosen, True)
+    launch.backward(inputs.dy, code, inputs.x, inputs.weight, g, chosen, (True, True, True))
+    assert len(asked) >= 2
 
 
 class Calls(TorchDispatchMode):
