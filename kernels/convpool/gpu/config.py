@@ -157,7 +157,7 @@ def _forward_direct(g: Geometry, arch: Architecture, y_last: bool) -> Launch:
     if not y_last:  # neighbours in a warp are positions: contiguous in y, and weights are the same for all
         return Launch(128, 1, channels=min(outputs, 8))  # more, and small batches leave multiprocessors idle
     columns = min(32, _power_above(outputs))
-    values = 4 if g.reduction <= 16 else 2  # a thread; more would need more registers than it has
+    values = 4 if g.reduction <= 16 and columns > 1 else 2  # a thread; more would need more registers than it has
     return Launch(max(1, values * 128 // columns), columns, channels=columns)
 
 
