@@ -160,7 +160,10 @@ def _loops(code: str) -> _Loops:
 
 def _trips(launched: Launched) -> tuple[int, int]:
     """How often a program goes round its main loop: trips of the loop around it, times trips within each of those."""
-    a, size, shape = launched.arguments, launched.arguments["size"], launched.arguments["shape"]
+    a = launched.arguments
+    if launched.name == "sum_partials":
+        return cdiv(a["ranges"], a["BLOCK_R"]), 1
+    size, shape = a["size"], a["shape"]
     taps = shape.kernel[0] * shape.kernel[1]
     window = shape.pool[0] * shape.pool[1]
     match launched.name:
@@ -171,8 +174,6 @@ def _trips(launched: Launched) -> tuple[int, int]:
             return flat or taps * cdiv(size.inputs, a["BLOCK_K"]), 1
         case "weight_grad":
             return cdiv(a["range_size"], a["BLOCK_M"]), window // unrolled(shape)
-        case "sum_partials":
-            return cdiv(a["ranges"], a["BLOCK_R"]), 1
         case "input_grad":
             windows = windows_of_cell(shape, 0) * windows_of_cell(shape, 1)
             return windows * cdiv(size.outputs, a["BLOCK_O"]), window
