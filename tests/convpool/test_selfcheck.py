@@ -46,6 +46,7 @@ def as_on_a_gpu(monkeypatch, in_place) -> None:
     monkeypatch.setattr(selfcheck, "setting", lambda _: "as on a GPU")
     monkeypatch.setattr(selfcheck.planning, "backend_names", lambda: ["triton"])
     monkeypatch.setattr(selfcheck, "speeds", lambda case, _: {"eager": 1e-6})
+    monkeypatch.setattr(type(planning.backend("triton")), "unavailable", lambda _: None)
 
 
 def right(check: Check, device: torch.device) -> Result:
