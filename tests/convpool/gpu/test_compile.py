@@ -70,8 +70,8 @@ def test_modelled_costs(tmp_path) -> None:
     rows = json.loads((tmp_path / "cost_model.json").read_text())["rows"]
     forward = {row["layer"]: row for row in rows if row["kernel"].startswith("forward")}
     weight = {row["layer"]: row for row in rows if row["kernel"] == "weight_grad"}
-    # cnn-1's channels go to four programs, each of which loads the input: 2.13 became 2.54 in this model, which knows no
-    # idle multiprocessors, and 11.5 us became 6.2 on an H200.
+    # cnn-1's channels go to four programs, each of which loads the input: 2.13 became 2.54 in this model, which knows
+    # no idle multiprocessors, and 11.5 us became 6.2 on an H200.
     for layer, most in {"cnn-1": 2.6, "cnn-2": 4.0, "lenet5-1": 1.1, "lenet5-2": 1.7}.items():
         assert round(forward[layer]["modelled_us"], 1) <= most, forward[layer]
     # Warp instructions for a product that a live window adds; the bound is the first design's at its best blocks, in
