@@ -76,22 +76,11 @@ def _found(key: dict[str, Any], find: Any) -> tuple[dict[str, Any], bool]:
     try:
         row, usable = {**key, **find()}, True
     except Exception as error:
+        from convpool.isolated import gpu_is_lost
+
         traceback.print_exc()
-        row, usable = {**key, "failed": _words(error)}, not _gpu_is_lost()
+        row, usable = {**key, "failed": _words(error)}, not gpu_is_lost()
     return row | {"took_s": round(time.perf_counter() - began, 2)}, usable
-
-
-def _gpu_is_lost() -> bool:
-    """After an illegal access every further call to CUDA in the process fails."""
-    import torch
-
-    if not torch.cuda.is_initialized():
-        return False
-    try:
-        torch.cuda.synchronize()
-    except RuntimeError:
-        return True
-    return False
 
 
 def _words(error: Exception) -> str:

@@ -100,12 +100,12 @@ def _serve(pipe: Connection) -> None:
             answer, usable = function(*arguments), True
         except Exception as error:
             first_line = str(error).strip().partition("\n")[0]
-            answer, usable = Failure("raised", f"{type(error).__name__}: {first_line}"), not _gpu_is_lost()
+            answer, usable = Failure("raised", f"{type(error).__name__}: {first_line}"), not gpu_is_lost()
         pipe.send((answer, usable))
 
 
-def _gpu_is_lost() -> bool:
-    """After an illegal access every further call to CUDA in the process fails."""
+def gpu_is_lost() -> bool:
+    """Whether CUDA refuses this process: after an illegal access every further call fails."""
     if not torch.cuda.is_initialized():
         return False
     try:

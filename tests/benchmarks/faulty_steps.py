@@ -109,11 +109,11 @@ def sweep_with_a_bad_candidate(bench: Any) -> Rows:
 
 def loses_the_gpu(_: object) -> Rows:
     """A row after which nothing else in the process can use the GPU."""
-    import sys
+    from convpool import isolated
 
     pid = os.getpid()
     yield {"n": 0, "pid": pid}, dict
-    sys.modules["__main__"]._gpu_is_lost = lambda: True  # type: ignore[attr-defined]
+    isolated.gpu_is_lost = lambda: True
     yield {"n": 1, "pid": pid}, partial(int, "planted: an illegal address")
     yield {"n": 2, "pid": pid}, dict
 
