@@ -28,10 +28,11 @@ KERNELS = [launch.forward_direct, launch.forward_dot, launch.weight_grad, launch
 KERNELS += [epilogue.pool, epilogue.expand]
 
 
-def noise(count: int, classes: int = 10) -> Split:
+def noise(count: int, size: tuple[int, int, int]) -> DeviceData:
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (count, 1, 28, 28), dtype=torch.uint8, generator=generator)
-    return Split(images.numpy(), (torch.arange(count) % classes).numpy())
+    images = torch.randint(0, 256, (count, *size), dtype=torch.uint8, generator=generator)
+    split = Split(images.numpy(), (torch.arange(count) % 10).numpy())
+    return DeviceData(split, torch.device("cpu"), (0.13,) * size[0], (0.31,) * size[0])
 
 
 def calls_of_training(preset: str) -> dict[str, list[tuple[torch.Tensor, torch.nn.Module, bool, bool]]]:
@@ -49,11 +50,10 @@ def calls_of_training(preset: str) -> dict[str, list[tuple[torch.Tensor, torch.n
     for name, layer in model.named_modules():
         if isinstance(layer, ConvReLUMaxPool2d):
             layer.register_forward_pre_hook(lambda layer, arguments, name=name: keep(name, layer, arguments))
-    data = DeviceData(noise(config.batch_size * 5 // 2 + 3), torch.device("cpu"), (0.13,), (0.31,))
-    trainer = Trainer(model, data, None, config, 1)
+    trainer = Trainer(model, noise(config.batch_size + 3, model.input_size), None, config, 1)
     for _ in trainer.run():
         pass
-    predict(trainer.judged, DeviceData(noise(1100), torch.device("cpu"), (0.13,), (0.31,)))
+    predict(trainer.judged, noise(model.scoring_batch + 100, model.input_size))
     return calls
 
 
@@ -64,7 +64,7 @@ def compiled(preset: str) -> list[str]:
     for kernel in KERNELS:  # which keep what was compiled, and the compiler they met first
         kernel.device_caches.clear()
     for layer_name, calls in calls_of_training(preset).items():
-        with compiled_launches(GPUTarget("cuda", 90, 32)) as launches:
+        with torch.no_grad(), compiled_launches(GPUTarget("cuda", 90, 32)) as launches:
             for x, layer, needs_x, needs_weight in calls:
                 weight, bias = layer.weight.to("meta"), layer.bias.to("meta")
                 settings = make_settings(layer.kernel_size, padding=layer.padding, **layer._options())
