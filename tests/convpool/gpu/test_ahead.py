@@ -21,7 +21,7 @@ def cached():
     return {(folder, *files) for folder, _, files in os.walk(os.environ["TRITON_CACHE_DIR"])}
 
 batch, target = by_name("batch-1"), TARGETS["sm_90"]
-refused, failing = Work(batch, torch.int32), Work(batch, precision="of no kind")
+refused, failing = Work(batch, torch.int32), Work(batch, torch.float64, plan="fused")
 works = [Work(by_name("no-bias")), refused, failing, Work(batch, torch.float16, "channels_last", plan="split")]
 with compiling(works, target=target, workers=1) as workers:
     workers[0].join(300)
@@ -48,6 +48,7 @@ def run(script: str, tmp_path: Path, **variables: str) -> subprocess.CompletedPr
     return subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=500)
 
 
+@pytest.mark.slow
 def test_what_is_compiled_ahead_is_not_compiled_again(tmp_path) -> None:
     result = run(COMPILES, tmp_path)
     assert result.returncode == 0, result.stderr
