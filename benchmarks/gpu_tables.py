@@ -89,7 +89,8 @@ class Evidence:
         parts = [self._top(), self._how_it_went()]
         for step, section in sections.items():
             if rows := [row for row in self._rows if row["step"] == step]:
-                parts.append(f"## {step.replace('_', ' ').capitalize()}\n\n{section(rows)}")
+                title = "MNIST" if step == "mnist" else step.replace("_", " ").capitalize()
+                parts.append(f"## {title}\n\n{section(rows)}")
         return "\n\n".join(parts) + "\n"
 
     def _about(self, what: str) -> Found:
