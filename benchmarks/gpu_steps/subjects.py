@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from convpool import timing
-from convpool.cases import Case
+from convpool.cases import Case, by_name
 from convpool.layout import memory_format
 from convpool.parity import Inputs, Layout
 from convpool.timing import Race, Timing
@@ -119,9 +119,7 @@ class Layer:
 
     @property
     def case(self) -> Case:
-        channels, size, outputs, kernel, padding = LAYERS[self.name]
-        options = {"padding": padding} if padding else {}
-        return Case(self.name, self.batch, channels, (size, size), outputs, (kernel, kernel), options)
+        return replace(LAYERS[self.name], name=self.name, batch=self.batch)
 
     @property
     def dx(self) -> bool:
@@ -152,22 +150,33 @@ class Layer:
         return Inputs(x, weight, bias, dy, case.settings)
 
 
-# In order of value: channels in, size, channels out, kernel, padding. The layers of cnn2, fast and lenet5, those of
-# speedrun and accurate that pool, and three of a network for photographs.
-LAYERS: dict[str, tuple[int, int, int, int, int]] = {
-    "cnn-2": (32, 13, 64, 3, 0),
-    "cnn-1": (1, 28, 32, 3, 0),
-    "fast-2": (24, 12, 32, 3, 0),
-    "fast-1": (1, 28, 24, 5, 0),
-    "lenet-1": (1, 28, 6, 5, 2),
-    "lenet-2": (6, 14, 16, 5, 0),
-    "speed-2": (16, 10, 64, 3, 0),
-    "accurate-1": (1, 28, 32, 5, 2),
-    "accurate-3": (64, 14, 64, 3, 1),
-    "accurate-4": (64, 7, 128, 3, 1),
-    "vgg-2": (128, 112, 128, 3, 1),
-    "vgg-1": (64, 224, 64, 3, 1),
-    "vgg-3": (256, 56, 256, 3, 1),
+def _known(name: str) -> Case:
+    """A case of the table, at the size at which people run it."""
+    return by_name(name).at_full_size()
+
+
+def _case(channels: int, size: int, outputs: int, kernel: int, padding: int) -> Case:
+    """A layer that the table of cases has not got; its name and batch come later."""
+    options = {"padding": padding} if padding else {}
+    return Case("", 0, channels, (size, size), outputs, (kernel, kernel), options)
+
+
+# In order of value: the layers of cnn2, fast and lenet5, those of speedrun and accurate that pool, and three of a
+# network for photographs.
+LAYERS: dict[str, Case] = {
+    "cnn-2": _known("cnn-2"),
+    "cnn-1": _known("cnn-1"),
+    "fast-2": _known("fast-2"),
+    "fast-1": _known("fast-1"),
+    "lenet-1": _known("lenet5-1"),
+    "lenet-2": _known("lenet5-2"),
+    "speed-2": _case(16, 10, 64, 3, 0),
+    "accurate-1": _case(1, 28, 32, 5, 2),
+    "accurate-3": _case(64, 14, 64, 3, 1),
+    "accurate-4": _case(64, 7, 128, 3, 1),
+    "vgg-2": _known("vgg-2"),
+    "vgg-1": _known("vgg-1"),
+    "vgg-3": _known("vgg-3"),
 }
 LARGE = ("vgg-2", "vgg-1", "vgg-3")  # measured in one size and format
 BATCHES = (128, 1024)
@@ -191,7 +200,7 @@ def layers(bench: Bench, *, large: bool = True) -> list[Layer]:
 
 def usual_layout(name: str) -> Layout:
     """The format that a layer's input has in a model of channels_last format: images of one channel are in both."""
-    return "channels_last" if LAYERS[name][0] > 1 else "nchw"
+    return "channels_last" if LAYERS[name].in_channels > 1 else "nchw"
 
 
 # ------------------------------------------------------------------ models and images

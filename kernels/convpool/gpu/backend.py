@@ -23,7 +23,7 @@ _FUSED_PRODUCTS = 300
 # 196 MiB, 1.2 with 392, waiting for each call). Smaller ones are only where a graph is replayed: called, a forward and
 # backward pass costs the CPU there 0.2 to 0.65 ms more than torch's three layers.
 _PROFITABLE_BYTES = 192 << 20
-_OLDEST_GPU = (7, 5)  # the oldest that the kernels are compiled for in CI
+_OLDEST_GPU = (7, 5)  # the oldest of the compile gate
 
 
 class TritonBackend:

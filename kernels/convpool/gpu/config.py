@@ -1,7 +1,7 @@
 """How each kernel is launched: block sizes, warps and pipeline stages, from the shape and the architecture's limits.
 
 The blocks are those that were fastest on an H200 over the layers of small networks (docs/measurements.md), as far as
-they spill no registers on any architecture of the compile gate.
+they spill no registers on any architecture of the compile gate, but for the exceptions written there.
 """
 
 from dataclasses import dataclass, replace
