@@ -7,6 +7,7 @@ drawn for the whole batch and sliced, so that the number of processes changes no
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -51,6 +52,7 @@ class Ranks:
             yield
         finally:
             dist.destroy_process_group()
+            time.sleep(_LETTING_GO)
 
     @property
     def first(self) -> bool:
@@ -101,4 +103,7 @@ class Ranks:
         return result if self.first else make()
 
 
+# gloo's threads take Python's lock to let go of the last tensors that they were handed, and outlive the group. One that
+# comes to it while Python shuts down aborts the process, whose work is done: seconds that they get to do so before.
+_LETTING_GO = 0.05
 _VARIABLES = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}
