@@ -8,11 +8,11 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 from torch.nn import Parameter
 
-from convpool import operators, planning
+from convpool import operators, torch_ops
+from convpool.checks import check_saved
 from convpool.geometry import DEAD, Geometry, Settings
 from convpool.operators import Size
 from convpool.protocol import Needs, Plan
-from convpool.torch_ops import winner_values
 
 _PLAIN_TYPES = {Tensor, Parameter}
 
@@ -78,7 +78,7 @@ class ConvReLUMaxPool2dFunction(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         x, weight, _, ctx.settings, ctx.backend = inputs
-        ctx.size = x.shape[2], x.shape[3]
+        ctx.size, ctx.weight_shape = (x.shape[2], x.shape[3]), weight.shape
         ctx.mark_non_differentiable(output[1])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight, output[1])
@@ -89,6 +89,8 @@ class ConvReLUMaxPool2dFunction(Function):
         if dy is None or not any(needs):
             return None, None, None, None, None
         x, weight, code = ctx.saved_tensors
+        geometry = operators.geometry_of(code, ctx.weight_shape, ctx.size, ctx.settings)
+        check_saved(dy, code, x, weight, geometry)
         return *_gradients(dy, code, x, weight, ctx.size, ctx.settings, ctx.backend, needs), None, None
 
 
@@ -144,6 +146,7 @@ class ConvReLUMaxPool2dBackward(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         dy, code, x, weight, ctx.size, ctx.settings, ctx.backend, ctx.needs = inputs
+        ctx.weight_shape = weight.shape
         ctx.mark_non_differentiable(*(t for t, needed in zip(output, ctx.needs, strict=True) if not needed))
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(dy, code, x, weight)
@@ -151,15 +154,16 @@ class ConvReLUMaxPool2dBackward(Function):
     @staticmethod
     def backward(ctx: Any, ddx: Tensor | None, ddw: Tensor | None, ddb: Tensor | None) -> tuple[Tensor | None, ...]:
         dy, code, x, weight = ctx.saved_tensors
-        geometry = operators.geometry_of(code, weight, ctx.size, ctx.settings)
+        geometry = operators.geometry_of(code, ctx.weight_shape, ctx.size, ctx.settings)
+        check_saved(dy, code, x, weight, geometry)
         fixed = ctx.size, ctx.settings, ctx.backend
         grad_dy = grad_x = grad_weight = None
         if ctx.needs_input_grad[0]:
             terms = []
             if ddx is not None:
-                terms.append(winner_values(ddx, weight, ddb, code, geometry))
+                terms.append(torch_ops.winner_values(ddx, weight, ddb, code, geometry))
             if ddw is not None:
-                terms.append(winner_values(x, ddw, None if ddx is not None else ddb, code, geometry))
+                terms.append(torch_ops.winner_values(x, ddw, None if ddx is not None else ddb, code, geometry))
             if ddb is not None and not terms:
                 terms.append(torch.where(code == DEAD, 0, ddb[:, None, None]))
             grad_dy = sum(terms[1:], start=terms[0]) if terms else None
@@ -186,11 +190,8 @@ def _gradients(
     needs: Needs,
 ) -> tuple[Tensor | None, ...]:
     if forward_ad._current_level >= 0:  # entered after the forward pass: torch's own operations carry dy's tangent
-        geometry = operators.geometry_of(code, weight, size, settings)
-        reference = planning.backend("reference")
-        plan = reference.serves(geometry, weight.dtype, weight.device)
-        assert isinstance(plan, Plan)  # it serves whatever has codes
-        grads = reference.backward(dy, code, x, weight, geometry, plan, needs)
+        geometry = operators.geometry_of(code, weight.shape, size, settings)
+        grads = torch_ops.gradients(dy, code, x, weight, geometry, needs)
     elif torch.is_grad_enabled():  # create_graph
         grads = ConvReLUMaxPool2dBackward.apply(dy, code, x, weight, size, settings, backend, needs)
     else:

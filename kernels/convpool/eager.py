@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from convpool.geometry import Geometry, Settings
+from convpool.geometry import Geometry, Settings, has_empty_windows, pooled_size
 from convpool.layout import memory_format
 
 
@@ -13,18 +13,39 @@ def conv(x: Tensor, weight: Tensor, bias: Tensor | None, settings: Settings) -> 
     top, bottom, left, right = settings.padding
     if not settings.symmetric_padding:
         x, top, left = F.pad(x, (left, right, top, bottom)), 0, 0
+    if x.shape[-3] == 1 and settings.stride[1] > 1 and x.dim() == 4:
+        span = (weight.shape[3] - 1) * settings.dilation[1] + 1
+        if x.shape[3] + 2 * left < span + settings.stride[1]:  # the output is one column wide
+            x, weight = _contiguous_strides(x), _contiguous_strides(weight)
     return F.conv2d(x, weight, bias, settings.stride, (top, left), settings.dilation, settings.groups)
 
 
+def _contiguous_strides(t: Tensor) -> Tensor:
+    """t, by its strides contiguous and not channels_last, as which a tensor of one channel passes too.
+
+    oneDNN computes wrong values (found with torch 2.14) from one channel in channels_last, of x or weight, where it
+    steps over columns and makes one: of 144,000 calls tried none outside this class, four in five in its inner part.
+    """
+    return t.flatten(1).unflatten(1, t.shape[1:])
+
+
 def pool(z: Tensor, settings: Settings) -> Tensor:
-    return F.max_pool2d(
-        z,
-        settings.pool_kernel,
-        settings.pool_stride,
-        settings.pool_padding,
-        settings.pool_dilation,
-        ceil_mode=settings.ceil_mode,
-    )
+    """`max_pool2d` under the settings: -inf, without a gradient, of a window that holds no element of z."""
+    s, padding, ceil_mode = settings, settings.pool_padding, settings.ceil_mode
+    if has_empty_windows(settings, z.shape[-2:]):
+        z, padding, ceil_mode = _padded_for_all_windows(z, settings), (0, 0), False
+    return F.max_pool2d(z, s.pool_kernel, s.pool_stride, padding, s.pool_dilation, ceil_mode)
+
+
+def _padded_for_all_windows(z: Tensor, settings: Settings) -> Tensor:
+    """z with all that its windows look at: torch's backward writes out of bounds where a window finds no element."""
+    padding: list[int] = []
+    for axis in (1, 0):  # as F.pad wants them, the last one first
+        windows, size = pooled_size(settings, z.shape[-2:])[axis], z.shape[axis - 2]
+        before, span = settings.pool_padding[axis], (settings.pool_kernel[axis] - 1) * settings.pool_dilation[axis] + 1
+        padding += [before, max(0, (windows - 1) * settings.pool_stride[axis] + span - before - size)]
+    lowest = -torch.inf if z.is_floating_point() else torch.iinfo(z.dtype).min
+    return F.pad(z, padding, value=lowest)
 
 
 def pool_with_positions(z: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:

@@ -91,8 +91,7 @@ class Geometry(NamedTuple):
         top, bottom, left, right = settings.padding
         conv_height = _conv_size("height", height, top + bottom, kernel[0], settings.stride[0], settings.dilation[0])
         conv_width = _conv_size("width", width, left + right, kernel[1], settings.stride[1], settings.dilation[1])
-        pooled_height = _pooled_size("height", conv_height, settings, 0)
-        pooled_width = _pooled_size("width", conv_width, settings, 1)
+        pooled_height, pooled_width = pooled_size(settings, (conv_height, conv_width))
         return Geometry(
             batch,
             in_channels,
@@ -139,14 +138,12 @@ class Geometry(NamedTuple):
         """Why no backend serves the call: what one byte for each window cannot say. Empty if there is nothing."""
         if self.window > MAX_WINDOW:
             return f"a pool window of {self.window} positions exceeds the {MAX_WINDOW} that one byte can name"
-        return "a pool window may hold no conv output at all" if self.empty_windows else ""
+        return "a pool window holds no conv output at all" if self.empty_windows else ""
 
     @property
     def empty_windows(self) -> bool:
-        """Whether a pool window can miss every conv output: it begins in the padding and steps over all of them."""
-        s = self.settings
-        sizes = zip(s.pool_padding, s.pool_dilation, (self.conv_height, self.conv_width), strict=True)
-        return any(padding > 0 and dilation > 1 and dilation > size for padding, dilation, size in sizes)
+        """Whether some pool window holds no conv output at all."""
+        return has_empty_windows(self.settings, (self.conv_height, self.conv_width))
 
 
 def make_settings(
@@ -182,6 +179,27 @@ def make_settings(
         pool_dilation=_pair("pool_dilation", pool_dilation, least=1),
         ceil_mode=_bool("ceil_mode", ceil_mode),
         contiguous_output=_bool("contiguous_output", contiguous_output),
+    )
+
+
+def pooled_size(settings: Settings, conv_size: Sequence[int]) -> Pair:
+    """Height and width of the result for a conv output of that size; ValueError if no window fits."""
+    return _pooled_size("height", conv_size[0], settings, 0), _pooled_size("width", conv_size[1], settings, 1)
+
+
+def has_empty_windows(settings: Settings, conv_size: Sequence[int]) -> bool:
+    """Whether some pool window of a conv output of that size holds none of its positions.
+
+    It then begins in the padding and steps over the whole map; a window that begins in the map holds what it begins at.
+    """
+    if not any(settings.pool_padding) or settings.pool_dilation == (1, 1):
+        return False
+    pooled = pooled_size(settings, conv_size)
+    axes = zip(settings.pool_padding, settings.pool_stride, settings.pool_dilation, conv_size, pooled, strict=True)
+    return any(
+        window < windows and (window * stride - padding) % dilation >= size  # the first position that is not negative
+        for padding, stride, dilation, size, windows in axes
+        for window in range(-(-padding // stride))
     )
 
 

@@ -41,6 +41,16 @@ def new_code(y: Tensor, with_code: bool) -> Tensor:
     return torch.empty_like(y, dtype=torch.uint8) if with_code else y.new_empty(0, dtype=torch.uint8)
 
 
+def dense(code: Tensor) -> Tensor:
+    """code with the strides of one of the two memory formats: a hook may have copied it into others, and kernels step
+    through it by these, even along sizes of 1, where any stride passes for contiguous."""
+    _, c, h, w = code.shape
+    if code.stride() in ((c * h * w, h * w, w, 1), (h * w * c, 1, w * c, c)):
+        return code
+    layout = torch.channels_last if has_channels_last_strides(code) else torch.contiguous_format
+    return torch.empty_like(code, memory_format=layout).copy_(code)
+
+
 def input_format(code: Tensor, weight: Tensor, geometry: Geometry) -> torch.memory_format:
     """The format of dx, and of what else a backward pass makes beside it: y's, or weight's where y's was asked for."""
     model = weight if geometry.settings.contiguous_output else code

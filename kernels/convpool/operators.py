@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula  # 0.15 s of import; but unregistered operators count 0
 
 from convpool import planning
+from convpool.checks import check_memory, check_saved
 from convpool.geometry import Geometry, Settings
-from convpool.layout import has_channels_last_strides, new_code, new_gradients, new_output
+from convpool.layout import dense, has_channels_last_strides, new_code, new_gradients, new_output
 from convpool.protocol import Needs, Plan
 
 Size: TypeAlias = Sequence[int]  # height and width of x
@@ -36,13 +37,13 @@ forward = torch.ops.convpool.conv_relu_max_pool2d.default
 backward = torch.ops.convpool.conv_relu_max_pool2d_backward.default
 
 
-def geometry_of(code: Tensor, weight: Tensor, size: Size, settings: Settings) -> Geometry:
+def geometry_of(code: Tensor, weight_shape: tuple[int, ...], size: Size, settings: Settings) -> Geometry:
     """Returns the geometry of a call whose x had this size, from what it left behind."""
-    return Geometry.of(_x_shape(code, weight, size, settings), weight.shape, settings)
+    return Geometry.of(_x_shape(code, weight_shape, size, settings), weight_shape, settings)
 
 
-def _x_shape(code: Tensor, weight: Tensor, size: Size, settings: Settings) -> tuple[int, ...]:
-    return code.shape[0], weight.shape[1] * settings.groups, *size
+def _x_shape(code: Tensor, weight_shape: tuple[int, ...], size: Size, settings: Settings) -> tuple[int, ...]:
+    return code.shape[0], weight_shape[1] * settings.groups, *size
 
 
 def compute_forward(
@@ -52,21 +53,27 @@ def compute_forward(
     if autocasts(weight):
         with torch.autocast(weight.device.type, enabled=False):  # the arguments already have the type to compute in
             return compute_forward(x, weight, bias, geometry, plan, with_code)
-    _check_memory(x, weight, bias)
+    check_memory(x=x, weight=weight, bias=bias)
     return planning.backend(plan.backend).forward(x, weight, bias, geometry, plan, with_code)
 
 
 def compute_backward(
     dy: Tensor, code: Tensor, x: Tensor | None, weight: Tensor, geometry: Geometry, plan: Plan, needs: Needs
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns dx, dw and db by the plan's backend, which gets dy in y's memory format."""
+    """Returns dx, dw and db by the plan's backend, which gets dy in y's memory format.
+
+    Raises:
+        RuntimeError: a saved tensor is not the forward pass's any more.
+    """
     if autocasts(weight):
         with torch.autocast(weight.device.type, enabled=False):
             return compute_backward(dy, code, x, weight, geometry, plan, needs)
+    check_saved(dy, code, x, weight, geometry)
+    check_memory(x=x, weight=weight, code=code, dy=dy)
+    code = dense(code)
     if dy.stride() != code.stride():
         layout = torch.channels_last if has_channels_last_strides(code) else torch.contiguous_format
         dy = dy.contiguous(memory_format=layout)
-    _check_memory(x, weight, dy)
     return planning.backend(plan.backend).backward(dy, code, x, weight, geometry, plan, needs)
 
 
@@ -83,13 +90,6 @@ def autocasts(t: Tensor) -> bool:
 
 
 _has_autocast = cache(torch.amp.is_autocast_available)
-
-
-def _check_memory(*tensors: Tensor | None) -> None:
-    """Refuse a tensor whose storage was freed, as FSDP does it: a kernel would follow its null pointer."""
-    for tensor in tensors:
-        if tensor is not None and not tensor.data_ptr() and tensor.numel():
-            raise RuntimeError(f"a tensor of shape {tuple(tensor.shape)} has no memory: its storage was freed")
 
 
 @torch.library.impl(_library, "conv_relu_max_pool2d", "CompositeExplicitAutograd")
@@ -113,7 +113,7 @@ def _run_backward(
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     settings = Settings.unpack(packed)
-    x_shape = _x_shape(code, weight, size, settings)
+    x_shape = _x_shape(code, weight.shape, size, settings)
     geometry, plan = planning.choose(x_shape, weight.shape, settings, weight.dtype, weight.device, backend)
     return compute_backward(dy, code, x, weight, geometry, plan, _three(needs))
 
@@ -137,7 +137,7 @@ def _fake_backward(
     backend: str,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return new_gradients(code, weight, geometry_of(code, weight, size, Settings.unpack(packed)), _three(needs))
+    return new_gradients(code, weight, geometry_of(code, weight.shape, size, Settings.unpack(packed)), _three(needs))
 
 
 @torch.library.register_vmap("convpool::conv_relu_max_pool2d", lib=_library)

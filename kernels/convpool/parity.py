@@ -18,7 +18,7 @@ from convpool import eager
 from convpool.autograd import ConvReLUMaxPool2dFunction
 from convpool.cases import Case
 from convpool.geometry import DEAD, Geometry, Settings
-from convpool.torch_ops import offset_in_window, winner_position, winner_values
+from convpool.torch_ops import offset_in_window, winner_values, winners
 
 Layout = Literal["nchw", "channels_last"]
 Layer: TypeAlias = Callable[[Tensor, Tensor, Tensor | None, Settings], Tensor]
@@ -218,8 +218,9 @@ def _wrong_winners(code: Tensor, z: Tensor, inputs: Inputs, bound: float, exact:
     """Share of windows whose winner differs from torch's, among those that rounding cannot have decided."""
     geometry = inputs.geometry
     best, position = eager.pool_with_positions(z, inputs.settings)
-    row, column = winner_position(code, geometry)
-    right = torch.where(best > 0, (row * geometry.conv_width + column == position) & (code != DEAD), code == DEAD)
+    won = winners(code, geometry)
+    same = won.live & (won.row * geometry.conv_width + won.column == position)
+    right = torch.where(best > 0, same, code == DEAD)
     if not exact:
         winner = offset_in_window(position, geometry)[..., None]
         lead = best - _windows(z, geometry).scatter(-1, winner, -torch.inf).amax(-1)

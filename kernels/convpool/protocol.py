@@ -10,6 +10,8 @@ from convpool.geometry import Geometry
 
 Needs: TypeAlias = tuple[bool, bool, bool]  # which of dx, dw, db are asked for
 
+BAD_CODES = "backward needs its winners as the forward pass left them: a saved code names no position of its window"
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -53,5 +55,9 @@ class Backend(Protocol):
     def backward(
         self, dy: Tensor, code: Tensor, x: Tensor | None, weight: Tensor, geometry: Geometry, plan: Plan, needs: Needs
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """dx, dw, db, as `layout.new_gradients` allocates them; dy has code's strides; x is given if dw is needed."""
+        """dx, dw, db, as `layout.new_gradients` allocates them; dy has code's strides; x is given if dw is needed.
+
+        The tensors' sizes, types and memory are checked (`saved.check`), what stands in code is not: a code that names
+        no conv output raises RuntimeError(BAD_CODES) on CPUs, and counts as dead on GPUs, where to ask is to wait.
+        """
         ...

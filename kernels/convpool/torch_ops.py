@@ -1,5 +1,7 @@
 """The backend `reference`: the fused plan's arithmetic in plain torch, position by position; slow, meant to be read."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -7,7 +9,7 @@ from torch.nn import functional as F
 from convpool import eager
 from convpool.geometry import DEAD, Geometry
 from convpool.layout import new_code, new_gradients, new_output
-from convpool.protocol import Needs, Plan
+from convpool.protocol import BAD_CODES, Needs, Plan
 
 _CHUNK = 1 << 22  # gathered elements at a time: 16 MiB in float32
 
@@ -42,14 +44,24 @@ class ReferenceBackend:
     def backward(
         self, dy: Tensor, code: Tensor, x: Tensor | None, weight: Tensor, geometry: Geometry, plan: Plan, needs: Needs
     ) -> tuple[Tensor, Tensor, Tensor]:
-        dtype = accumulator(dy.dtype)
-        live = torch.where(code == DEAD, 0, dy.to(dtype))
-        dx, dw, db = new_gradients(code, weight, geometry, needs)
-        if needs[2]:
-            db.copy_(live.sum((0, 2, 3)))
-        if needs[0] or needs[1]:
-            _walk_winners(live, code, x, weight.to(dtype), geometry, dx, dw, needs)
-        return dx, dw, db
+        if code.device.type == "cpu" and not bool(((code == DEAD) | winners(code, geometry).live).all()):
+            raise RuntimeError(BAD_CODES)
+        return gradients(dy, code, x, weight, geometry, needs)
+
+
+def gradients(
+    dy: Tensor, code: Tensor, x: Tensor | None, weight: Tensor, geometry: Geometry, needs: Needs
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dx, dw and db in operations of torch alone; a code that names no conv output counts as dead."""
+    dtype = accumulator(dy.dtype)
+    won = winners(code, geometry)
+    live = torch.where(won.live, dy.to(dtype), 0)
+    dx, dw, db = new_gradients(code, weight, geometry, needs)
+    if needs[2]:
+        db.copy_(live.sum((0, 2, 3)))
+    if needs[0] or needs[1]:
+        _walk_winners(live, won, x, weight.to(dtype), geometry, dx, dw, needs)
+    return dx, dw, db
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
@@ -57,14 +69,24 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
     return dtype if dtype == torch.float64 else torch.float32
 
 
-def winner_position(code: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
-    """Row and column of each window's winner in the conv output: int64, of code's shape; (0, 0) for dead windows."""
+class Winners(NamedTuple):
+    """Where in the conv output each window's winner stands: tensors of code's shape."""
+
+    live: Tensor  # bool: whether there is one
+    row: Tensor  # int64, 0 where there is none
+    column: Tensor
+
+
+def winners(code: Tensor, geometry: Geometry) -> Winners:
+    """What the codes say; one that is neither below the window nor names a conv output counts as dead."""
     s = geometry.settings
-    offset, dead = code.long(), code == DEAD
+    offset = code.long()
     first_row, first_column = _window_origins(geometry, code.device)
     row = first_row + offset // s.pool_kernel[1] * s.pool_dilation[0]
     column = first_column + offset % s.pool_kernel[1] * s.pool_dilation[1]
-    return row.masked_fill(dead, 0), column.masked_fill(dead, 0)
+    inside = (row >= 0) & (row < geometry.conv_height) & (column >= 0) & (column < geometry.conv_width)
+    live = (offset < geometry.window) & inside
+    return Winners(live, torch.where(live, row, 0), torch.where(live, column, 0))
 
 
 def offset_in_window(position: Tensor, geometry: Geometry) -> Tensor:
@@ -78,10 +100,10 @@ def offset_in_window(position: Tensor, geometry: Geometry) -> Tensor:
 
 def winner_values(x: Tensor, weight: Tensor, bias: Tensor | None, code: Tensor, geometry: Geometry) -> Tensor:
     """The conv output at each window's winner, 0 where dead: linear in x, weight and bias; torch differentiates it."""
-    row, column = winner_position(code, geometry)
+    won = winners(code, geometry)
     z = eager.conv(x, weight, bias, geometry.settings).flatten(2)
-    picked = z.gather(2, (row * geometry.conv_width + column).flatten(2)).view(geometry.output_shape)
-    return torch.where(code == DEAD, 0, picked)
+    picked = z.gather(2, (won.row * geometry.conv_width + won.column).flatten(2)).view(geometry.output_shape)
+    return torch.where(won.live, picked, 0)
 
 
 def _window_origins(geometry: Geometry, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -94,7 +116,7 @@ def _window_origins(geometry: Geometry, device: torch.device) -> tuple[Tensor, T
 
 def _walk_winners(
     live: Tensor,
-    code: Tensor,
+    won: Winners,
     x: Tensor | None,
     weight: Tensor,
     geometry: Geometry,
@@ -112,13 +134,12 @@ def _walk_winners(
     top, bottom, left, right = s.padding
     padded_width = geometry.width + left + right
     padded_size = (geometry.height + top + bottom) * padded_width
-    taps_h = torch.arange(geometry.kernel[0], device=code.device)[:, None] * s.dilation[0]
-    taps_w = torch.arange(geometry.kernel[1], device=code.device) * s.dilation[1]
+    taps_h = torch.arange(geometry.kernel[0], device=live.device)[:, None] * s.dilation[0]
+    taps_w = torch.arange(geometry.kernel[1], device=live.device) * s.dilation[1]
     tap = (taps_h * padded_width + taps_w).flatten()
-    row, column = winner_position(code, geometry)
-    first = (row * s.stride[0] * padded_width + column * s.stride[1]).flatten(2)  # [N, C_out, windows]
-    live, alive = live.flatten(2), (code != DEAD).flatten(2)
-    image = torch.arange(geometry.batch, device=code.device)[:, None, None, None]
+    first = (won.row * s.stride[0] * padded_width + won.column * s.stride[1]).flatten(2)  # [N, C_out, windows]
+    live, alive = live.flatten(2), won.live.flatten(2)
+    image = torch.arange(geometry.batch, device=live.device)[:, None, None, None]
 
     padded_x = None
     if needs[1] and x is not None:

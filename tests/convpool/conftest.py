@@ -5,6 +5,7 @@ is marked `slow`, and `exhaustive` where a test takes minutes.
 """
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
 import pytest
 import torch
@@ -44,7 +45,7 @@ _MINUTES = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
-        if parameters.get("backend") == "triton":
+        if "triton" in (parameters.get("backend"), parameters.get("requested")):
             cases = _QUICK.get(item.originalname, ())
             if item.originalname in _MINUTES:
                 item.add_marker(pytest.mark.exhaustive)
@@ -62,8 +63,19 @@ def poisoned_memory() -> Iterator[None]:
 
 @pytest.fixture(params=planning.backend_names())
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    missing = planning.backend(request.param).unavailable()
-    if missing:
-        pytest.skip(f"backend {request.param}: {missing}")
-    with planning.use_backend(request.param):
+    with _backend(request.param):
         yield request.param
+
+
+@pytest.fixture(params=["auto", *planning.backend_names()])
+def requested(request: pytest.FixtureRequest) -> Iterator[str]:
+    """What a user can ask for: "auto", or a backend by name."""
+    with _backend(request.param):
+        yield request.param
+
+
+def _backend(name: str) -> AbstractContextManager[None]:
+    missing = None if name == "auto" else planning.backend(name).unavailable()
+    if missing:
+        pytest.skip(f"backend {name}: {missing}")
+    return planning.use_backend(name)

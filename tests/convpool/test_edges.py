@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from convpool import cases, conv_relu_max_pool2d, eager, parity, planning, use_backend
+from convpool import cases, eager, parity, planning
 from convpool.autograd import ConvReLUMaxPool2dFunction
 from convpool.geometry import DEAD, make_settings
 from convpool.torch_ops import winner_values
@@ -167,17 +167,6 @@ def test_pool_padding_never_wins(backend) -> None:
     assert y.eq(0.5).all()
     assert code.flatten().tolist() == [4, 3, 1, 0], "the first position inside the map"
     assert dx.sum() == 4
-
-
-def test_a_window_between_all_conv_outputs_is_minus_infinity() -> None:
-    """torch's value: its maximum of nothing. The ReLU comes before."""
-    x, weight = torch.randn(1, 1, 1, 2), torch.ones(1, 1, 1, 1)
-    options = {"pool_kernel_size": 2, "pool_stride": 2, "pool_padding": 1, "pool_dilation": 3, "ceil_mode": True}
-    expected = torch.max_pool2d(x.relu(), 2, 2, 1, 3, True)
-    assert expected.isneginf().any()
-    assert torch.equal(conv_relu_max_pool2d(x, weight, **options), expected)
-    with use_backend("reference"), pytest.raises(RuntimeError, match="may hold no conv output at all"):
-        conv_relu_max_pool2d(x, weight, **options)
 
 
 def test_empty_batch(backend) -> None:

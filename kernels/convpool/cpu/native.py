@@ -15,7 +15,7 @@ from torch import Tensor
 from convpool import eager
 from convpool.geometry import Geometry
 from convpool.layout import new_code, new_gradients, new_output
-from convpool.protocol import Needs, Plan
+from convpool.protocol import BAD_CODES, Needs, Plan
 
 Strides: TypeAlias = tuple[int, ...]
 
@@ -122,7 +122,7 @@ class NativeBackend:
         dx, dw, db = (weight.new_empty_strided(*layout) for layout in call.results)
         if call.empty:
             return dx.zero_(), dw.zero_(), db.zero_()
-        _library().convpool_backward(
+        right = _library().convpool_backward(
             call.problem,
             x.data_ptr() if x is not None and needs[1] else None,
             weight.data_ptr(),
@@ -132,6 +132,8 @@ class NativeBackend:
             dw.data_ptr() if needs[1] else None,
             db.data_ptr() if needs[2] else None,
         )
+        if not right:
+            raise RuntimeError(BAD_CODES)
         return dx, dw, db
 
 
@@ -258,13 +260,13 @@ def _load(path: Path) -> ctypes.CDLL | str:
     library.convpool_problem_size.restype = ctypes.c_int64
     if library.convpool_problem_size() != ctypes.sizeof(_Problem):
         return f"{path.name} is from another version; install the project again"
-    for function, arguments in (
-        (library.convpool_forward, 6),
-        (library.convpool_pool, 4),
-        (library.convpool_backward, 8),
+    for function, arguments, result in (
+        (library.convpool_forward, 6, None),
+        (library.convpool_pool, 4, None),
+        (library.convpool_backward, 8, ctypes.c_int),
     ):
         function.argtypes = [ctypes.c_void_p] * arguments
-        function.restype = None
+        function.restype = result
     return library
 
 

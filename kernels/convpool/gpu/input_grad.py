@@ -152,7 +152,8 @@ def _sum_winners(
             dy = tl.load(dy_ptr + at, mask=seen, other=0.0).to(ACC)
             th, has_row = _tap(phase // CELL_W, di, code // shape.pool[1], shape, 0)
             tw, has_column = _tap(phase % CELL_W, dj, code % shape.pool[1], shape, 1)
-            has_tap = has_row & has_column & (phase < CELL_H * CELL_W) & (code < 255)
+            is_winner = code < shape.pool[0] * shape.pool[1]
+            has_tap = has_row & has_column & (phase < CELL_H * CELL_W) & is_winner
             tap = w_ptr + o * w_stride[0] + column % size.inputs * w_stride[1] + th * w_stride[2] + tw * w_stride[3]
             weight = tl.load(tap, mask=has_tap, other=0.0).to(ACC)
             sums += tl.where(has_tap, dy * weight, 0.0)[None, :]

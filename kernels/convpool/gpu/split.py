@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from convpool import eager
-from convpool.geometry import DEAD, Geometry
+from convpool.geometry import Geometry
 from convpool.layout import input_format, new_code, new_gradients, new_output
 from convpool.protocol import Needs
 
@@ -43,7 +43,7 @@ def backward(
         grad_x, grad_weight = _vendor_gradients(dy, code, x, weight, geometry, needs, expand)
     dx, dw, db = new_gradients(code, weight, geometry, needs)  # after dz is gone, so that they can take its memory
     if needs[2]:
-        torch.sum(torch.where(code == DEAD, 0, dy), (0, 2, 3), out=db)
+        torch.sum(torch.where(code < geometry.window, dy, 0), (0, 2, 3), out=db)
     return _restrided(grad_x, dx), _restrided(grad_weight, dw), db
 
 

@@ -118,7 +118,7 @@ def _sum_range(
         dy = tl.load(dy_ptr + at, mask=seen, other=0.0)
         if NEEDS_BIAS:  # noqa: SIM102 (the outer one is compiled away)
             if adds_bias:
-                bias_sums += tl.where(code == 255, 0.0, dy.to(ACC))
+                bias_sums += tl.where(code < shape.pool[0] * shape.pool[1], dy.to(ACC), 0.0)
         if NEEDS_WEIGHT:
             row = (i * shape.pool_stride[0] - shape.pool_padding[0]) * shape.stride[0] - shape.padding[0]
             column = (j * shape.pool_stride[1] - shape.pool_padding[1]) * shape.stride[1] - shape.padding[1]
@@ -161,7 +161,7 @@ def _sum_winners(
         h = row * shape.stride[0] + tap_row
         w = column * shape.stride[1] + tap_column
         # code as a block: Triton 3.9's interpreter takes no mask made of a block and a scalar
-        is_column = (code + tl.zeros_like(t) < 255) & (t < shape.kernel[0] * shape.kernel[1])
+        is_column = (code + tl.zeros_like(t) < shape.pool[0] * shape.pool[1]) & (t < shape.kernel[0] * shape.kernel[1])
         reads = is_column & visible(h, w, size.height, size.width, False)
         x = tl.load(x_columns + n * x_stride[0] + h * x_stride[2] + w * x_stride[3], mask=reads, other=0.0).to(ACC)
         sums += tl.where(is_column, dy * x, 0.0)

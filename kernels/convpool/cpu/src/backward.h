@@ -2,6 +2,7 @@
 // else; each chunk sums dw and db in its own memory, and the chunks are added in order: the thread count changes no bit.
 #pragma once
 
+#include <atomic>
 #include <optional>
 #include <utility>
 
@@ -448,7 +449,8 @@ inline int64_t band_height(const Problem& p, const Side& side) {
     return rows;
 }
 
-inline void backward(const Problem& p, const float* x, const float* w, const float* dy, const uint8_t* code, float* dx, float* dw,
+// Returns whether the codes were right; if not, what it wrote is not to be used.
+inline bool backward(const Problem& p, const float* x, const float* w, const float* dy, const uint8_t* code, float* dx, float* dw,
                      float* db) {
     static thread_local Scratch x_memory, dx_memory, weight_memory, partial_memory;
     Backward b{p, x, w, dy, code, dx, dw, db, nullptr, nullptr, nullptr, nullptr, 1, 1, p.pooled_size[ROW], p.pooled()};
@@ -477,12 +479,17 @@ inline void backward(const Problem& p, const float* x, const float* w, const flo
     const int64_t floats = p.groups * b.partial_size();
     b.chunks = std::min(p.batch, std::clamp<int64_t>(round_up((256 << 10) / floats, 8), 8, 32));
     b.partial = partial_memory.get<float>(b.chunks * floats);
+    std::atomic<bool> right{true};
 #pragma omp parallel num_threads((int)p.threads) if (p.threads > 1)
     {
 #pragma omp for schedule(static)
         for (int64_t chunk = 0; chunk < b.chunks; chunk++) {
             std::fill_n(b.sums(chunk, 0), floats, 0.f);
             const Range images = part_of({0, p.batch}, chunk, b.chunks);
+            if (!codes_are_right(p, code, images)) {
+                right = false;
+                continue;
+            }
             const int64_t parts = (images.size() - 1) / b.images + 1;
             for (int64_t part = 0; part < parts; part++)
                 for (int64_t group = 0; group < p.groups; group++) backward_images(b, chunk, part_of(images, part, parts), group);
@@ -491,6 +498,7 @@ inline void backward(const Problem& p, const float* x, const float* w, const flo
         for (int64_t channel = 0; channel < p.groups * p.out_channels; channel++)
             reduce(b, channel / p.out_channels, channel % p.out_channels);
     }
+    return right;
 }
 
 }  // namespace

@@ -5,6 +5,8 @@
 // permutation within 128 bits, indexed by the code itself, give every lane its own.
 #pragma once
 
+#include <atomic>
+
 #include "winners.h"
 
 namespace {
@@ -108,7 +110,8 @@ void few_taps(const Problem& p, const Band& band, const Quads& quads, const Pool
     }
 }
 
-inline void backward_few(const Problem& p, const float* x, const float* dy, const uint8_t* code, float* dw, float* db) {
+// Returns whether the codes were right; if not, what it wrote is not to be used.
+inline bool backward_few(const Problem& p, const float* x, const float* dy, const uint8_t* code, float* dw, float* db) {
     static thread_local Scratch partial_memory;
     const int64_t channels = round_up(p.out_channels, L), block = (p.reduction() + 1) * L;
     const int64_t floats = p.groups * channels / L * block;  // [group][channel vector]{[in channel][tap][lane], db [lane]}
@@ -116,12 +119,18 @@ inline void backward_few(const Problem& p, const float* x, const float* dy, cons
     float* partial = partial_memory.get<float>(chunks * floats);
     const int64_t row_floats = 2 * p.stride[ROW] * input_width(p) * 4 + p.pooled_size[COLUMN] * channels;
     const int64_t height = std::clamp<int64_t>((64 << 10) / row_floats, 1, p.pooled_size[ROW]);
+    std::atomic<bool> right{true};
 #pragma omp parallel for schedule(static) num_threads((int)p.threads) if (p.threads > 1)
     for (int64_t chunk = 0; chunk < chunks; chunk++) {
         static thread_local Scratch copy, quad_memory, windows;
         float* sums = partial + chunk * floats;
         std::fill_n(sums, floats, 0.f);
-        for (int64_t image = chunk * p.batch / chunks; image < (chunk + 1) * p.batch / chunks; image++) {
+        const Range images = part_of({0, p.batch}, chunk, chunks);
+        if (!codes_are_right(p, code, images)) {
+            right = false;
+            continue;
+        }
+        for (int64_t image = images.begin; image < images.end; image++) {
             for (int64_t group = 0; group < p.groups; group++) {
                 for (int64_t first = 0; first < p.pooled_size[ROW]; first += height) {
                     const Band band(p, {first, std::min(first + height, p.pooled_size[ROW])});
@@ -147,6 +156,7 @@ inline void backward_few(const Problem& p, const float* x, const float* dy, cons
                     dw[out * p.dw_stride[BATCH] + ci * p.dw_stride[CHANNEL] + kh * p.dw_stride[HEIGHT] + kw * p.dw_stride[WIDTH]] = *from;
         if (db) db[out] = *from;
     }
+    return right;
 }
 
 }  // namespace

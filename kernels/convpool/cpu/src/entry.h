@@ -1,4 +1,4 @@
-// The C interface of a library: each function returns nothing, holds no state, and reads sizes and strides from Problem.
+// The C interface of a library: its functions hold no state, and read sizes and strides from Problem.
 #pragma once
 
 #include "backward.h"
@@ -20,10 +20,9 @@ EXPORT void convpool_forward(const Problem* given, const float* x, const float* 
 // y and code from torch's conv output z, bias included, channels innermost.
 EXPORT void convpool_pool(const Problem* p, const float* z, float* y, uint8_t* code) { pool(*p, z, y, code); }
 
-EXPORT void convpool_backward(const Problem* p, const float* x, const float* w, const float* dy, const uint8_t* code, float* dx,
-                              float* dw, float* db) {
-    if (dw && !dx && few_products(*p))
-        backward_few(*p, x, dy, code, dw, db);
-    else
-        backward(*p, x, w, dy, code, dx, dw, db);
+// Returns 1; or 0, and nothing to be used, where a code is neither DEAD nor names a conv output.
+EXPORT int convpool_backward(const Problem* p, const float* x, const float* w, const float* dy, const uint8_t* code, float* dx,
+                             float* dw, float* db) {
+    if (dw && !dx && few_products(*p)) return backward_few(*p, x, dy, code, dw, db);
+    return backward(*p, x, w, dy, code, dx, dw, db);
 }

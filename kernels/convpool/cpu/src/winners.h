@@ -31,6 +31,46 @@ inline Pooled pooled_band(const Problem& p, const float* dy, const uint8_t* code
     return {values, codes, height};
 }
 
+// Whether each code is DEAD or below `window`: one more, as a byte, is at most `window`.
+inline bool below_window(const uint8_t* code, int64_t count, int64_t window) {
+    uint8_t largest = 0;
+    for (int64_t i = 0; i < count; i++) largest = std::max(largest, (uint8_t)(code[i] + 1));
+    return largest <= window;
+}
+
+// Whether the codes of some images, all that lie in memory between them, name conv outputs or are DEAD. Kernels follow them
+// into x and dx; what comes back from where a tensor was kept may be anything.
+inline bool codes_are_right(const Problem& p, const uint8_t* code, Range images) {
+    const int64_t image_size = p.groups * p.out_channels * p.pooled();
+    if (!below_window(code + images.begin * image_size, images.size() * image_size, p.window())) return false;
+    if (p.plain_pool()) return true;
+    const bool by_window = p.y_stride[CHANNEL] == 1;
+    const int64_t channels = p.groups * p.out_channels;
+    const int64_t channel = by_window ? 1 : p.pooled(), window = by_window ? channels : 1;
+    const auto overhangs = [&](int axis, int64_t i) {
+        return p.window_start(axis, i) < 0 || p.window_start(axis, i) + p.window_span(axis) > p.conv_size[axis];
+    };
+    const auto holds = [&](int axis, int64_t i, int64_t position) {
+        const int64_t at = p.window_start(axis, i) + position * p.pool_dilation[axis];
+        return at >= 0 && at < p.conv_size[axis];
+    };
+    for (int64_t i = 0; i < p.pooled_size[ROW]; i++) {
+        for (int64_t j = 0; j < p.pooled_size[COLUMN]; j++) {
+            if (!overhangs(ROW, i) && !overhangs(COLUMN, j)) continue;
+            bool right[256];
+            for (int c = 0; c < 256; c++)
+                right[c] = c == DEAD || (c < p.window() && holds(ROW, i, c / p.pool_kernel[COLUMN]) &&
+                                         holds(COLUMN, j, c % p.pool_kernel[COLUMN]));
+            for (int64_t image = images.begin; image < images.end; image++) {
+                const uint8_t* from = code + image * image_size + (i * p.pooled_size[COLUMN] + j) * window;
+                for (int64_t c = 0; c < channels; c++)
+                    if (!right[from[c * channel]]) return false;
+            }
+        }
+    }
+    return true;
+}
+
 // Offsets, in a band of patches, of each window of an image and of each code.
 class Offsets {
    public:

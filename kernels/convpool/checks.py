@@ -1,0 +1,69 @@
+"""What must hold of tensors before a kernel follows their pointers, seen from their metadata alone.
+
+Between forward and backward anything can happen to a saved tensor: hooks give back another one, `.data` is assigned, a
+storage shrinks. torch's layers raise then; version counters do not tell, for such writes leave them.
+"""
+
+import torch
+from torch import Tensor
+
+from convpool.geometry import Geometry
+
+
+def check_memory(**tensors: Tensor | None) -> None:
+    """Refuse a tensor that its storage does not hold: one that was freed, as FSDP does it, or shrunk.
+
+    Raises:
+        RuntimeError: a tensor's last element lies beyond its storage.
+    """
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        last = tensor.storage_offset()
+        for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
+            if not size:
+                break
+            last += (size - 1) * stride
+        else:
+            room = tensor.untyped_storage().nbytes() // tensor.itemsize
+            if last >= room:
+                raise RuntimeError(
+                    f"{name} of shape {tuple(tensor.shape)} has no memory: its storage holds {room} elements, "
+                    f"{last + 1} are needed (was it freed or shrunk?)"
+                )
+
+
+def check_saved(dy: Tensor, code: Tensor, x: Tensor | None, weight: Tensor, geometry: Geometry) -> None:
+    """Refuse tensors of a backward pass that are not those of the forward pass of this geometry.
+
+    Raises:
+        RuntimeError: a shape, dtype or device is another one.
+    """
+    dtype, device = dy.dtype, dy.device
+    if (
+        dy.shape == geometry.output_shape == code.shape
+        and weight.shape == geometry.weight_shape
+        and weight.dtype == dtype
+        and weight.device == device == code.device
+        and code.dtype == torch.uint8
+        and (x is None or (x.shape == geometry.x_shape and x.dtype == dtype and x.device == device))
+    ):
+        return
+    for name, tensor, shape, kind in (
+        ("dy", dy, geometry.output_shape, dtype),
+        ("weight", weight, geometry.weight_shape, dtype),
+        ("the winners' code", code, geometry.output_shape, torch.uint8),
+        ("x", x, geometry.x_shape, dtype),
+    ):
+        if tensor is None:
+            continue
+        expected, found = (tuple(shape), kind, device), (tuple(tensor.shape), tensor.dtype, tensor.device)
+        if expected != found:
+            raise RuntimeError(
+                f"backward needs {name} as the forward pass left it, of shape, dtype and device {_words(expected)}, "
+                f"got {_words(found)}: did a hook or an assignment to .data change it?"
+            )
+
+
+def _words(found: tuple[object, ...]) -> str:
+    return ", ".join(map(str, found))
