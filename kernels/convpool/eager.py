@@ -72,7 +72,9 @@ def fastest(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) 
     settings = geometry.settings
     if geometry.empty_windows:
         return relu_then_pool(x, weight, bias, settings)
-    if x.device.type != "cpu" or x.dtype != torch.float32 or x.layout is not torch.strided:
+    # Under torch.func's transforms a tensor may be a batch of them, which has no memory format to ask for.
+    vectorized = x.device.type == "cpu" and x.dtype == torch.float32 and x.layout is torch.strided
+    if not vectorized or torch._C._are_functorch_transforms_active():
         return pool_then_relu(x, weight, bias, settings)
     y = pool_then_relu(x.contiguous(memory_format=torch.channels_last), weight, bias, settings)
     return y.contiguous(memory_format=memory_format(x, weight, settings))

@@ -17,7 +17,13 @@ from convpool.geometry import DEAD
 from convpool.protocol import BAD_CODES
 from tests.convpool import samples
 
+QUICK_VIEWS = ("contiguous", "channels-last-strides", "slice-of-channels", "misaligned", "one-number")
+QUICK_LAYERS = ("winograd", "overlap", "one-column")
 LAYERS = {layer.name: layer for layer in samples.LAYERS}
+some_layers = pytest.mark.parametrize(
+    "name",
+    ["direct", "overlap", *(pytest.param(name, marks=pytest.mark.slow) for name in ("images", "winograd", "split"))],
+)
 each_layer = pytest.mark.parametrize("case", samples.LAYERS, ids=str)
 
 
@@ -37,6 +43,16 @@ def torchs_layers(x: Tensor, weight: Tensor, bias: Tensor | None, case) -> Tenso
 
 def op(x: Tensor, weight: Tensor, bias: Tensor | None, case) -> Tensor:
     return conv_relu_max_pool2d(x, weight, bias, **case.options)
+
+
+def layers_and_views() -> list:
+    """All pairs; the quick ones are all layers in a few views and a few layers in all views."""
+    return [
+        pytest.param(case, view, id=f"{case}-{view}", marks=() if quick else pytest.mark.slow)
+        for case in samples.LAYERS
+        for view in samples.VIEWS
+        for quick in [case.name in QUICK_LAYERS or (view in QUICK_VIEWS and case.name != "one-column-split")]
+    ]
 
 
 def leaves_of(inputs: parity.Inputs, dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -59,8 +75,7 @@ def value_and_gradients(layer, case, inputs: parity.Inputs, dtype: torch.dtype, 
     return y.detach(), *torch.autograd.grad(y, leaves, inputs.dy.to(dtype))
 
 
-@each_layer
-@pytest.mark.parametrize("view", samples.VIEWS)
+@pytest.mark.parametrize(("case", "view"), layers_and_views())
 def test_values_and_gradients(case, view, requested) -> None:
     """On integers, so to the last bit; x and weight each as the view lies, through which their gradients go back."""
     inputs = parity.make_inputs(case, integers=True)
@@ -185,7 +200,7 @@ def keeps_codes(case) -> bool:
     return explain(inputs.x, inputs.weight, inputs.bias, **case.options).keeps_codes
 
 
-@pytest.mark.parametrize("name", ["direct", "winograd", "overlap", "split"])
+@some_layers
 @pytest.mark.parametrize("change", samples.REFUSED)
 def test_changed_saved_tensors_are_refused(name, change, requested) -> None:
     if not keeps_codes(LAYERS[name]):
@@ -195,7 +210,7 @@ def test_changed_saved_tensors_are_refused(name, change, requested) -> None:
         saved_by(LAYERS[name], lambda t: changed(t) if concerns(t) else t)
 
 
-@pytest.mark.parametrize("name", ["direct", "winograd", "overlap", "split"])
+@some_layers
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 @pytest.mark.parametrize("change", samples.ACCEPTED)
 def test_the_same_values_elsewhere_are_taken(name, layout, change, requested) -> None:
@@ -235,7 +250,7 @@ def test_data_assigned_between(which, requested) -> None:
 @pytest.mark.parametrize("needs", [(True, True), (True, False), (False, True)])
 @pytest.mark.parametrize("create_graph", [False, True])
 @pytest.mark.parametrize("code", ["window", 17, 254, "outside"])
-@pytest.mark.parametrize("name", ["direct", "images", "overlap", "split"])
+@some_layers
 def test_bad_codes(name, code, create_graph, needs, backend) -> None:
     """One code of many. On CPUs it raises; on GPUs, to which Triton's kernels belong, it counts as dead."""
     case = LAYERS[name]
