@@ -33,6 +33,9 @@ def conv_relu_max_pool2d(
 ) -> Tensor:
     """`max_pool2d(relu(conv2d(x, weight, bias)))` as one op: torch's value and gradients, in torch's memory format.
 
+    One difference is meant: what loses in its pool window adds exactly 0 to a gradient even beside NaN and infinity,
+    where torch's layers form 0 * inf = NaN. docs/fuse.md says what GradScaler and anomaly detection make of it.
+
     Args:
         x: (N, C_in, H, W) or (C_in, H, W), floating point, any strides.
         weight: (C_out, C_in / groups, kernel height, kernel width), dtype and device of x.
