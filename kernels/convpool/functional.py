@@ -33,6 +33,9 @@ def conv_relu_max_pool2d(
 ) -> Tensor:
     """`max_pool2d(relu(conv2d(x, weight, bias)))` as one op: torch's value and gradients, in torch's memory format.
 
+    One difference is meant: what loses in its pool window adds exactly 0 to a gradient even beside NaN and infinity,
+    where torch's layers form 0 * inf = NaN. docs/fuse.md says what GradScaler and anomaly detection make of it.
+
     Args:
         x: (N, C_in, H, W) or (C_in, H, W), floating point, any strides.
         weight: (C_out, C_in / groups, kernel height, kernel width), dtype and device of x.
@@ -47,7 +50,8 @@ def conv_relu_max_pool2d(
     Raises:
         TypeError: an argument has the wrong type, or the tensors' dtypes differ.
         ValueError: shapes, devices or values do not fit; the message names the argument, its value and what is allowed.
-        RuntimeError: a backend named by `use_backend` or CONVPOOL_BACKEND cannot serve the call.
+        RuntimeError: a backend named by `use_backend` or CONVPOOL_BACKEND cannot serve the call, or torch.jit.trace
+            would record one that a backend serves.
     """
     options = (
         stride,
@@ -71,6 +75,11 @@ def conv_relu_max_pool2d(
     if plan.plan == "plain":
         y = eager.fastest(batched, weight, bias, geometry)
     else:
+        if not unseen and torch.jit.is_tracing():  # a tracer is seen: other calls do not pay for the question
+            raise RuntimeError(
+                "torch.jit.trace cannot record conv_relu_max_pool2d: "
+                "trace convpool.unfuse(model), and set plain = True of each ConvReLUMaxPool2d"
+            )
         y = autograd.apply(batched, weight, bias, geometry, plan, unseen)
     return y if x.dim() == 4 else y.squeeze(0)
 

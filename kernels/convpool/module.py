@@ -126,6 +126,13 @@ class ConvReLUMaxPool2d(nn.Conv2d):
                 pool += f", {name}={getattr(self, name)}"
         return f"{super().extra_repr()}, {pool}"
 
+    def __prepare_scriptable__(self) -> Self:
+        """What torch.jit.script asks a module for; it knows neither the op nor keyword arguments in a dict."""
+        raise RuntimeError(
+            "torch.jit.script cannot compile ConvReLUMaxPool2d: set its plain = True and use torch.jit.trace, "
+            "or script the nn.Conv2d, nn.ReLU and nn.MaxPool2d that it stands for"
+        )
+
     def _options(self) -> dict[str, Any]:
         """The op's arguments after `bias`, without padding."""
         return {

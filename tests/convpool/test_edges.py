@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional as F
 
-from convpool import cases, eager, parity, planning
+from convpool import cases, conv_relu_max_pool2d, eager, explain, parity, planning, use_backend
 from convpool.autograd import ConvReLUMaxPool2dFunction
 from convpool.geometry import DEAD, make_settings
 from convpool.torch_ops import winner_values
@@ -88,6 +89,28 @@ def test_nan_and_infinite_inputs_give_torchs_values(name, backend) -> None:
 
 
 @pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+@pytest.mark.parametrize("wanted", [2, 3], ids=["weight", "all"])
+def test_what_goes_back_into_a_dead_window_is_lost(name, value, wanted, backend) -> None:
+    """Whatever gradients are asked for: a network's first layer has kernels of its own."""
+    case = cases.by_name(name)
+    inputs = parity.make_inputs(case, integers=True)
+    bias = torch.zeros(case.out_channels)
+    bias[0] = -1e6  # its channel is dead
+
+    def gradients(dy):
+        leaves = [t.clone().requires_grad_() for t in (bias, inputs.weight, inputs.x)[:wanted]]
+        x = leaves[2] if wanted == 3 else inputs.x
+        y, _ = ConvReLUMaxPool2dFunction.apply(x, leaves[1], leaves[0], inputs.settings, backend)
+        return torch.autograd.grad(y, leaves, dy)
+
+    spoilt = inputs.dy.clone()
+    spoilt[:, 0] = value
+    for a, b in zip(gradients(spoilt), gradients(inputs.dy), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", SHAPES)
 def test_dead_neighbours_of_an_infinity_contribute_nothing(name, backend) -> None:
     """x = -inf where it kills windows: eager's dense weight gradient is NaN from 0 * inf, ours sums the live ones."""
     case = cases.by_name(name)
@@ -134,6 +157,48 @@ def test_infinities(channels, size, kernel, where, backend) -> None:
     inside = slice(padding, padding + size)
     for ours, wanted in ((dx, wanted_x[..., inside, inside]), (dw, wanted_weight), (db, wanted_bias)):
         torch.testing.assert_close(ours, wanted, equal_nan=True)
+
+
+def verdicts(op, tensors, scale) -> tuple[bool, bool]:
+    """Whether GradScaler skips the step of an optimiser of all tensors, and whether anomaly detection raises."""
+    leaves = [t.clone().requires_grad_() for t in tensors]
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    scaler.scale(8 * op(*leaves).sum()).backward()
+    scaler.step(torch.optim.SGD(leaves, lr=1e-3))
+    scaler.update()
+    raised = False
+    with torch.autograd.detect_anomaly():
+        try:
+            (8 * op(*leaves).sum() * scale).backward()
+        except RuntimeError as error:
+            raised = "returned nan values" in str(error)
+    return scaler.get_scale() < scale, raised
+
+
+@pytest.mark.parametrize(
+    ("where", "place", "value", "scale", "torchs", "fused"),
+    [
+        pytest.param("x", (..., 12, 4), math.nan, 1.0, (True, True), (False, False), id="uncovered"),
+        pytest.param("x", (..., 1, 4), -math.inf, 1.0, (True, True), (False, False), id="dead-by-x"),
+        pytest.param("weight", (0, 0, 1, 1), -math.inf, 1.0, (True, True), (False, False), id="dead-by-weight"),
+        pytest.param("x", (..., 5, 5), math.nan, 1.0, (True, True), (True, True), id="winner-nan"),
+        pytest.param("x", (..., 5, 5), math.inf, 1.0, (True, True), (True, False), id="winner-inf"),
+        pytest.param("x", (..., 5, 5), 1.0, 2.0**127, (True, False), (True, False), id="overflow"),
+        pytest.param("weight", (..., 1, 1), 0.0, 2.0**127, (True, True), (True, True), id="overflow-times-0"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled", "ignore:Error detected in")
+def test_grad_scaler_and_anomaly_detection(where, place, value, scale, torchs, fused, backend) -> None:
+    """As docs/fuse.md has it. All else is positive, and of 13 rows (11 of z, 5 of y) no window reads the last."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = {
+        name: torch.rand(shape, generator=generator) + 0.1
+        for name, shape in (("x", (2, 2, 13, 13)), ("weight", (4, 2, 3, 3)), ("bias", (4,)))
+    }
+    tensors[where][place] = value
+    assert verdicts(lambda x, w, b: F.max_pool2d(F.relu(F.conv2d(x, w, b)), 2), tensors.values(), scale) == torchs
+    dense = explain(**tensors).plan == "split"  # it hands dz to the vendor's gradient
+    assert verdicts(conv_relu_max_pool2d, tensors.values(), scale) == (torchs if dense else fused)
 
 
 def plan_of(case, backend) -> str:

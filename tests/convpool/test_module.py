@@ -125,6 +125,19 @@ def test_fx_records_one_node() -> None:
     torch.testing.assert_close(traced(x), model(x))
 
 
+@pytest.mark.parametrize("inside", [False, True], ids=["itself", "inside another"])
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:`torch.jit")
+def test_torchscript_takes_the_trace_of_a_plain_layer_alone(backend, inside) -> None:
+    layer, x = ConvReLUMaxPool2d(2, 4, 3), torch.randn(2, 2, 10, 10)
+    model = nn.Sequential(layer, nn.Flatten()) if inside else layer
+    with pytest.raises(RuntimeError, match=r"torch\.jit\.trace cannot record"):
+        torch.jit.trace(model, x)
+    for layer.plain in (False, True):
+        with pytest.raises(RuntimeError, match=r"torch\.jit\.script cannot compile"):
+            torch.jit.script(model)
+    torch.testing.assert_close(torch.jit.trace(model, x)(x), model(x))
+
+
 def test_copies() -> None:
     layer, x = ConvReLUMaxPool2d(1, 4, 3), torch.randn(2, 1, 10, 10)
     for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):

@@ -191,6 +191,13 @@ def _derived(base: Any) -> Any:
     def extra_repr(self: nn.Module) -> str:
         return "\n".join(filter(None, [base.extra_repr(self), "fused by convpool"]))
 
+    def __prepare_scriptable__(self: nn.Module) -> nn.Module:
+        """What torch.jit.script asks a module for; it would look up the names in base's forward in this file."""
+        raise RuntimeError(
+            f"torch.jit.script cannot compile {base.__name__} as fused by convpool: "
+            "call convpool.unfuse(model) first, and fuse what is not scripted"
+        )
+
     def __reduce_ex__(self: Any, protocol: int) -> Any:
         reduced = base.__reduce_ex__(self, max(protocol, 2))
         if reduced[0].__name__ != "__newobj__":  # a class that builds itself, as GraphModule, builds the unfused module
@@ -215,6 +222,7 @@ def _derived(base: Any) -> Any:
         "convpool_layers": sequential_layers if in_order else convpool_layers,
         "forward": sequential_forward if in_order else forward,
         "extra_repr": extra_repr,
+        "__prepare_scriptable__": __prepare_scriptable__,
         "__reduce_ex__": __reduce_ex__,
         "__setstate__": __setstate__,
         "__module__": base.__module__,

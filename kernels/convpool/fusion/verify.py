@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from convpool.fusion.rewrite import checked
 
@@ -48,7 +48,7 @@ class Differences:
         return "\n".join(["difference  mode      tensor (relative to its largest value)", *lines, *rest])
 
 
-def verify(model: nn.Module, fused: nn.Module, example: Any) -> Differences:
+def verify(model: nn.Module, fused: nn.Module, example: Any, *, dtype: torch.dtype | None = None) -> Differences:
     """Run both models on `example` in training and in eval mode, and compare outputs, buffers and every gradient.
 
     The loss behind the gradients is a fixed random weighting of all outputs. Both run on copies and from the same seed,
@@ -57,17 +57,21 @@ def verify(model: nn.Module, fused: nn.Module, example: Any) -> Differences:
     Args:
         model, fused: a model and what `fuse` made of it (or any model with the same parameters by name).
         example: a tensor, or the tuple of the model's arguments.
+        dtype: compare in this type: both copies and the floating-point arguments are converted, the models that were
+            given are left alone. None: as they are.
 
     Raises:
-        TypeError: one of the two is not an nn.Module, or is a ScriptModule.
+        TypeError: one of the two is not an nn.Module, or is a ScriptModule; dtype is not a floating-point type.
         ValueError: the two return other shapes, or have other parameter or buffer names.
     """
     checked("verify", model)
     checked("verify", fused)
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(f"dtype must be a floating-point torch.dtype or None, got {dtype!r}")
     args = example if isinstance(example, tuple) else (example,)
     rows = []
     for training in (True, False):
-        ours, theirs = _step(fused, args, training), _step(model, args, training)
+        ours, theirs = _step(fused, args, training, dtype), _step(model, args, training, dtype)
         if ours.keys() != theirs.keys():
             raise ValueError(f"the models do not have the same tensors: {sorted(ours.keys() ^ theirs.keys())[:3]}")
         for name, expected in theirs.items():
@@ -77,19 +81,30 @@ def verify(model: nn.Module, fused: nn.Module, example: Any) -> Differences:
     return Differences(tuple(rows))
 
 
-def _step(model: nn.Module, args: tuple[Any, ...], training: bool) -> dict[str, Tensor]:
+def _step(model: nn.Module, args: tuple[Any, ...], training: bool, dtype: torch.dtype | None) -> dict[str, Tensor]:
     """Outputs, gradients and buffers of one forward and backward pass on a copy of the model."""
+
+    def converted(value: Any) -> Any:
+        return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    def leaf(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return converted(value).detach().clone().requires_grad_(value.is_floating_point())
+
     model = deepcopy(model).train(training)
-    leaves = [t.detach().clone().requires_grad_(t.is_floating_point()) if isinstance(t, Tensor) else t for t in args]
+    if dtype is not None:
+        model._apply(converted)  # unlike `to`, which would make complex tensors real
+    args = tree_map(leaf, args)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        outputs = [t for t in tree_leaves(model(*leaves)) if isinstance(t, Tensor) and t.is_floating_point()]
+        outputs = [t for t in tree_leaves(model(*args)) if isinstance(t, Tensor) and t.is_floating_point()]
         generator = torch.Generator().manual_seed(0)
         loss = sum((t * torch.randn(t.shape, generator=generator).to(t)).sum() for t in outputs)
         if isinstance(loss, Tensor) and loss.requires_grad:
             loss.backward()
     tensors = {f"output {i}": t for i, t in enumerate(outputs)}
-    inputs = {f"argument {i}": t for i, t in enumerate(leaves) if isinstance(t, Tensor)}
+    inputs = {f"argument {i}": t for i, t in enumerate(tree_leaves(args)) if isinstance(t, Tensor)}
     for name, t in (inputs | dict(model.named_parameters())).items():
         if t.grad is not None:
             tensors[f"gradient of {name}"] = t.grad
@@ -97,7 +112,8 @@ def _step(model: nn.Module, args: tuple[Any, ...], training: bool) -> dict[str, 
 
 
 def _difference(mode: str, name: str, ours: Tensor, expected: Tensor) -> Difference:
-    a, b = ours.detach().double(), expected.detach().double()
+    wide = torch.complex128 if expected.is_complex() else torch.float64
+    a, b = ours.detach().to(wide), expected.detach().to(wide)
     if a.numel() == 0:
         return Difference(mode, name, 0.0, 0.0)
     same = (a == b) | (a.isnan() & b.isnan())  # infinities and NaN in the same places are no difference

@@ -437,3 +437,28 @@ def test_a_convolution_patched_after_fuse(example: Tensor) -> None:
     fused[0]._conv_forward = lambda x, weight, bias: F.conv2d(F.pad(x, (1, 1, 1, 1), "circular"), weight, bias)
     torch.testing.assert_close(fused(example), convpool.unfuse(fused)(example))
     assert fused(example).shape[-1] == example.shape[-1] // 2
+
+
+class Functional(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.max_pool2d(F.relu(self.conv(x)), 2)
+
+
+@pytest.mark.parametrize("kind", ["functional", "in order", "inside another"])
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:`torch.jit")
+def test_torchscript_takes_the_unfused_model_alone(kind: str, example: Tensor) -> None:
+    """torch.jit.script would look up the names in a user's forward where ours is written."""
+    in_order = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2))
+    fused = convpool.fuse((in_order if kind == "in order" else Functional()).double())
+    model = nn.Sequential(nn.Identity(), fused) if kind == "inside another" else fused
+    with pytest.raises(RuntimeError, match=r"torch.jit.script cannot .* call convpool.unfuse\(model\) first"):
+        torch.jit.script(model)
+    with convpool.use_backend("reference"), pytest.raises(RuntimeError, match=r"trace convpool.unfuse\(model\)"):
+        torch.jit.trace(model, example)
+    plain = convpool.unfuse(model)
+    for scripted in (torch.jit.script(plain), torch.jit.trace(plain, example), torch.jit.trace(model, example)):
+        torch.testing.assert_close(scripted(example), plain(example))  # the last: auto gives float64 to torch's layers

@@ -71,8 +71,8 @@ void few_rows(const Problem& p, const Band& band, const Quads& quads, const int6
         for (int64_t j = 0; j < p.pooled_size[COLUMN]; j++) {
             const IVec winner = load_first_bytes(code, lanes);
             const Mask live = differ(winner, splat((int32_t)DEAD));
-            const Vec g = load_first(dy, lanes);
-            total += select(live, g, Vec{});
+            const Vec g = select(live, load_first(dy, lanes), Vec{});  // dead, it may be infinite: 0 * that must not arise
+            total += g;
             UNROLL for (int r = 0; r < ROWS; r++) {
                 const float* at = quad + rows[r];
                 UNROLL for (int k = 0; k < KERNEL; k++) sums[r][k] += g * pick_of_four(at + k * tap, winner, live);
