@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from convpool import cases, conv_relu_max_pool2d, eager, explain, parity, planning, use_backend
+from convpool import cases, conv_relu_max_pool2d, eager, explain, parity, planning
 from convpool.autograd import ConvReLUMaxPool2dFunction
 from convpool.geometry import DEAD, make_settings
 from convpool.torch_ops import winner_values
