@@ -1,12 +1,14 @@
 """Sizes against torch's, and refusals that name the argument, its value and what is allowed."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from convpool import cases, eager
-from convpool.geometry import Geometry, make_settings
+from convpool.geometry import Geometry, has_empty_windows, make_settings, pooled_size
 
 pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
 small = st.tuples(st.integers(0, 2), st.integers(0, 2))
@@ -94,3 +96,29 @@ def test_settings_that_nothing_fits(options, error, words) -> None:
 def test_shapes_that_do_not_fit(x_shape, weight_shape, options, words) -> None:
     with pytest.raises(ValueError, match=words):
         Geometry.of(x_shape, weight_shape, make_settings(tuple(weight_shape[2:]), **options))
+
+
+def test_empty_windows_are_those_that_hold_nothing() -> None:
+    """Each window counted out, over all that torch accepts of these."""
+    empty = full_though_dilated_beyond = 0
+    ranges = (range(1, 5), range(1, 4), range(1, 6), range(1, 5), (False, True))
+    for window, stride, dilation, size, ceil_mode in itertools.product(*ranges):
+        for padding in range(window // 2 + 1):
+            call = make_settings(
+                (1, 1),
+                pool_kernel_size=(1, window),
+                pool_stride=(1, stride),
+                pool_padding=(0, padding),
+                pool_dilation=(1, dilation),
+                ceil_mode=ceil_mode,
+            )
+            try:
+                _, pooled = pooled_size(call, (3, size))
+            except ValueError:
+                continue
+            held = [sum(0 <= i * stride - padding + a * dilation < size for a in range(window)) for i in range(pooled)]
+            assert has_empty_windows(call, (3, size)) == (0 in held), (call, size)
+            empty += 0 in held
+            full_though_dilated_beyond += 0 not in held and padding > 0 and dilation > size
+    assert empty > 30
+    assert full_though_dilated_beyond > 10

@@ -47,6 +47,7 @@ def test_a_few_geometries() -> None:
     passes(run(20))
 
 
+@pytest.mark.slow
 def test_a_read_beyond_a_tensor_ends_the_process_and_names_the_geometry() -> None:
     result = run(20, "--fault=read")
     assert result.returncode == -signal.SIGSEGV
@@ -54,6 +55,7 @@ def test_a_read_beyond_a_tensor_ends_the_process_and_names_the_geometry() -> Non
     assert "Segmentation fault" in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
