@@ -158,6 +158,9 @@ EDGES = (
     _case("pool-overlap-much", 2, 3, 9, 5, 3, pool_kernel_size=3, pool_stride=1),
     _case("pool-overlap-padded", 2, 6, 12, 10, 3, padding=1, **_POOL321),
     _case("pool-gaps", 2, 4, 15, 6, 3, pool_kernel_size=2, pool_stride=3),
+    _case(
+        "pool-gaps-padded", 2, 4, (7, 6), 6, (1, 2), padding="same", pool_kernel_size=1, pool_stride=2, ceil_mode=True
+    ),
     _case("pool-padded", 2, 4, 9, 6, 3, pool_padding=1),
     _case("pool-dilated", 2, 4, 13, 6, 3, pool_kernel_size=2, pool_stride=2, pool_dilation=2),
     _case("pool-dilated-overlap", 2, 3, 14, 5, 3, pool_kernel_size=3, pool_stride=2, pool_padding=1, pool_dilation=2),

@@ -200,8 +200,8 @@ def check(seed: int, library: Any) -> tuple[int, set[str]]:
                 agree(
                     ("y", "code"), call(library.convpool_forward, forward.problem, [x, forward_w, bias], [y, winners])
                 )
-        # torch gets copies: its float64 weight gradient of a grouped layer is wrong (2.14.1) where the stride of a single
-        # image in channels_last is not the usual one.
+        # torch gets copies: its float64 weight gradient of a grouped layer is wrong (2.14.1) where a single image in
+        # channels_last has an unusual stride.
         inputs = Inputs(_plain(x), _plain(w), None if bias is None else bias.tensor, dy.tensor, case.settings)
         z = eager.conv(inputs.x, inputs.weight, inputs.bias, g.settings)
         z_strides = torch.empty(z.shape, memory_format=torch.channels_last).stride()

@@ -123,21 +123,22 @@ void pooled_rows(const DirectBand& band, int64_t channel) {
     }
 }
 
-// The conv output of `conv` rows, all columns, L * VECTORS channels.  z: [row, column, VECTORS * L]
+// The conv output of `conv` rows, all columns that windows see, L * VECTORS channels.  z: [row, column, VECTORS * L]
 template <int VECTORS>
 void convolve_rows(const DirectBand& band, Range conv, int64_t channel, float* z) {
     constexpr int POSITIONS = TILE_SUMS / VECTORS > 8 ? 8 : TILE_SUMS / VECTORS;
     const Problem& p = band.plan.p;
     const int64_t width = p.conv_size[COLUMN];
+    const int64_t seen = conv_range(p, COLUMN, {0, p.pooled_size[COLUMN]}).end;  // others may read what `in` has not
     for (int64_t row = conv.begin; row < conv.end; row++) {
-        for (int64_t column = 0; column < width; column += POSITIONS) {
+        for (int64_t column = 0; column < seen; column += POSITIONS) {
             const float* at[POSITIONS];
-            UNROLL for (int t = 0; t < POSITIONS; t++) at[t] = band.position(row, std::min(column + t, width - 1));
+            UNROLL for (int t = 0; t < POSITIONS; t++) at[t] = band.position(row, std::min(column + t, seen - 1));
             Vec sums[POSITIONS][VECTORS];
             convolve(at, band.offsets, p.reduction(), band.weights(channel), band.bias(channel), sums);
             float* to = z + ((row - conv.begin) * width + column) * VECTORS * L;
             UNROLL for (int t = 0; t < POSITIONS; t++)
-                if (column + t < width)
+                if (column + t < seen)
                     UNROLL for (int v = 0; v < VECTORS; v++) store(to + (t * VECTORS + v) * L, sums[t][v]);
         }
     }
