@@ -30,7 +30,8 @@ inline bool reads_padding(const Problem& p) {
 
 // Columns [begin, end) of one row, zeros outside x; `from` points at column 0.
 inline void copy_padded_row(const float* from, int64_t step, int64_t size, Range columns, int64_t run, float* to) {
-    const int64_t left = std::max<int64_t>(0, -columns.begin), right = std::max<int64_t>(0, columns.end - size);
+    // All of them may lie left of x: where the pool drops the conv columns that would reach it.
+    const int64_t left = std::clamp<int64_t>(-columns.begin, 0, columns.size()), right = std::max<int64_t>(0, columns.end - size);
     const int64_t first = columns.begin + left, count = columns.size() - left - right;
     std::fill_n(to, left * run, 0.f);
     to += left * run;
