@@ -131,6 +131,7 @@ EDGES = (
     _case("valid", 2, 3, 10, 6, 3, padding="valid"),
     _case("padding-wider-than-kernel", 2, 3, 7, 5, 3, padding=4),
     _case("columns-in-the-padding", 3, 4, (7, 2), 6, 2, stride=3, padding=4, pool_kernel_size=1, pool_stride=3),
+    _case("padding-alone", 2, 3, (9, 1), 6, 1, stride=(1, 3), padding=2, pool_kernel_size=1, pool_stride=(1, 2)),
     _case("padding-1x2", 2, 3, (9, 10), 6, 3, padding=(1, 2)),
     _case("stride-2", 2, 8, 17, 16, 3, stride=2),
     _case("stride-2-padded", 2, 16, 16, 32, 3, stride=2, padding=1),
