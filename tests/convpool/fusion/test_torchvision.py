@@ -45,7 +45,7 @@ SLOW = {
     "efficientnet_v2_s": (32, 0, 0),
     "regnet_x_400mf": (32, 0, 0),
 }
-QUICK = {"squeezenet1_0": "reference", "shufflenet_v2_x0_5": "reference", "alexnet": "auto", "resnet18": "auto"}
+QUICK = {"squeezenet1_0": "reference", "shufflenet_v2_x0_5": "reference", "resnet18": "auto"}
 
 
 def classifier(name: str) -> torch.nn.Module:

@@ -37,6 +37,7 @@ def fits(tmp_path: Path, *arguments: str) -> list[dict[str, object]]:
     return json.loads((tmp_path / "compile_gate.json").read_text())["rows"]
 
 
+@pytest.mark.slow
 def test_one_layer_fits_a_gpu(tmp_path) -> None:
     found = fits(tmp_path, "--targets", "sm_90", "--layers", "lenet5-2", "--numbers", "float16", "float64")
     kernels = {row["kernel"]: row for row in found}

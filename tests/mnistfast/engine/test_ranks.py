@@ -68,6 +68,7 @@ def work(path, world):
     return torch.load(path, weights_only=True)
 
 
+@pytest.mark.slow
 def test_two_processes_take_the_steps_of_one(tmp_path):
     """With dropout, augmentation, clipping and an average; every eleventh batch has one image for two processes."""
     alone, together = (work(tmp_path / f"{world}.pt", world) for world in (1, 2))
