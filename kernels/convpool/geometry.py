@@ -188,21 +188,20 @@ def pooled_size(settings: Settings, conv_size: Sequence[int]) -> Pair:
 
 
 def has_empty_windows(settings: Settings, conv_size: Sequence[int]) -> bool:
-    """Whether some pool window of a conv output of that size holds none of its positions.
+    """Whether some pool window of a conv output of that size holds none of its positions; False where no window fits.
 
     It then begins in the padding and steps over the whole map; a window that begins in the map holds what it begins at.
-    False where torch refuses the padding.
     """
-    most = settings.pool_kernel[0] // 2, settings.pool_kernel[1] // 2
     if settings.pool_padding == (0, 0) or settings.pool_dilation == (1, 1):
         return False
-    if settings.pool_padding[0] > most[0] or settings.pool_padding[1] > most[1]:
+    try:
+        pooled = pooled_size(settings, conv_size)
+    except ValueError:
         return False
-    axes = zip(settings.pool_padding, settings.pool_stride, settings.pool_dilation, conv_size, (0, 1), strict=True)
+    axes = zip(settings.pool_padding, settings.pool_stride, settings.pool_dilation, conv_size, pooled, strict=True)
     return any(
-        # the first position that is not negative
-        window < _windows(size, settings, axis) and (window * stride - padding) % dilation >= size
-        for padding, stride, dilation, size, axis in axes
+        window < windows and (window * stride - padding) % dilation >= size  # the first position that is not negative
+        for padding, stride, dilation, size, windows in axes
         for window in range(-(-padding // stride))
     )
 
@@ -271,24 +270,18 @@ def _conv_size(axis: str, size: int, padding: int, kernel: int, stride: int, dil
 
 
 def _pooled_size(axis: str, size: int, settings: Settings, i: int) -> int:
-    kernel, padding = settings.pool_kernel[i], settings.pool_padding[i]
-    span = (kernel - 1) * settings.pool_dilation[i] + 1
+    """torch's rule (ATen/native/Pool.h, pooling_output_shape): in ceil mode the last window must start inside."""
+    kernel, stride = settings.pool_kernel[i], settings.pool_stride[i]
+    padding, dilation = settings.pool_padding[i], settings.pool_dilation[i]
+    span = (kernel - 1) * dilation + 1
     if padding > kernel // 2:
         raise ValueError(f"pool_padding must be at most half of the pool window's {axis} {kernel}, got {padding}")
-    pooled = _windows(size, settings, i)
-    if (size + 2 * padding < span and not settings.ceil_mode) or pooled < 1:
+    room = size + 2 * padding - span
+    pooled = (room + (stride - 1 if settings.ceil_mode else 0)) // stride + 1
+    if settings.ceil_mode and (pooled - 1) * stride >= size + padding:
+        pooled -= 1
+    if (room < 0 and not settings.ceil_mode) or pooled < 1:
         raise ValueError(
             f"pool window of {axis} {span} is larger than the conv output's {axis} {size} with {2 * padding} of padding"
         )
     return pooled
-
-
-def _windows(size: int, settings: Settings, i: int) -> int:
-    """How many along axis i, by torch's rule (ATen/native/Pool.h, pooling_output_shape): in ceil mode the last window
-    must start inside."""
-    stride, padding = settings.pool_stride[i], settings.pool_padding[i]
-    span = (settings.pool_kernel[i] - 1) * settings.pool_dilation[i] + 1
-    windows = (size + 2 * padding - span + (stride - 1 if settings.ceil_mode else 0)) // stride + 1
-    if settings.ceil_mode and (windows - 1) * stride >= size + padding:
-        windows -= 1
-    return windows

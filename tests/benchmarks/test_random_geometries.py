@@ -15,7 +15,7 @@ def bad(backend: str, numbers: range) -> list[tuple[int, str]]:
     return [found for found in outcomes(backend, 0, numbers) if found[1] not in allowed]
 
 
-@pytest.fixture(params=("auto", "cpu"))
+@pytest.fixture(params=("auto", pytest.param("cpu", marks=pytest.mark.slow)))
 def backend(request: pytest.FixtureRequest) -> str:
     missing = request.param == "cpu" and planning.backend("cpu").unavailable()
     if missing:
@@ -24,12 +24,12 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 
 def test_a_few(backend: str) -> None:
-    assert bad(backend, range(4 * len(STRATA))) == []
+    assert bad(backend, range(3 * len(STRATA))) == []
 
 
 @pytest.mark.slow
 def test_many(backend: str) -> None:
-    assert bad(backend, range(4 * len(STRATA), 4 * len(STRATA) + 1500)) == []
+    assert bad(backend, range(3 * len(STRATA), 3 * len(STRATA) + 1500)) == []
 
 
 def test_strata_are_what_they_say() -> None:
@@ -44,6 +44,7 @@ def test_strata_are_what_they_say() -> None:
     assert all(g.reduction > 1500 for g in of["many products"])
 
 
+@pytest.mark.slow
 def test_planted_faults_are_reported_and_the_rest_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
     assert not survey("reference", 0, range(11), FAULTY)
     out = capsys.readouterr().out

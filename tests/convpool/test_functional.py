@@ -105,7 +105,7 @@ def test_freed_storage_is_refused(backend) -> None:
     weight = torch.ones(1, 1, 1, 1)
     x = torch.ones(1, 1, 4, 4)
     x.untyped_storage().resize_(0)
-    with pytest.raises(RuntimeError, match=r"a tensor of shape \(1, 1, 4, 4\) has no memory"):
+    with pytest.raises(RuntimeError, match=r"x of shape \(1, 1, 4, 4\) has no memory"):
         conv_relu_max_pool2d(x, weight)
 
 
