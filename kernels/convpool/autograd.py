@@ -119,6 +119,7 @@ class EagerConvReLUMaxPool2d(Function):
         g: Geometry = ctx.geometry
         if torch.is_grad_enabled() or not unseen(dy):
             size = g.height, g.width
+            check_saved(dy, code, x, weight, g)
             grads = _gradients(dy, code, x, weight, size, g.settings, ctx.plan.backend, needs)
         else:
             grads = _needed(operators.compute_backward(dy, code, x, weight, g, ctx.plan, needs), needs)
