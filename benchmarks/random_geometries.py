@@ -10,6 +10,7 @@ counts as crashed and a new child goes on behind it. The exit status is 1 if any
 """
 
 import argparse
+import faulthandler
 import os
 import random
 import subprocess
@@ -30,6 +31,7 @@ from convpool.parity import Inputs
 
 MOST_PRODUCTS = 1_000_000  # of a call's convolution: more would take the time of many other calls
 OUTCOMES = ("right", "refused", "wrong", "crashed")
+SECONDS = 60  # for one call: a process whose memory is spoilt may hang as well as end
 PROGRESS = 1000  # calls between two lines about it
 
 
@@ -265,6 +267,7 @@ def work(backend: str, seed: int, numbers: range) -> None:
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)  # fills what torch allocates with NaN, so that nothing stays unwritten
     for number in numbers:
+        faulthandler.dump_traceback_later(SECONDS, exit=True)  # until the next call, or until the process has ended
         print("begin", number, flush=True)
         print("end", number, judge(Call.draw(seed, number), backend), flush=True)
 
