@@ -13,19 +13,29 @@ def conv(x: Tensor, weight: Tensor, bias: Tensor | None, settings: Settings) -> 
     top, bottom, left, right = settings.padding
     if not settings.symmetric_padding:
         x, top, left = F.pad(x, (left, right, top, bottom)), 0, 0
-    if x.shape[-3] == 1 and settings.stride[1] > 1 and x.layout is torch.strided:
-        span = (weight.shape[3] - 1) * settings.dilation[1] + 1
-        if x.shape[-1] + 2 * left < span + settings.stride[1]:  # the output is one column wide
-            x, weight = _contiguous_strides(x), _contiguous_strides(weight)
-    return F.conv2d(x, weight, bias, settings.stride, (top, left), settings.dilation, settings.groups)
+    if not _is_wrong_in_channels_last(x, weight, left, settings):
+        return F.conv2d(x, weight, bias, settings.stride, (top, left), settings.dilation, settings.groups)
+    plain = _contiguous_strides(x), _contiguous_strides(weight)
+    z = F.conv2d(*plain, bias, settings.stride, (top, left), settings.dilation, settings.groups)
+    if x.dim() == 3 or torch._C._are_functorch_transforms_active():  # one image or a batch of tensors: of no format
+        return z
+    return z.contiguous(memory_format=memory_format(x, weight, settings))
+
+
+def _is_wrong_in_channels_last(x: Tensor, weight: Tensor, padding: int, settings: Settings) -> bool:
+    """Whether the convolution steps over columns and makes one: found with torch 2.14's oneDNN in channels_last.
+
+    With AVX-512 the value is wrong where x has one channel (all that were wrong of 144,000 calls lie in that class); with
+    AVX2 the weight's gradient writes beyond its memory where the kernel is 1x1.
+    """
+    if settings.stride[1] == 1 or x.device.type != "cpu" or x.dtype == torch.float64 or x.layout is not torch.strided:
+        return False
+    span = (weight.shape[3] - 1) * settings.dilation[1] + 1
+    return x.shape[-1] + 2 * padding < span + settings.stride[1]
 
 
 def _contiguous_strides(t: Tensor) -> Tensor:
-    """t with a contiguous tensor's strides; `contiguous()` leaves one channel with those of channels_last.
-
-    By which oneDNN computes wrong values (torch 2.14): from one channel of x, where x or weight has them, it steps over
-    columns and makes one. All that was wrong in 144,000 calls tried lies in that class.
-    """
+    """t with a contiguous tensor's strides; `contiguous()` would leave one channel with those of channels_last."""
     return t.flatten(1).unflatten(1, t.shape[1:])
 
 

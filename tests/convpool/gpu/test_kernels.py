@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from convpool import cases, conv_relu_max_pool2d, parity, planning
 from convpool.autograd import ConvReLUMaxPool2dFunction
+from convpool.geometry import DEAD
 from convpool.gpu import backend as gpu_backend
 from convpool.protocol import Plan
 
@@ -101,6 +102,34 @@ def split_results(inputs: parity.Inputs) -> tuple[torch.Tensor, torch.Tensor, di
     needs = (True, True, inputs.bias is not None)
     grads = launch.backward(inputs.dy, code, inputs.x, inputs.weight, g, plan, needs)
     return y, code, {name: grad for name, grad, need in zip(("dx", "dw", "db"), grads, needs, strict=True) if need}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "plan", "where"),
+    [
+        ("one-channel-each", "fused", "x"),
+        ("one-channel-each", "fused", "weight"),
+        ("batch-1", "fused", "nowhere"),
+        ("batch-1", "split", "nowhere"),
+        ("pool-overlap-padded", "fused", "nowhere"),
+    ],
+)
+def test_codes_that_name_no_position_are_dead(name: str, plan: str, where: str) -> None:
+    """Whatever came back in their place, no address leaves its tensor; an infinity takes the way of single winners."""
+    inputs, generator = parity.make_inputs(cases.by_name(name), integers=True), torch.Generator().manual_seed(0)
+    if where != "nowhere":
+        getattr(inputs, where).view(-1)[0] = torch.inf
+    g, window = inputs.geometry, inputs.geometry.window
+    codes = torch.randint(0, 256, g.output_shape, generator=generator, dtype=torch.uint8)
+
+    def gradients(codes: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        with guarded():
+            given = Plan("triton", plan, "", "")  # type: ignore[arg-type]
+            return launch.backward(inputs.dy, codes, inputs.x, inputs.weight, g, given, (True, True, True))
+
+    for ours, dead in zip(gradients(codes), gradients(torch.where(codes < window, codes, DEAD)), strict=True):
+        torch.testing.assert_close(ours, dead, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
