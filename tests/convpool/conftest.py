@@ -45,7 +45,7 @@ _MINUTES = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
-        if parameters.get("requested") == "reference":  # slow itself, and tried elsewhere
+        if parameters.get("requested") in ("cpu", "reference"):  # `auto` takes the one; the other is slow itself
             item.add_marker(pytest.mark.slow)
         if "triton" in (parameters.get("backend"), parameters.get("requested")):
             cases = _QUICK.get(item.originalname, ())

@@ -43,6 +43,7 @@ def test_every_kernel_stays_inside_its_tensors(isa: str) -> None:
     assert all(kernel in summary for kernel in KERNELS)
 
 
+@pytest.mark.slow
 def test_a_few_geometries() -> None:
     passes(run(20))
 
