@@ -25,7 +25,7 @@ def conv(x: Tensor, weight: Tensor, bias: Tensor | None, settings: Settings) -> 
 def _is_wrong_in_channels_last(x: Tensor, weight: Tensor, padding: int, settings: Settings) -> bool:
     """Whether the convolution steps over columns and makes one: found with torch 2.14's oneDNN in channels_last.
 
-    With AVX-512 the value is wrong where x has one channel: of 144,000 calls all that were wrong lie in that class. With
+    With AVX-512 the value is wrong where x has one channel: of 144,000 calls all wrong ones lie in that class. With
     AVX2 the weight's gradient writes beyond its memory where the kernel is 1x1.
     """
     if settings.stride[1] == 1 or x.device.type != "cpu" or x.dtype == torch.float64 or x.layout is not torch.strided:

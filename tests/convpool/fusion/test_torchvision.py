@@ -54,7 +54,7 @@ def classifier(name: str) -> torch.nn.Module:
     return torchvision.models.get_model(name, weights=None, num_classes=10, **options)
 
 
-LARGE = {"inception_v3", "maxvit_t", "swin_t", "vit_b_16", "convnext_tiny"}  # a second or two each, some without any run
+LARGE = {"inception_v3", "maxvit_t", "swin_t", "vit_b_16", "convnext_tiny"}  # a second or two each
 
 
 @pytest.mark.parametrize(
