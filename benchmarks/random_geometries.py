@@ -24,10 +24,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convpool import conv_relu_max_pool2d, parity, planning
+from convpool import parity, planning
 from convpool.cases import Case
 from convpool.geometry import Geometry, Settings
 from convpool.parity import Inputs
+from convpool.timing import Through
 
 MOST_PRODUCTS = 1_000_000  # of a call's convolution: more would take the time of many other calls
 OUTCOMES = ("right", "refused", "wrong", "crashed")
@@ -243,23 +244,7 @@ def judge(call: Call, backend: str) -> str:
     return "wrong error over bound: " + "; ".join(wrong) if wrong else "right"
 
 
-def _op(x: Tensor, weight: Tensor, bias: Tensor | None, settings: Settings) -> Tensor:
-    s = settings
-    return conv_relu_max_pool2d(
-        x,
-        weight,
-        bias,
-        s.stride,
-        (s.padding[0], s.padding[2]),
-        s.dilation,
-        s.groups,
-        pool_kernel_size=s.pool_kernel,
-        pool_stride=s.pool_stride,
-        pool_padding=s.pool_padding,
-        pool_dilation=s.pool_dilation,
-        ceil_mode=s.ceil_mode,
-        contiguous_output=s.contiguous_output,
-    )
+_op = Through("auto")  # or by whom `use_backend` names
 
 
 def work(backend: str, seed: int, numbers: range) -> None:

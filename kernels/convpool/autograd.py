@@ -10,7 +10,7 @@ from torch.nn import Parameter
 
 from convpool import operators, torch_ops
 from convpool.checks import check_saved
-from convpool.geometry import DEAD, Geometry, Settings
+from convpool.geometry import Geometry, Settings
 from convpool.operators import Size
 from convpool.protocol import Needs, Plan
 
@@ -166,7 +166,7 @@ class ConvReLUMaxPool2dBackward(Function):
             if ddw is not None:
                 terms.append(torch_ops.winner_values(x, ddw, None if ddx is not None else ddb, code, geometry))
             if ddb is not None and not terms:
-                terms.append(torch.where(code == DEAD, 0, ddb[:, None, None]))
+                terms.append(torch.where(torch_ops.winners(code, geometry).live, ddb[:, None, None], 0))
             grad_dy = sum(terms[1:], start=terms[0]) if terms else None
         if ctx.needs_input_grad[2] and ddw is not None:
             grad_x = ConvReLUMaxPool2dBackward.apply(dy, code, None, ddw, *fixed, (True, False, False))[0]

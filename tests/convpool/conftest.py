@@ -38,6 +38,9 @@ _MINUTES = (
     "test_nan_and_infinite_inputs_give_torchs_values",  # sums that are not finite are formed again winner by winner
     "test_dead_neighbours_of_an_infinity_contribute_nothing",
     "test_gradgradcheck",
+    "test_bad_codes",  # gpu/test_kernels.py has a few
+    "test_what_goes_back_into_a_dead_window_is_lost",
+    "test_grad_scaler_and_anomaly_detection",
 )
 
 
@@ -49,7 +52,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
         if "triton" in (parameters.get("backend"), parameters.get("requested")):
             cases = _QUICK.get(item.originalname, ())
-            if item.originalname in _MINUTES:
+            if item.originalname in _MINUTES or "requested" in parameters:  # hundreds of calls
                 item.add_marker(pytest.mark.exhaustive)
             elif cases is not None and str(parameters.get("case", parameters.get("name"))) not in cases:
                 item.add_marker(pytest.mark.slow)

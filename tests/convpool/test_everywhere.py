@@ -55,6 +55,15 @@ def layers_and_views() -> list:
     ]
 
 
+def layers_and_codes() -> list:
+    """Numbers that are no position of a window, and of a window in the padding the first position, which lies there."""
+    return [
+        pytest.param(name, code, marks=() if name in ("direct", "overlap") else pytest.mark.slow)
+        for name in ("direct", "overlap", "images", "winograd", "split")
+        for code in ("window", 17, 254, *(("outside",) if name == "overlap" else ()))
+    ]
+
+
 def leaves_of(inputs: parity.Inputs, dtype: torch.dtype = torch.float32) -> list[Tensor]:
     return [t.to(dtype, copy=True).requires_grad_() for t in inputs.tensors]
 
@@ -249,13 +258,10 @@ def test_data_assigned_between(which, requested) -> None:
 
 @pytest.mark.parametrize("needs", [(True, True), (True, False), (False, True)])
 @pytest.mark.parametrize("create_graph", [False, True])
-@pytest.mark.parametrize("code", ["window", 17, 254, "outside"])
-@some_layers
+@pytest.mark.parametrize(("name", "code"), layers_and_codes())
 def test_bad_codes(name, code, create_graph, needs, backend) -> None:
     """One code of many. On CPUs it raises; on GPUs, to which Triton's kernels belong, it counts as dead."""
     case = LAYERS[name]
-    if code == "outside" and name != "overlap":
-        pytest.skip("all positions of all windows are conv outputs")
     value = {"window": case.geometry.window, "outside": 0}.get(code, code)
     inputs = parity.make_inputs(case, integers=True)
 
