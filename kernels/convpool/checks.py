@@ -17,20 +17,18 @@ def check_memory(**tensors: Tensor | None) -> None:
         RuntimeError: a tensor's last element lies beyond its storage.
     """
     for name, tensor in tensors.items():
-        if tensor is None:
+        if tensor is None or not (count := tensor.numel()):
             continue
-        last = tensor.storage_offset()
-        for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
-            if not size:
-                break
-            last += (size - 1) * stride
-        else:
-            room = tensor.untyped_storage().nbytes() // tensor.itemsize
-            if last >= room:
-                raise RuntimeError(
-                    f"{name} of shape {tuple(tensor.shape)} has no memory: its storage holds {room} elements, "
-                    f"{last + 1} are needed (was it freed or shrunk?)"
-                )
+        if not (
+            tensor.is_contiguous() or (tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last))
+        ):
+            count = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        needed, room = tensor.storage_offset() + count, tensor.untyped_storage().nbytes() // tensor.itemsize
+        if needed > room:
+            raise RuntimeError(
+                f"{name} of shape {tuple(tensor.shape)} has no memory: its storage holds {room} elements, {needed} are "
+                "needed (was it freed or shrunk?)"
+            )
 
 
 def check_saved(dy: Tensor, code: Tensor, x: Tensor | None, weight: Tensor, geometry: Geometry) -> None:
