@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import json
+import logging
 import os
 import signal
 import sys
@@ -14,13 +15,21 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 
 from mnistfast.engine.stop import Interrupted
-from mnistfast.errors import DeviceError, MnistfastError, StorageError
+from mnistfast.errors import DeviceError, MnistfastError, StorageError, is_out_of_memory
 
 DENIED = {errno.EACCES: "permission denied", errno.EPERM: "permission denied", errno.EROFS: "the disk is read-only"}
 FULL = {errno.ENOSPC: "no space left", errno.EDQUOT: "the disk quota is used up"}
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # in torch's RuntimeErrors on CPUs
-
 LOST = ("Connection closed by peer", "Connection reset by peer")  # gloo's words when a process has ended
+
+
+class _Warnings(logging.Handler):
+    """Shows what the library warns of as the commands show their own warnings."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(f"mnistfast: warning: {record.getMessage()}", file=sys.stderr, flush=True)
+
+
+logging.getLogger("mnistfast").addHandler(_Warnings(logging.WARNING))
 
 
 def run(command: Callable[[Sequence[str]], int], argv: Sequence[str] | None) -> int:
@@ -72,9 +81,7 @@ def translate(error: Exception) -> MnistfastError | None:
     if isinstance(error, MnistfastError):
         return error
     text = str(error)
-    if isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(sign in text.lower() for sign in OUT_OF_MEMORY)
-    ):
+    if is_out_of_memory(error):
         return DeviceError("out of memory", text.splitlines()[0] if text else "", "a smaller --batch-size")
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
         return DeviceError("torch.compile failed", text.splitlines()[0] if text else "", "leave --compile out")

@@ -82,6 +82,16 @@ class ThresholdError(MnistfastError):
     code, kind = 8, "threshold"
 
 
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # in torch's RuntimeErrors
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Returns whether Python or torch raised `error` because memory ran out."""
+    if isinstance(error, RuntimeError):
+        return any(sign in str(error).lower() for sign in _OUT_OF_MEMORY)
+    return isinstance(error, MemoryError)
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
     """Returns " (did you mean 'lenet5'?)" for the choice most like `name`, or "" when none is close."""
     by_lower = {choice.lower(): choice for choice in choices}

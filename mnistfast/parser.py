@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
@@ -13,6 +13,9 @@ import jsonargparse
 
 from mnistfast import __version__
 from mnistfast.errors import UsageError, nearest
+from mnistfast.yaml_file import read_options
+
+LARGEST = 2**63  # whole numbers are below: the seed's bound, and torch's
 
 
 class Parser(jsonargparse.ArgumentParser):
@@ -50,16 +53,22 @@ class Parser(jsonargparse.ArgumentParser):
 
     def given(self, argv: Sequence[str]) -> dict[str, Any]:
         """Returns the options that `argv` names, with their values. Raises UsageError."""
-        return self.parse_args(list(argv), defaults=False).as_dict()
+        return self._checked(lambda: self.parse_args(list(argv), defaults=False))
 
     def given_in_file(self, path: str | Path) -> dict[str, Any]:
         """Returns the options that the YAML file at `path` names, with their values. Raises UsageError."""
-        if not Path(path).is_file():
-            raise UsageError(f"no configuration file at {path}")
+        options = read_options(Path(path))
+        return self._checked(lambda: self.parse_object(options, defaults=False))
+
+    def _checked(self, parse: Callable[[], jsonargparse.Namespace]) -> dict[str, Any]:
         try:
-            return self.parse_path(str(path), defaults=False).as_dict()
-        except UnicodeDecodeError as error:
-            raise UsageError(f"{path} is no text", "A configuration file is YAML") from error
+            given = parse().as_dict()
+        except OverflowError as error:  # a whole number where a float is wanted
+            raise UsageError("an option's number is too large", str(error)) from error
+        for name, value in given.items():
+            if isinstance(value, int) and abs(value) >= LARGEST:
+                raise UsageError(f"--{name.replace('_', '-')} is too large a number", f"It must be below {LARGEST:,}")
+        return given
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Turns jsonargparse's explanations, some of them ten lines long, into one line that names the option."""

@@ -1,29 +1,32 @@
-"""Checkpoints: weights with all that using them needs (safetensors), and the state that resuming needs (state.pt)."""
+"""Checkpoints: weights with all that using them needs, in safetensors files."""
 
 from __future__ import annotations
 
-import io
 import json
-import math
 import os
-import pickle
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from mnistfast.engine.files import write_atomic
+from mnistfast.engine.files import read_json, write_atomic
+from mnistfast.engine.integrity import BLANK, FORMAT_VERSION, check_digest, check_version, decoding, sealed
 from mnistfast.errors import CheckpointError, UsageError
 from mnistfast.models.zoo import Classifier, build
 
-FORMAT_VERSION = 1
-BEST, LAST, STATE = "best.safetensors", "last.safetensors", "state.pt"
-ADAPTER_OF = "adapter_of"  # in the header of an adapter
+BEST, LAST, ADAPTER = "best.safetensors", "last.safetensors", "adapter.safetensors"
+ENV = "env.json"  # beside the checkpoints of a run: it names the run
+# In the header, besides what CheckpointInfo has. The digest's beginning is as safetensors writes it; in a value of the
+# header its quotes would have backslashes.
+VERSION, DIGEST, FILE, ADAPTER_OF = "format_version", "digest", "file", "adapter_of"
+_DIGEST_BEGINS = f'"{DIGEST}":"'.encode()
+# Of pixels / 255, of which the least deviation that images can have is above this; and of any logits worth dividing.
+_LEAST_STD, _TEMPERATURES = 1e-8, (1e-3, 1e3)
 ZIP, PICKLE = b"PK\x03\x04", b"\x80"  # how torch.save's files and bare pickles begin
 
 
@@ -53,6 +56,7 @@ class CheckpointInfo:
         temperature: what to divide the logits by for calibrated probabilities; 1 before it was fitted.
         metrics: epoch, step and validation figures of these weights.
         old_heads: those that the model keeps of earlier tasks, the latest one first.
+        run: which run wrote it, as its env.json has it; "" where that is not known.
     """
 
     model: str
@@ -64,21 +68,17 @@ class CheckpointInfo:
     temperature: float = 1.0
     metrics: dict[str, Any] = field(default_factory=dict)
     old_heads: tuple[OldHead, ...] = ()
+    run: str = ""
 
     def to_header(self) -> dict[str, str]:
         """Returns the header: text to text, each value as JSON."""
-        return {"format_version": str(FORMAT_VERSION)} | {key: json.dumps(value) for key, value in asdict(self).items()}
+        return {VERSION: str(FORMAT_VERSION)} | {key: json.dumps(value) for key, value in asdict(self).items()}
 
     @classmethod
     def from_header(cls, header: Mapping[str, str], path: Path) -> CheckpointInfo:
-        """Reads the header of `path`. Raises CheckpointError when it is not ours or of a newer format."""
+        """Reads the header of `path`. Raises CheckpointError when it is not ours."""
         try:
-            version = int(header["format_version"])
-            if version > FORMAT_VERSION:
-                raise CheckpointError(
-                    f"{path} has format {version}, this version reads up to {FORMAT_VERSION}", fix="update mnistfast"
-                )
-            header = {"old_heads": "[]", **header}  # which older files do not have
+            header = {"old_heads": "[]", "run": '""', **header}  # which older files do not have
             values = {option.name: json.loads(header[option.name]) for option in fields(cls)}
             for name in ("classes", "mean", "std", "input_size"):
                 values[name] = tuple(values[name])
@@ -96,17 +96,20 @@ class CheckpointInfo:
     def _check(self) -> None:
         """Raises ValueError or TypeError, naming the entry, where a value is not what the class says it is."""
         sizes = [isinstance(side, int) and 1 <= side <= 1 << 16 for side in self.input_size]
-        numbers = [*self.mean, *self.std, self.temperature, *(head.temperature for head in self.old_heads)]
+        temperatures = [self.temperature, *(head.temperature for head in self.old_heads)]
         names = [self.classes, *(head.classes for head in self.old_heads)]
         for name, right in (
             ("model", isinstance(self.model, str)),
             ("arguments", isinstance(self.arguments, dict) and isinstance(self.arguments.get("old_classes", []), list)),
             ("classes", all(some and all(isinstance(name, str) for name in some) for some in names)),
+            ("classes, of which two have one name", all(len(set(some)) == len(some) for some in names)),
             ("input_size", sizes == [True] * 3),
-            ("mean, std or temperature", all(math.isfinite(number) for number in numbers)),
             ("mean or std", [len(self.mean), len(self.std)] == [*self.input_size[:1]] * 2),
-            ("std or temperature", all(number > 0 for number in numbers[len(self.mean) :])),
+            ("mean", all(0 <= mean <= 1 for mean in self.mean)),
+            ("std", all(_LEAST_STD <= std <= 1 for std in self.std)),
+            ("temperature", all(_TEMPERATURES[0] <= value <= _TEMPERATURES[1] for value in temperatures)),
             ("metrics", isinstance(self.metrics, dict)),
+            ("run", isinstance(self.run, str)),
         ):
             if not right:
                 raise ValueError(name)
@@ -126,9 +129,15 @@ def save_checkpoint(
     Raises:
         StorageError: no space, or a folder that cannot be written to.
     """
+    header = info.to_header() | {FILE: path.name} | ({ADAPTER_OF: adapter_of} if adapter_of else {})
+    write_atomic(path, encode(weights, header))
+
+
+def encode(weights: Mapping[str, Tensor], header: Mapping[str, str]) -> bytes:
+    """Returns the safetensors file of `weights`, with `header` and a digest of it all in its metadata."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    header = info.to_header() | ({ADAPTER_OF: adapter_of} if adapter_of else {})
-    write_atomic(path, save(tensors, metadata=header))
+    content = save(tensors, metadata={**header, DIGEST: BLANK.decode()})
+    return sealed(content, content.index(_DIGEST_BEGINS) + len(_DIGEST_BEGINS))
 
 
 def load_checkpoint(
@@ -142,7 +151,8 @@ def load_checkpoint(
         head: 0 is the model as it is; k makes the k-th of its old heads the only one.
 
     Raises:
-        CheckpointError: missing, damaged, a pickle, of a newer format, or its tensors do not fit its model.
+        CheckpointError: missing, damaged, a pickle, of a newer format, in the place of another checkpoint of a run, or
+            its tensors do not fit its model.
         UsageError: there is no such head.
     """
     path = find_checkpoint(path)
@@ -152,8 +162,7 @@ def load_checkpoint(
         raise CheckpointError(f"{path} is an adapter", "It holds what was learnt beyond another checkpoint", merging)
     info = CheckpointInfo.from_header(header, path)
     model = _build(info, tensors, path)
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    expected, found = _forms(model.state_dict()), _forms(tensors)
     wrong = [
         f"{name}: {found.get(name, 'missing')} instead of {expected.get(name, 'none')}"
         for name in sorted(expected.keys() | found.keys())
@@ -188,12 +197,10 @@ def _build(info: CheckpointInfo, tensors: Mapping[str, Tensor], path: Path) -> C
     claimed = [info.arguments.get("classes"), *info.arguments.get("old_classes", [])]
     if claimed != counts or max(counts) > longest:
         raise CheckpointError(f"{path} is damaged", f"Its header names {counts[0]:,} classes, its tensors have others")
-    try:
+    with decoding(path):
         if max(info.arguments.get("hidden", []), default=0) > longest:  # units of a backbone's head
             raise ValueError("its head is larger than its tensors")
         model = build(info.model, **info.arguments)
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged", f"Its header describes no model: {error}") from error
     if model.input_size != info.input_size:
         raise CheckpointError(f"{path} is damaged", f"Model {info.model} does not take {info.input_size}")
     return model
@@ -231,7 +238,11 @@ def _runs_in(*folders: Path) -> list[Path]:
 
 
 def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Returns header and tensors of a safetensors file. Raises CheckpointError: damaged, or a pickle."""
+    """Returns header and tensors of a checkpoint or an adapter.
+
+    Raises:
+        CheckpointError: not ours, damaged, a pickle, of a newer format, or in the place of another file of a run.
+    """
     with open(path, "rb") as file:
         start = file.read(9)
     # A safetensors file begins with 8 bytes of length, whose first may be 0x80 by chance, and the brace of its header.
@@ -241,38 +252,55 @@ def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
             "Loading one can run any code",
             "convert it with safetensors.torch.save_file",
         )
+    with decoding(path), safe_open(path, framework="pt") as opened:  # which compares the lengths of all with the file's
+        header = opened.metadata() or {}
+        _check_written_so(path, header)
+        _check_place(path, header)
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        check_values(tensors, path)
+    return header, tensors
+
+
+def check_values(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Raises CheckpointError where a tensor of `path` has a value that no training leaves."""
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise CheckpointError(f"{path} is damaged", f"A value of {name} is not a finite number")
+        if name.endswith("running_var") and (tensor < 0).any():
+            raise CheckpointError(f"{path} is damaged", f"A variance of {name} is below 0")
+
+
+def _check_written_so(path: Path, header: Mapping[str, str]) -> None:
+    """Raises CheckpointError unless the safetensors file at `path` is ours and as it was written."""
+    if VERSION not in header:
+        raise CheckpointError(f"{path} is no checkpoint of mnistfast", f"Its header lacks {VERSION}")
+    if DIGEST in header:
+        with open(path, "rb") as file:
+            text = file.read(int.from_bytes(file.read(8), "little"))
+        check_digest(path, 8 + text.find(_DIGEST_BEGINS) + len(_DIGEST_BEGINS))
+    version = header[VERSION]
+    number = int(version) if version.isascii() and version.isdigit() and len(version) < 10 else version
+    check_version(number, path, has_digest=DIGEST in header)
+
+
+def _check_place(path: Path, header: Mapping[str, str]) -> None:
+    """Raises CheckpointError where the file at `path` lies in the place of another one of a run."""
+    own = (BEST, LAST, ADAPTER)
+    written_as = header.get(FILE, path.name)
+    if path.name not in own:
+        return
+    if written_as != path.name and written_as in own:
+        raise CheckpointError(f"{path} was written as {written_as}", "It is in the place of another", "rename it")
     try:
-        with safe_open(path, framework="pt") as opened:
-            return opened.metadata() or {}, {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise CheckpointError(
-            f"{path} is damaged", str(error), "another checkpoint of the run, or train again"
-        ) from error
+        here = read_json(path.with_name(ENV)).get("run", "")
+    except CheckpointError:  # a checkpoint on its own, or a run that only its checkpoint is left of
+        return
+    run = json.loads(header.get("run", '""'))
+    if here and here != run:  # an older run's files name none, nor does its env.json
+        why = f"{path.with_name(ENV)} is of run {here}, this file of {f'run {run}' if run else 'an older one'}"
+        raise CheckpointError(f"{path} is another run's", why, "move it to a folder of its own")
 
 
-def save_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Writes `state` (dicts, lists, numbers, texts, tensors) to `path`, atomically. Raises StorageError."""
-    buffer = io.BytesIO()
-    torch.save({"format_version": FORMAT_VERSION, **state}, buffer)
-    write_atomic(path, buffer.getvalue())
-
-
-def load_state(path: Path) -> dict[str, Any]:
-    """Returns what `save_state` wrote, on the CPU; no pickled object is ever made.
-
-    Raises:
-        CheckpointError: missing, damaged or of a newer format.
-    """
-    if not path.is_file():
-        raise CheckpointError(f"nothing to resume: {path} is missing", fix="train anew with another --out")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        version = state["format_version"]
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path} is damaged", reason) from error
-    if version > FORMAT_VERSION:
-        raise CheckpointError(
-            f"{path} has format {version}, this version reads up to {FORMAT_VERSION}", fix="update mnistfast"
-        )
-    return state
+def _forms(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Returns each tensor's type and shape in words."""
+    return {name: f"{str(one.dtype).removeprefix('torch.')} {tuple(one.shape)}" for name, one in tensors.items()}

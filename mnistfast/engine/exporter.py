@@ -28,7 +28,7 @@ from convpool import ConvReLUMaxPool2d
 from mnistfast.data.datasets import Split
 from mnistfast.data.loader import DeviceData
 from mnistfast.data.sources import load
-from mnistfast.engine.checkpoint import CheckpointInfo, find_checkpoint, load_checkpoint
+from mnistfast.engine.checkpoint import CheckpointInfo, encode, find_checkpoint, load_checkpoint
 from mnistfast.engine.files import make_folder, write_atomic
 from mnistfast.engine.trainer import predict
 from mnistfast.errors import DeviceError, ThresholdError, UsageError
@@ -209,8 +209,7 @@ def _run_pt2(content: bytes, info: CheckpointInfo) -> Runner:
 
 
 def _to_safetensors(model: Exported, info: CheckpointInfo) -> bytes:
-    weights = {name: tensor.contiguous() for name, tensor in model.model.state_dict().items()}
-    return safetensors.torch.save(weights, metadata=info.to_header())
+    return encode(model.model.state_dict(), info.to_header())
 
 
 def _run_safetensors(content: bytes, info: CheckpointInfo) -> Runner:

@@ -10,9 +10,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from mnistfast.errors import StorageError
+from mnistfast.errors import CheckpointError, StorageError
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+SMALL = 1 << 20  # bytes: what a file of settings may have, a thousand times what ours have
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
@@ -49,6 +50,34 @@ def write_atomic(path: Path, content: bytes | str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes `value` to `path` as JSON, atomically. Raises StorageError."""
     write_atomic(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_small(path: Path) -> str:
+    """Returns the text of the file at `path`.
+
+    Raises:
+        OSError: it is missing, no regular file (which might never end), or cannot be read.
+        ValueError: it is no text, or has more than `SMALL` bytes.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "It is no regular file", str(path))
+    with open(path, "rb") as file:
+        content = file.read(SMALL + 1)
+    if len(content) > SMALL:
+        raise ValueError(f"It has more than {SMALL:,} bytes")
+    return content.decode()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Returns the JSON object in the file at `path`. Raises CheckpointError: missing, or not what a run writes."""
+    try:
+        found = json.loads(read_small(path))
+        if isinstance(found, dict):
+            return found
+        why = "It holds no object"
+    except (OSError, ValueError, RecursionError) as error:
+        why = str(error)
+    raise CheckpointError(f"{path} is missing or damaged", why, "train anew with another --out")
 
 
 def make_folder(path: Path) -> Path:

@@ -138,7 +138,7 @@ class FinetuneRun(Run[FinetuneConfig]):
         return self.dataset.hashes | {"source": self.source.md5} | old
 
     def check_hashes(self, folder: RunFolder, data: Mapping[str, Any]) -> None:
-        if data.get("hashes", {}).get("source") != self.source.md5:
+        if data["hashes"].get("source") != self.source.md5:
             raise CheckpointError(
                 f"{folder.path} began from other weights than those of {self.config.source}",
                 "The file that it began from had another hash",

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
 from pathlib import Path
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from mnistfast.data.fetch import cache_folder, fetch
+from mnistfast.engine.checkpoint import check_values
+from mnistfast.engine.integrity import decoding
+from mnistfast.engine.state import check_plain
 from mnistfast.errors import CheckpointError, DataError, StorageError
 from mnistfast.models import backbones
 from mnistfast.models.zoo import Classifier
@@ -86,13 +87,13 @@ def load_weights(model: Classifier, path: Path) -> None:
 def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise CheckpointError(f"no weights at {path}", fix="--weights takes a file, or random")
-    try:
+    with decoding(path, "a safetensors file, or one of tensors that torch.save wrote"):
         if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        read = torch.load(path, map_location="cpu", weights_only=True)  # no pickled object is ever made
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, SafetensorError) as error:
-        why = "It is no safetensors file, nor one of tensors that torch.save wrote"
-        raise CheckpointError(f"{path} cannot be read", why) from error
-    if not isinstance(read, dict) or not all(isinstance(tensor, Tensor) for tensor in read.values()):
-        raise CheckpointError(f"{path} holds no state dict", "A dict of tensors is needed")
+            read = safetensors.torch.load_file(path)
+        else:
+            read = torch.load(path, map_location="cpu", weights_only=True)  # no pickled object is ever made
+        if not isinstance(read, dict) or not all(isinstance(tensor, Tensor) for tensor in read.values()):
+            raise CheckpointError(f"{path} holds no state dict", "A dict of tensors is needed")
+        check_plain(read, path)
+        check_values(read, path)
     return read

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import secrets
 import signal
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -21,12 +21,14 @@ from mnistfast.data.sampling import draw_part, holdout
 from mnistfast.data.sources import anywhere, load
 from mnistfast.data.statistics import channel_stats
 from mnistfast.engine import run_folder
-from mnistfast.engine.checkpoint import BEST, LAST, STATE, CheckpointInfo, load_state, save_checkpoint, save_state
+from mnistfast.engine.checkpoint import BEST, ENV, LAST, CheckpointInfo, save_checkpoint
 from mnistfast.engine.devices import choose_device, environment, fast_format, use_deterministic, use_threads
 from mnistfast.engine.evaluation import score
-from mnistfast.engine.files import write_atomic, write_json
+from mnistfast.engine.files import read_json, write_atomic, write_json
+from mnistfast.engine.integrity import decoding
 from mnistfast.engine.ranks import Ranks
 from mnistfast.engine.run_folder import RunFolder
+from mnistfast.engine.state import STATE, load_state, save_state
 from mnistfast.engine.stop import Interrupted, StopRequest
 from mnistfast.engine.trainer import Record, Trainer, predict
 from mnistfast.errors import CheckpointError, UsageError
@@ -175,7 +177,8 @@ class Run(Generic[Config]):
         self.announce(folder)
         data = {"name": self.dataset.name, "source": self.dataset.source, "hashes": self.hashes}
         machine = environment(self.device, self.config.threads or 0, self.ranks.world)
-        write_json(folder / run_folder.ENV, machine | {"data": data, "command": command})
+        self.info = replace(self.info, run=secrets.token_hex(8))
+        write_json(folder / ENV, machine | {"run": self.info.run, "data": data, "command": command})
         self._save(folder)
         write_atomic(folder / run_folder.CONFIG, self.config.to_yaml())  # the last one: it is what makes a folder a run
 
@@ -186,23 +189,38 @@ class Run(Generic[Config]):
             CheckpointError: the state is missing or damaged, or belongs to other images.
         """
         env = _environment_of(folder)
-        self.check_hashes(folder, env.get("data", {}))
+        self.check_hashes(folder, env["data"])
         state = load_state(folder / STATE)
+        self._check_own(folder, state, env["run"])
         shared = self.ranks.of_first(lambda: state)
-        try:
+        with decoding(folder / STATE, "train anew with another --out"):
             self.trainer.load_state_dict(shared)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"{folder / STATE} does not fit this run", str(error).splitlines()[0]) from error
-        if self.trainer.step >= self.trainer.plan.steps_per_epoch and not folder.metrics():
+        epochs = self.trainer.step // self.trainer.plan.steps_per_epoch
+        if sum(record["step"] <= self.trainer.step for record in folder.metrics()) < epochs:
             raise CheckpointError(
                 f"{folder / run_folder.METRICS} is missing or damaged", fix="train anew with another --out"
             )
         self.announce(folder)
         now = environment(self.device, self.config.threads or 0, self.ranks.world)
-        changed = [f"{key} {env[key]} is now {now[key]}" for key in now if env.get(key, now[key]) != now[key]]
+        changed = [f"{key} {env[key]!s:.100} is now {now[key]}" for key in now if env.get(key, now[key]) != now[key]]
         if changed:
             self.screen.warn(f"bits may differ from an uninterrupted run: {'; '.join(changed)}")
         folder.cut_metrics(self.trainer.step)
+
+    def _check_own(self, folder: RunFolder, state: Mapping[str, Any], run: str) -> None:
+        """Takes up the run called `run`; raises CheckpointError where `state` is another's, or of other options."""
+        if state.get("run", "") != run:
+            raise CheckpointError(f"{folder / STATE} is another run's", f"{folder / ENV} is of run {run or 'unknown'}")
+        mine, saved = self._options(), state.get("options", {})
+        other = [name for name in mine if name in saved and saved[name] != mine[name]]
+        if other:
+            why = f"Its {other[0]} is {mine[other[0]]}, the run was trained with {saved[other[0]]}"
+            raise CheckpointError(f"{folder / run_folder.CONFIG} does not fit {STATE}", why, "correct it")
+        self.info = replace(self.info, run=run)
+
+    def _options(self) -> dict[str, Any]:
+        """Returns the options that a resumed run must have as it had them, as plain data."""
+        return {name: value for name, value in asdict(self.config).items() if name not in FREE_ON_RESUME}
 
     def check_hashes(self, folder: RunFolder, data: Mapping[str, Any]) -> None:
         """Raises CheckpointError unless the files are those that the run began with, as it wrote down in `data`."""
@@ -262,7 +280,7 @@ class Run(Generic[Config]):
             return
         if record:
             folder.add_metrics(record)
-        save_state(folder / STATE, state)
+        save_state(folder / STATE, state | {"run": self.info.run, "options": self._options()})
         self.trainer.last_good = f"{folder / LAST} (step {self.trainer.step})"
         self._export(folder)
 
@@ -404,13 +422,13 @@ def check_augmentation(name: str, dataset: Dataset) -> None:
 
 
 def _environment_of(folder: RunFolder) -> dict[str, Any]:
-    """Returns what `Run.begin` noted about the machine, the data and the command."""
-    path = folder / run_folder.ENV
-    try:
-        environment: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is missing or damaged", str(error), "train anew with another --out") from error
-    return environment
+    """Returns what `Run.begin` noted about the machine, the data and the command; raises CheckpointError."""
+    path = folder / ENV
+    found = {"run": "", **read_json(path)}  # runs from before checkpoints named theirs have none
+    for name, kind in (("run", str), ("data", dict), ("command", str)):
+        if not isinstance(found.get(name), kind) or (kind is dict and not isinstance(found[name].get("hashes"), dict)):
+            raise CheckpointError(f"{path} is damaged", f"Its {name} is missing", "train anew with another --out")
+    return found
 
 
 def data_option(config: LearnConfig, dataset: Dataset) -> str:

@@ -12,18 +12,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import yaml
 from filelock import FileLock, Timeout
 
-from mnistfast.engine.checkpoint import BEST, LAST, STATE
+from mnistfast.engine.checkpoint import ADAPTER, BEST, ENV, LAST
 from mnistfast.engine.files import make_folder, write_atomic
+from mnistfast.engine.state import STATE
 from mnistfast.engine.stop import Interrupted
 from mnistfast.errors import CheckpointError, MnistfastError, StorageError, UsageError
+from mnistfast.yaml_file import read_options
 
 RUNS = Path("runs")
-CONFIG, ENV, METRICS, LOG, STATUS = "config.yaml", "env.json", "metrics.jsonl", "log.txt", "STATUS"
+CONFIG, METRICS, LOG, STATUS = "config.yaml", "metrics.jsonl", "log.txt", "STATUS"
 TEST, CURVES, CONFUSION, ERRORS, REPORT = "test.json", "curves.png", "confusion.png", "errors.png", "REPORT.md"
-ADAPTER, FINETUNE, DRAWS = "adapter.safetensors", "finetune.json", "draws.json"  # of fine-tuning alone
+FINETUNE, DRAWS = "finetune.json", "draws.json"  # of fine-tuning alone
 SEARCH, SEARCHED = "search.json", "best.yaml"  # of a search
 FILES = (
     ADAPTER,
@@ -152,10 +153,10 @@ class RunFolder:
         """Returns the records of metrics.jsonl, one an epoch; a last line cut short by a crash is left out."""
         records = []
         if (self / METRICS).is_file():
-            for line in (self / METRICS).read_text().splitlines():
-                with contextlib.suppress(json.JSONDecodeError):
+            for line in (self / METRICS).read_text(errors="replace").splitlines():
+                with contextlib.suppress(ValueError, RecursionError):
                     records.append(json.loads(line))
-        return [record for record in records if isinstance(record, dict) and "step" in record]
+        return [record for record in records if isinstance(record, dict) and isinstance(record.get("step"), int)]
 
     def add_metrics(self, record: dict[str, Any]) -> None:
         """Adds one record to metrics.jsonl."""
@@ -196,12 +197,15 @@ def data_of_run(path: Path) -> dict[str, Any]:
     if not (path / CONFIG).is_file():
         return {}
     try:
-        saved = yaml.safe_load((path / CONFIG).read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path / CONFIG} is damaged", " ".join(str(error).split())) from error
-    if not isinstance(saved, dict) or not isinstance(saved.get("data"), str | None):
-        raise CheckpointError(f"{path / CONFIG} is damaged", "It names no options of a run")
-    return {name: saved[name] for name in ("data", "classes", "resize", "gray") if saved.get(name) is not None}
+        saved = read_options(path / CONFIG)
+    except UsageError as error:
+        raise CheckpointError(f"{path / CONFIG} is damaged", error.why) from error
+    kinds = {"data": str, "classes": str, "resize": int, "gray": bool}
+    found = {name: saved[name] for name in kinds if saved.get(name) is not None}
+    for name, value in found.items():
+        if not isinstance(value, kinds[name]):
+            raise CheckpointError(f"{path / CONFIG} is damaged", f"Its {name} is {value!r:.100}")
+    return found
 
 
 def _fresh(wanted: Path) -> Path:

@@ -338,7 +338,12 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues from what `state_dict` returned for the same model, data and configuration."""
+        """Continues from what `state_dict` returned for the same model, data and configuration.
+
+        Raises:
+            KeyError, RuntimeError, TypeError, ValueError, ...: it is no such state.
+        """
+        self._refuse_impossible(state)
         self.step, self.stale_epochs, self.seconds = state["step"], state["stale_epochs"], state["seconds"]
         self.best, self.best_weights = state["best"], state["best_weights"]
         self.last_record = state["last_record"]
@@ -355,6 +360,23 @@ class Trainer:
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+
+    def _refuse_impossible(self, state: dict[str, Any]) -> None:
+        """Raises ValueError where `state` has what `state_dict` never returns, and what nobody notices later."""
+        if (
+            not 0 <= state["step"] <= self.plan.steps
+            or len(state["losses"]) != state["step"] % self.plan.steps_per_epoch
+        ):
+            raise ValueError(f"its step {state['step']} is none of this run")
+        for record in (state["best"], state["last_record"]):
+            if record is not None and not all(isinstance(value, (int, float)) for value in record.values()):
+                raise ValueError("its record of an epoch has other values than numbers")
+        own = {name: weight.shape for name, weight in self.judged.state_dict().items()}
+        if state["best"] and {name: weight.shape for name, weight in state["best_weights"].items()} != own:
+            raise ValueError("its best weights are of another model")
+        for name, weight in [*state["model"].items(), *state["best_weights"].items()]:
+            if not weight.isfinite().all():
+                raise ValueError(f"a value of {name} is not a finite number")
 
 
 def _align(optimizer: torch.optim.Optimizer) -> None:

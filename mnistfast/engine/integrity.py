@@ -1,0 +1,94 @@
+"""What tells whether a file of a run is as it was written: its format's version, and a digest within it.
+
+The digest is the SHA-256 of the whole file with zeros in the digest's own place, so that one flipped bit anywhere is
+noticed. It detects damage, not forgery: who changes a file on purpose can write the digest that fits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import IO
+
+from mnistfast.errors import CheckpointError, MnistfastError, is_out_of_memory
+
+FORMAT_VERSION = 2
+"""Of checkpoints and of the training state. 2 brought the digest, and in 1 there is none."""
+
+PREFIX = b"sha256:"
+BLANK = PREFIX + b"0" * 64
+"""What stands in the digest's place before it is known."""
+
+AGAIN = "another checkpoint of the run, or train again"
+_CHUNK = 1 << 20
+_log = logging.getLogger(__name__)
+
+
+def sealed(content: bytes, at: int) -> bytes:
+    """Returns the file `content`, which has `BLANK` at the offset `at`, with its digest there."""
+    digest = hashlib.sha256(content).hexdigest()
+    return b"".join((content[:at], PREFIX, digest.encode(), content[at + len(BLANK) :]))
+
+
+def check_digest(path: Path, at: int) -> None:
+    """Raises CheckpointError when the file at `path` does not fit the digest that it has at the offset `at`."""
+    with open(path, "rb") as file:
+        digest = hashlib.sha256()
+        _add(digest, file, at)
+        found = file.read(len(BLANK))
+        digest.update(BLANK)
+        _add(digest, file, None)
+    if found != PREFIX + digest.hexdigest().encode():
+        raise CheckpointError(f"{path} is damaged", "Its content does not fit its digest", AGAIN)
+
+
+def check_version(found: object, path: Path, *, has_digest: bool) -> None:
+    """Accepts the version of the format that the file at `path` names; one from before digests is accepted with a word.
+
+    Raises:
+        CheckpointError: no version of ours, a newer one, or one whose files have a digest while this one has none.
+    """
+    if not isinstance(found, int) or isinstance(found, bool) or found < 1:
+        raise CheckpointError(f"{path} is no checkpoint of mnistfast", f"Its format's version is {found!r:.40}")
+    if found > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} has format {found}, this version reads up to {FORMAT_VERSION}", fix="update mnistfast"
+        )
+    if found > 1 and not has_digest:
+        raise CheckpointError(f"{path} is damaged", "It has lost its digest", AGAIN)
+    if not has_digest:
+        _say_that_damage_would_not_show(path)
+
+
+@contextmanager
+def decoding(path: Path, fix: str = AGAIN) -> Iterator[None]:
+    """Turns what decoders and torch raise on the content of the file at `path`, which is a dozen types, into one.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    try:
+        yield
+    except (MnistfastError, MemoryError):
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        said = str(error).strip().splitlines()
+        raise CheckpointError(f"{path} is damaged", f"{said[0]:.300}" if said else type(error).__name__, fix) from error
+
+
+def _add(digest: hashlib._Hash, file: IO[bytes], size: int | None) -> None:
+    """Adds the next `size` bytes of `file` to `digest`, or all that are left."""
+    while size != 0 and (chunk := file.read(_CHUNK if size is None else min(_CHUNK, size))):
+        digest.update(chunk)
+        size = None if size is None else size - len(chunk)
+
+
+@cache  # once a file
+def _say_that_damage_would_not_show(path: Path) -> None:
+    _log.warning("%s was written before files had a digest: damage in it would not be noticed", path)
