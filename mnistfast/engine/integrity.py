@@ -65,8 +65,13 @@ def check_version(found: object, path: Path, *, has_digest: bool) -> None:
 
 
 @contextmanager
-def decoding(path: Path, fix: str = AGAIN) -> Iterator[None]:
+def decoding(path: Path, why: str = "", fix: str = AGAIN) -> Iterator[None]:
     """Turns what decoders and torch raise on the content of the file at `path`, which is a dozen types, into one.
+
+    Args:
+        path: the file.
+        why: the reason to give, in the place of the decoder's own first line.
+        fix: what helps.
 
     Raises:
         CheckpointError: the file is damaged.
@@ -78,8 +83,8 @@ def decoding(path: Path, fix: str = AGAIN) -> Iterator[None]:
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        said = str(error).strip().splitlines()
-        raise CheckpointError(f"{path} is damaged", f"{said[0]:.300}" if said else type(error).__name__, fix) from error
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        raise CheckpointError(f"{path} is damaged", why or f"{said[0]:.300}", fix) from error
 
 
 def _add(digest: hashlib._Hash, file: IO[bytes], size: int | None) -> None:

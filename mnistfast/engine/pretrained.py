@@ -87,7 +87,7 @@ def load_weights(model: Classifier, path: Path) -> None:
 def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise CheckpointError(f"no weights at {path}", fix="--weights takes a file, or random")
-    with decoding(path, "a safetensors file, or one of tensors that torch.save wrote"):
+    with decoding(path, "It is no safetensors file, nor one of tensors that torch.save wrote", "another file"):
         if path.suffix == ".safetensors":
             read = safetensors.torch.load_file(path)
         else:

@@ -193,7 +193,7 @@ class Run(Generic[Config]):
         state = load_state(folder / STATE)
         self._check_own(folder, state, env["run"])
         shared = self.ranks.of_first(lambda: state)
-        with decoding(folder / STATE, "train anew with another --out"):
+        with decoding(folder / STATE, fix="train anew with another --out"):
             self.trainer.load_state_dict(shared)
         epochs = self.trainer.step // self.trainer.plan.steps_per_epoch
         if sum(record["step"] <= self.trainer.step for record in folder.metrics()) < epochs:

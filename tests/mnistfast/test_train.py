@@ -1,6 +1,7 @@
 """`mnistfast train` from its options to its last line."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -9,8 +10,9 @@ import pytest
 import torch
 import yaml
 
-from mnistfast import finetune, train
+from mnistfast import evaluate, finetune, train
 from mnistfast.engine.checkpoint import load_checkpoint
+from mnistfast.engine.state import load_state, save_state
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -134,7 +136,7 @@ def test_bad_config_file(tmp_path, capsys):
     for text, message in (
         ("bach_size: 3", "unknown option 'bach_size' in the configuration file (did you mean 'batch_size'?)"),
         ("out: here", "unknown option 'out' in the configuration file"),
-        ("lr: [", "Problems parsing config"),
+        ("lr: [", "a.yaml is no file of options. while parsing a flow node"),
         ("lr: fast", "--lr is fast. It must be a number"),
     ):
         file.write_text(text)
@@ -222,12 +224,71 @@ def test_a_run_of_another_command_names_it(finished, tiny, tmp_path, no_pictures
     assert f"FIX: mnistfast train --resume {finished}" in capsys.readouterr().err
 
 
-def test_a_state_of_another_model_is_refused(trained, options, tmp_path, capsys):
+def test_files_of_another_run_are_noticed(trained, options, tmp_path, capsys):
     other = tmp_path / "other"
-    assert train.main([*options, "--model", "cnn2", "--out", str(other), "--quiet"]) == 0
-    (trained / "state.pt").write_bytes((other / "state.pt").read_bytes())
+    assert train.main([*options, "--model", "cnn2", "--epochs", "1", "--out", str(other), "--quiet"]) == 0
+    for names, message in (
+        (["state.pt"], "state.pt is another run's. "),
+        (["state.pt", "env.json"], "config.yaml does not fit state.pt. Its "),
+    ):
+        for name in names:
+            shutil.copy(other / name, trained)
+        assert train.main(["--resume", str(trained), "--quiet"]) == 4
+        assert message in capsys.readouterr().err
+    shutil.copy(other / "best.safetensors", trained / "last.safetensors")
+    assert evaluate.main([str(trained), "--quiet"]) == 4
+    assert "best.safetensors is another run's" in capsys.readouterr().err
+    assert evaluate.main([str(trained / "last.safetensors"), "--quiet"]) == 4
+    assert "last.safetensors was written as best.safetensors" in capsys.readouterr().err
+
+
+IMPOSSIBLE = {
+    "no model": lambda state: state.pop("model"),
+    "a model that is none": lambda state: state.update(model=5),
+    "a weight that is no number": lambda state: state["model"]["head.0.bias"].fill_(float("nan")),
+    "a weight kept that is no number": lambda state: state["best_weights"]["head.0.bias"].fill_(float("inf")),
+    "weights of another model": lambda state: state["best_weights"].pop("head.0.bias"),
+    "too many steps": lambda state: state.update(step=10**9),
+    "a step that is none": lambda state: state.update(step="7"),
+    "losses of other steps": lambda state: state.update(losses=torch.zeros(2)),
+    "a record in a record": lambda state: state["best"].update(x={}),
+    "an optimizer that is none": lambda state: state["optimizer"].update(param_groups=[{}]),
+    "a generator that is none": lambda state: state.update(rng=torch.zeros(3)),
+}
+
+
+@pytest.mark.parametrize("name", IMPOSSIBLE)
+def test_states_that_cannot_be(name, trained, capsys):
+    state = load_state(trained / "state.pt")
+    IMPOSSIBLE[name](state)
+    save_state(trained / "state.pt", state)
     assert train.main(["--resume", str(trained), "--quiet"]) == 4
-    assert "state.pt does not fit this run" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert (error.startswith(f"mnistfast: error: {trained}/state.pt is damaged"), error.count("\n")) == (True, 1), error
+    assert (trained / "STATUS").read_text() == "finished\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("env.json", lambda text: "[" * 100_000),
+        ("env.json", lambda text: "[1]"),
+        ("env.json", lambda text: text.replace("command", "comnand")),
+        ("env.json", lambda text: text.replace("hashes", "ashes")),
+        ("metrics.jsonl", lambda text: text[text.index("\n") + 1 :]),
+        ("metrics.jsonl", lambda text: text.replace('"step": 10', '"step": "x"')),
+        ("metrics.jsonl", lambda text: text + "[" * 100_000 + "\n"),
+    ],
+)
+def test_other_files_that_resuming_needs(name, change, trained, no_pictures, capsys):
+    (trained / name).write_text(change((trained / name).read_text()))
+    code = train.main(["--resume", str(trained), "--quiet"])
+    error = capsys.readouterr().err
+    if code:
+        assert (code, f"{name} is" in error and "damaged" in error, error.count("\n")) == (4, True, 1), error
+    else:  # what a crash may leave after the last whole line
+        assert name == "metrics.jsonl"
+        assert error == ""
 
 
 @pytest.mark.parametrize("name", ["plain", "caf\u00e9", "\udcff"])

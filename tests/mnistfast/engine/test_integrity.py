@@ -76,8 +76,9 @@ def test_six_hundred_flipped_bits(trained, tmp_path, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", READERS)
 def test_every_lost_end(trained, name):
+    """One in 29, which is no multiple of anything in these files; all of them take minutes."""
     path = trained / name
-    for length in range(path.stat().st_size - 1, -1, -1):
+    for length in range(path.stat().st_size - 1, -1, -29):
         with open(path, "r+b") as file:
             file.truncate(length)
         with pytest.raises(CheckpointError, match=path.name):

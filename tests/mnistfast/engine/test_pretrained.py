@@ -83,8 +83,8 @@ def test_refused(model, tmp_path):
     torch.save([1], tmp_path / "list.pth")
     for name, message in (
         ("nothing.pth", "no weights at"),
-        ("pickled.pth", "cannot be read"),
-        ("text.safetensors", "cannot be read"),
+        ("pickled.pth", "pickled.pth is damaged. It is no safetensors file, nor one"),
+        ("text.safetensors", "is damaged. It is no safetensors file, nor one"),
         ("other.pth", r"do not fit resnet50. conv1.weight: \(3,\) instead of \(64, 3, 7, 7\)"),
         ("list.pth", "holds no state dict"),
     ):

@@ -20,8 +20,9 @@ from mnistfast import train
 from mnistfast.config import TrainConfig
 from mnistfast.data.sources import load
 from mnistfast.engine import run as run_module
-from mnistfast.engine.checkpoint import load_checkpoint, load_state
+from mnistfast.engine.checkpoint import load_checkpoint
 from mnistfast.engine.run import Run
+from mnistfast.engine.state import load_state
 from mnistfast.engine.trainer import Trainer
 from mnistfast.report.screen import Screen
 
