@@ -318,7 +318,7 @@ class Trainer:
         done = self.step % self.plan.steps_per_epoch
         self._check_losses(done)
         self._count_hits(done)
-        if not all(bool(torch.isfinite(weight).all()) for weight in self.model.parameters()):
+        if not all(bool(torch.isfinite(weight).all()) for weight in self.model.state_dict().values()):
             self._diverged(f"a weight is not a finite number after step {self.step}", self.step - 1)
         self._count_time()
         return {
