@@ -15,6 +15,7 @@ from types import FrameType
 
 from mnistfast.engine.stop import Interrupted
 from mnistfast.errors import DeviceError, MnistfastError, StorageError
+from mnistfast.text import show
 
 DENIED = {errno.EACCES: "permission denied", errno.EPERM: "permission denied", errno.EROFS: "the disk is read-only"}
 FULL = {errno.ENOSPC: "no space left", errno.EDQUOT: "the disk quota is used up"}
@@ -44,7 +45,8 @@ def run(command: Callable[[Sequence[str]], int], argv: Sequence[str] | None) -> 
         return 128 + 13
     except Exception as error:
         if debug:
-            traceback.print_exc()
+            for line in traceback.format_exc().splitlines():
+                show(line, sys.stderr)
         known = translate(error)
         if known:
             return _fail(known.code, known.kind, str(known), as_json, known.fix)
@@ -98,7 +100,7 @@ def _fail(code: int, kind: str, message: str, as_json: bool, hint: str = "") -> 
         line = json.dumps({"code": code, "kind": kind, "message": message, "hint": hint})
     else:
         line = f"mnistfast: {'' if kind == 'interrupted' else 'error: '}{message}"
-    print(line, file=sys.stderr, flush=True)
+    show(line, sys.stderr)
     return code
 
 

@@ -19,6 +19,7 @@ from mnistfast.engine.checkpoint import BEST, LAST, STATE
 from mnistfast.engine.files import make_folder, write_atomic
 from mnistfast.engine.stop import Interrupted
 from mnistfast.errors import CheckpointError, MnistfastError, StorageError, UsageError
+from mnistfast.text import printable
 
 RUNS = Path("runs")
 CONFIG, ENV, METRICS, LOG, STATUS = "config.yaml", "env.json", "metrics.jsonl", "log.txt", "STATUS"
@@ -124,7 +125,7 @@ class RunFolder:
             self.set_status("interrupted")
             return
         self.set_status(f"failed: {error if str(error) else type(error).__name__}")
-        self.log(f"failed: {error}")
+        self.log(printable(f"failed: {error}"))
         if not isinstance(error, MnistfastError):
             self.log("".join(traceback.format_exception(error)))
             error.log_path = self / LOG  # type: ignore[attr-defined]  # for the line that the user gets
@@ -141,7 +142,7 @@ class RunFolder:
 
     def set_status(self, status: str) -> None:
         """Writes STATUS. Raises StorageError."""
-        write_atomic(self / STATUS, status + "\n")
+        write_atomic(self / STATUS, printable(status) + "\n")
 
     def log(self, text: str) -> None:
         """Adds `text` with the time to the log."""
