@@ -20,7 +20,7 @@ from mnistfast import __version__
 from mnistfast.data.picture import to_png
 from mnistfast.engine.predictor import Predictor
 from mnistfast.errors import DataError, StorageError
-from mnistfast.web.visitors import MAKES_ROOM, Visitors
+from mnistfast.web.visitors import BUSY, Visitors
 
 MAX_UPLOAD = 12 << 20  # bytes: a phone's photograph passes, a film does not
 MAX_MEMORY = 16 * MAX_UPLOAD  # of all requests: 200 MB
@@ -28,7 +28,7 @@ MAX_HEADER = 1 << 16  # bytes; a browser sends one or two thousand
 MAX_CONNECTIONS = 128  # at once, a thread each
 MAX_WORKERS = 64  # of them, those whose request is whole
 TIMEOUT = 10  # seconds for sending a request and taking its answer, whatever the pace
-PATIENCE = 1.5  # seconds that a picture waits for those before it
+PATIENCE = 1.0  # seconds that a picture waits for those before it
 # The page loads nothing, asks nobody but this server, and is shown in no other page.
 POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; connect-src 'self'; "
@@ -97,7 +97,7 @@ class DemoServer(ThreadingHTTPServer):
         """
         start = time.perf_counter()
         if not self.reading.acquire(timeout=PATIENCE):
-            raise Refused(*MAKES_ROOM)
+            raise Refused(*BUSY)
         try:
             view = self.predictor.view(content)
             [probabilities] = self.predictor.probabilities([view])
@@ -208,12 +208,12 @@ class _Handler(BaseHTTPRequestHandler):
             raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"at most {MAX_UPLOAD:,} bytes are read")
         visitors = self.server.visitors
         if not visitors.hold(self.connection, int(length)):
-            raise Refused(*MAKES_ROOM)
+            raise Refused(*BUSY)
         content = self.rfile.read(int(length))
         if len(content) < int(length):
             raise Refused(HTTPStatus.BAD_REQUEST, "the picture ended early")
         if not visitors.work(self.connection):
-            raise Refused(*MAKES_ROOM)
+            raise Refused(*BUSY)
         return content
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:

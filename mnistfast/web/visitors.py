@@ -12,8 +12,8 @@ from enum import Enum, auto
 from http import HTTPStatus
 
 Refusal = tuple[HTTPStatus, str]
-MAKES_ROOM: Refusal = HTTPStatus.SERVICE_UNAVAILABLE, "too many ask at once: try again"
-TOO_LATE: Refusal = HTTPStatus.REQUEST_TIMEOUT, "the request took too long to come"
+BUSY: Refusal = HTTPStatus.SERVICE_UNAVAILABLE, "too many ask at once: try again"
+LATE: Refusal = HTTPStatus.REQUEST_TIMEOUT, "the request took too long to come"
 
 
 class Phase(Enum):
@@ -61,7 +61,7 @@ class Visitors:
             if len(self._visits) >= 2 * self.most:
                 return False
             if sum(visit.phase is not Phase.ENDED for visit in self._visits.values()) >= self.most:
-                self._end(next(self._waiting()), MAKES_ROOM)
+                self._end(next(self._waiting()), BUSY)
             self._visits[connection] = _Visit(time.monotonic())
             return True
 
@@ -72,7 +72,7 @@ class Visitors:
             while sum(visit.size for visit in self._visits.values()) + size > self.memory:
                 if (longest := next(others, None)) is None:
                     return False
-                self._end(longest, MAKES_ROOM)
+                self._end(longest, BUSY)
             self._visits[connection].size = size
             return True
 
@@ -107,7 +107,7 @@ class Visitors:
         with self._lock:
             for connection in list(self._waiting()):
                 if self._visits[connection].since < latest:
-                    self._end(connection, TOO_LATE)
+                    self._end(connection, LATE)
 
     def _waiting(self) -> Iterator[socket.socket]:
         """Yields the connections that wait for their clients, the longest first."""

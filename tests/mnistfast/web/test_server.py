@@ -126,6 +126,7 @@ def raw(server, content, end=False):
         {"Host": "localhost.evil.example"},
         {"Host": "127.0.0.1.evil.example"},
         {"Host": "evil.example@127.0.0.1"},
+        {"Host": "localhost:80.evil.example"},
         {"Host": "[evil.example]"},
         {"Host": ""},
         {"Origin": "http://evil.example"},
@@ -166,7 +167,8 @@ def test_head_is_answered_as_get_without_the_page(server):
     status, found, body = ask(server, "HEAD", "/")
     assert (status, body) == (200, b"")
     assert found["Content-Length"] == headers["Content-Length"] == str(len(page))
-    assert ask(server, "HEAD", "/x")[0] == 404
+    assert raw(server, b"HEAD / HTTP/1.1\r\nHost: localhost\r\n\r\n").endswith(b"\r\n\r\n")
+    assert raw(server, b"HEAD /x HTTP/1.1\r\nHost: localhost\r\n\r\n").startswith(b"HTTP/1.0 404 ")
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from mnistfast.web.visitors import MAKES_ROOM, TOO_LATE, Visitors
+from mnistfast.web.visitors import BUSY, LATE, Visitors
 
 
 @pytest.fixture
@@ -26,16 +26,16 @@ def test_who_has_waited_longest_for_its_client_makes_room(visitor):
     assert all(map(visitors.admit, (first, second, third)))
     assert visitors.work(first)
     assert visitors.admit(more[0])
-    assert [visitors.refusal(each) for each in (first, second, third)] == [None, MAKES_ROOM, None]
+    assert [visitors.refusal(each) for each in (first, second, third)] == [None, BUSY, None]
     assert second.recv(1) == b""  # its thread finds that out
     assert not visitors.work(second)
     visitors.answer(second)
     assert second.send(b"x") == 1  # and can still say why
     assert visitors.admit(more[1])
-    assert visitors.refusal(third) == MAKES_ROOM
+    assert visitors.refusal(third) == BUSY
     visitors.answer(first)
     assert visitors.admit(more[2])
-    assert visitors.refusal(more[0]) == MAKES_ROOM  # the two that are answered have waited less
+    assert visitors.refusal(more[0]) == BUSY  # the two that are answered have waited less
     assert second.send(b"x") == 1
 
 
@@ -59,7 +59,7 @@ def test_memory_goes_to_the_newest(visitor):
     assert all(map(visitors.admit, (first, second, third, fourth)))
     assert visitors.hold(second, 60)
     assert visitors.hold(third, 60)
-    assert [visitors.refusal(each) for each in (first, second, third)] == [None, MAKES_ROOM, None]
+    assert [visitors.refusal(each) for each in (first, second, third)] == [None, BUSY, None]
     assert visitors.work(third)
     assert not visitors.hold(fourth, 60)  # what is worked on is kept
     assert visitors.hold(fourth, 40)
@@ -76,7 +76,7 @@ def test_time_is_over_for_those_alone_that_wait_for_their_clients(visitor):
     assert {visitors.refusal(each) for each in (first, second, third)} == {None}
     visitors.seconds = -1
     visitors.end_late()
-    assert [visitors.refusal(each) for each in (first, second, third)] == [None, TOO_LATE, TOO_LATE]
+    assert [visitors.refusal(each) for each in (first, second, third)] == [None, LATE, LATE]
     visitors.leave(second)
     visitors.leave(second)
     assert len(visitors) == 2
