@@ -15,6 +15,7 @@ from mnistfast.errors import ThresholdError
 from mnistfast.options import BenchOptions, TimeToOptions
 from mnistfast.parser import Parser, pick
 from mnistfast.report.page import percent
+from mnistfast.text import aligned
 
 PROG = "mnistfast bench"
 RESULT, REPORT, TIME_TO = "bench.json", "REPORT.md", "time_to.json"
@@ -75,7 +76,8 @@ def _time_to(argv: Sequence[str]) -> int:
     result["outside_the_clock"]["importing"] = importing
     if options.json:
         print(json.dumps(result))
-    for line in _aligned(*entrants(result)):
+    header, rows = entrants(result)
+    for line in aligned([header, *rows]):
         screen.say(line)
     if options.out:
         file = make_folder(Path(options.out)) / TIME_TO
@@ -88,13 +90,6 @@ def _time_to(argv: Sequence[str]) -> int:
             "--target asks for more",
         )
     return 0
-
-
-def _aligned(header: list[str], rows: list[list[str]]) -> list[str]:
-    widths = [max(map(len, column)) + 2 for column in zip(header, *rows, strict=True)]
-    return [
-        "".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in (header, *rows)
-    ]
 
 
 if __name__ == "__main__":

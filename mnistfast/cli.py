@@ -16,6 +16,7 @@ from types import FrameType
 
 from mnistfast.engine.stop import Interrupted
 from mnistfast.errors import DeviceError, MnistfastError, StorageError, is_out_of_memory
+from mnistfast.text import show
 
 DENIED = {errno.EACCES: "permission denied", errno.EPERM: "permission denied", errno.EROFS: "the disk is read-only"}
 FULL = {errno.ENOSPC: "no space left", errno.EDQUOT: "the disk quota is used up"}
@@ -26,7 +27,7 @@ class _Warnings(logging.Handler):
     """Shows what the library warns of as the commands show their own warnings."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(f"mnistfast: warning: {record.getMessage()}", file=sys.stderr, flush=True)
+        show(f"mnistfast: warning: {record.getMessage()}", sys.stderr)
 
 
 logging.getLogger("mnistfast").addHandler(_Warnings(logging.WARNING))
@@ -53,7 +54,8 @@ def run(command: Callable[[Sequence[str]], int], argv: Sequence[str] | None) -> 
         return 128 + 13
     except Exception as error:
         if debug:
-            traceback.print_exc()
+            for line in traceback.format_exc().splitlines():
+                show(line, sys.stderr)
         known = translate(error)
         if known:
             return _fail(known.code, known.kind, str(known), as_json, known.fix)
@@ -105,7 +107,7 @@ def _fail(code: int, kind: str, message: str, as_json: bool, hint: str = "") -> 
         line = json.dumps({"code": code, "kind": kind, "message": message, "hint": hint})
     else:
         line = f"mnistfast: {'' if kind == 'interrupted' else 'error: '}{message}"
-    print(line, file=sys.stderr, flush=True)
+    show(line, sys.stderr)
     return code
 
 

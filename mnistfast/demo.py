@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from mnistfast import cli
 from mnistfast.options import DemoOptions
 from mnistfast.parser import Parser, pick
+from mnistfast.text import show
 
 if TYPE_CHECKING:
     from mnistfast.web.server import DemoServer
@@ -40,7 +41,7 @@ def _announce(server: DemoServer, options: DemoOptions) -> None:
     if options.json:
         print(json.dumps({"url": server.url, "checkpoint": str(server.predictor.path)}), flush=True)
     elif not options.quiet:
-        print(f"{server.predictor.path} reads what you draw at {server.url} (Ctrl-C stops)", flush=True)
+        show(f"{server.predictor.path} reads what you draw at {server.url} (Ctrl-C stops)")
 
 
 if __name__ == "__main__":

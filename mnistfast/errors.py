@@ -8,6 +8,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from mnistfast.text import printable
+
 
 class MnistfastError(Exception):
     """A failure that the user can act on.
@@ -32,12 +34,7 @@ class MnistfastError(Exception):
     def __str__(self) -> str:
         parts = [part for part in (self.what, self.why, self.fix and f"FIX: {self.fix}") if part]
         ended = [part if part.endswith((".", "?", "!")) else f"{part}." for part in parts[:-1]]
-        return _printable(" ".join([*ended, *parts[-1:]]))
-
-
-def _printable(text: str) -> str:
-    """Names come from files: a line break or a terminal's control sequence in one is shown, not obeyed."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+        return printable(" ".join([*ended, *parts[-1:]]))
 
 
 class UsageError(MnistfastError):

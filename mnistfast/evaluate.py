@@ -13,6 +13,7 @@ from mnistfast.errors import ThresholdError
 from mnistfast.options import EvaluateOptions
 from mnistfast.parser import Parser, pick
 from mnistfast.report.page import accuracy_line, class_lines, percent
+from mnistfast.text import show
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,7 +35,8 @@ def _evaluate(argv: Sequence[str]) -> int:
     if options.json:
         print(json.dumps(scores))
     elif not options.quiet:
-        print("\n".join(_summary(scores, written)))
+        for line in _summary(scores, written):
+            show(line)
     if options.min_accuracy is not None and scores["accuracy"] < options.min_accuracy:
         raise ThresholdError(
             f"accuracy {percent(scores['accuracy'])} < {percent(options.min_accuracy)}", "--min-accuracy asks for more"

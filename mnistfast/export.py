@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from mnistfast import cli
 from mnistfast.options import ExportOptions
 from mnistfast.parser import Parser, pick
+from mnistfast.text import show
 
 if TYPE_CHECKING:
     from mnistfast.engine.exporter import Written
@@ -35,7 +36,8 @@ def _export(argv: Sequence[str]) -> int:
     if options.json:
         print(json.dumps([asdict(file) | {"path": str(file.path)} for file in written]))
     elif not options.quiet:
-        print("\n".join(_line(file) for file in written))
+        for file in written:
+            show(_line(file))
     return 0
 
 

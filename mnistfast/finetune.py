@@ -12,6 +12,7 @@ from mnistfast import cli, training_cli
 from mnistfast.config import FinetuneConfig
 from mnistfast.errors import UsageError
 from mnistfast.report.page import percent
+from mnistfast.text import show
 
 if TYPE_CHECKING:
     from mnistfast.engine.finetuning import Draws
@@ -63,8 +64,10 @@ def _merge(flags: dict[str, Any]) -> int:
     from mnistfast.engine.finetuning import merge_adapter
 
     out = merge_adapter(flags["source"], flags["merge"], flags["out"], overwrite=flags.get("overwrite", False))
-    if not flags.get("quiet"):
-        print(json.dumps({"written": str(out)}) if flags.get("json") else f"written       {out}")
+    if flags.get("json"):
+        print(json.dumps({"written": str(out)}))
+    elif not flags.get("quiet"):
+        show(f"written       {out}")
     return 0
 
 

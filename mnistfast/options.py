@@ -218,4 +218,5 @@ class DemoOptions(DeviceOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require("host", self.host, bool, "an address or a name: 0.0.0.0 listens on all of this machine's")
         require("port", self.port, lambda value: 0 <= value <= 65535, "from 0 to 65535")

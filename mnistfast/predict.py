@@ -16,6 +16,7 @@ from mnistfast.errors import DataError
 from mnistfast.options import PredictOptions
 from mnistfast.parser import Parser, pick
 from mnistfast.report.page import percent
+from mnistfast.text import printable, show
 
 if TYPE_CHECKING:
     from mnistfast.engine.predictor import Answer, Predictor
@@ -117,14 +118,15 @@ def _show_csv(
     answers: Iterable[Answer], predictor: Predictor, failures: dict[str, DataError], options: PredictOptions
 ) -> None:
     writer = csv.writer(sys.stdout, lineterminator="\n")
+    name = printable if sys.stdout.isatty() else str  # a program gets names as they are, a terminal what it can show
     places = range(1, min(options.top_k, len(predictor.info.classes)) + 1)
     named = [f"{column}_{place}" for place in places for column in ("class", "probability")]
     writer.writerow(["file", "label", *named, "rejected", "inverted", "ink", "warnings"])
     for answer in answers:
-        ranked = [cell for label, probability in answer.top for cell in (label, f"{probability:.6f}")]
+        ranked = [cell for label, probability in answer.top for cell in (name(label), f"{probability:.6f}")]
         view = answer.view
         notes = [answer.rejected, view.inverted, f"{view.ink:.4f}", "; ".join(view.warnings)]
-        writer.writerow([answer.file, answer.label or "", *ranked, *notes])
+        writer.writerow([name(answer.file), name(answer.label or ""), *ranked, *notes])
         sys.stdout.flush()
 
 
@@ -132,9 +134,9 @@ def _show_text(
     answers: Iterable[Answer], predictor: Predictor, failures: dict[str, DataError], options: PredictOptions
 ) -> None:
     if options.checkpoint is None and not options.quiet:
-        print(f"reading with {predictor.path}", file=sys.stderr)
+        show(f"reading with {predictor.path}", sys.stderr)
     for answer in answers:
-        print(_line(answer, options.reject_below), flush=True)
+        show(_line(answer, options.reject_below))
 
 
 def _line(answer: Answer, reject_below: float) -> str:

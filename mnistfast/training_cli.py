@@ -13,6 +13,7 @@ from mnistfast.config import FinetuneConfig, TrainConfig
 from mnistfast.errors import CheckpointError, DataError, UsageError
 from mnistfast.options import RunOptions
 from mnistfast.parser import Parser, pick
+from mnistfast.text import show
 
 Config = TypeVar("Config", TrainConfig, FinetuneConfig)
 
@@ -60,7 +61,8 @@ def check_data(config: TrainConfig | FinetuneConfig, options: RunOptions) -> int
     if options.json:
         print(json.dumps(findings.as_json()))
     elif not options.quiet:
-        print("\n".join(findings.lines()))
+        for line in findings.lines():
+            show(line)
     if findings.wrong:
         raise DataError(findings.wrong[0], "; ".join(findings.wrong[1:]), "mend the files, or leave --data-check out")
     return 0

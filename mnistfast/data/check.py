@@ -10,6 +10,7 @@ import numpy as np
 
 from mnistfast.data import published
 from mnistfast.data.datasets import Dataset, Split
+from mnistfast.text import aligned
 
 LEAK = 0.005
 """Share of the test images that may occur among the training images too: 50 of MNIST's, which has none."""
@@ -49,10 +50,9 @@ class Findings:
 
     def lines(self) -> list[str]:
         """Returns everything as text."""
-        width = max(len(name) for name in self.classes)
-        by_class = [
-            f"{name:<{width}}  {n['train']:>7,} train  {n['test']:>7,} test" for name, n in self.classes.items()
-        ]
+        by_class = aligned(
+            [[name, f"{n['train']:>7,} train", f"{n['test']:>7,} test"] for name, n in self.classes.items()]
+        )
         rows = {
             "data": [f"{self.name} ({self.source})"],
             "images": [f"{', '.join(f'{count:,} {part}' for part, count in self.counts.items())}, {self.size}"],

@@ -19,6 +19,7 @@ from mnistfast.engine.files import make_folder, write_atomic
 from mnistfast.engine.state import STATE
 from mnistfast.engine.stop import Interrupted
 from mnistfast.errors import CheckpointError, MnistfastError, StorageError, UsageError
+from mnistfast.text import printable
 from mnistfast.yaml_file import read_options
 
 RUNS = Path("runs")
@@ -125,7 +126,7 @@ class RunFolder:
             self.set_status("interrupted")
             return
         self.set_status(f"failed: {error if str(error) else type(error).__name__}")
-        self.log(f"failed: {error}")
+        self.log(printable(f"failed: {error}"))
         if not isinstance(error, MnistfastError):
             self.log("".join(traceback.format_exception(error)))
             error.log_path = self / LOG  # type: ignore[attr-defined]  # for the line that the user gets
@@ -142,7 +143,7 @@ class RunFolder:
 
     def set_status(self, status: str) -> None:
         """Writes STATUS. Raises StorageError."""
-        write_atomic(self / STATUS, status + "\n")
+        write_atomic(self / STATUS, printable(status) + "\n")
 
     def log(self, text: str) -> None:
         """Adds `text` with the time to the log."""

@@ -119,7 +119,8 @@ def time_to(options: TimeToOptions, command: str, screen: Screen) -> dict[str, A
     entrants = [Entrant(model, form) for model in models for form in (FUSED, *plain)]
     on = "held-out training" if options.validate else "test"
     judged = f"{len(scored.labels):,} {on} images of {dataset.name}"
-    screen.say(f"{timing.setting(device)}\n{len(train.labels):,} training images, judged by {judged}")
+    screen.say(timing.setting(device))
+    screen.say(f"{len(train.labels):,} training images, judged by {judged}")
     for entrant in race(entrants, train, scored, len(dataset.classes), device, options.seeds):
         run = entrant.runs[-1]
         screen.say(f"seed {run.seed:<3} {run.seconds:8.3f} s  {percent(run.accuracy)}  {entrant.name}")

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mnistfast.measure.forms import FUSED, FUSED_LAST
-from mnistfast.report.page import percent, table
+from mnistfast.report.page import code, percent, plain, table
 
 NOT_MEASURED = "not measured"
 README_GROUPS = ("layer, training", "training step", "inference", "epoch")
@@ -64,21 +64,21 @@ def report(result: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
     """Returns the page of a result of `measure.suite.run`, with pictures: by title, the file beside the page."""
     parts = [
         "# What the fused layers gain",
-        result["setting"] + ".",
+        plain(result["setting"]) + ".",
         "Medians of interleaved rounds, ± half the distance between the quartiles. Every form was found to compute "
         "what torch computes in float64 before it was timed. `convpool` is the fused layer as it comes (NCHW), beside "
         "it in channels_last; times faster are given for both. GPU: " + _gpu_words(result["rows"]) + ".",
     ]
     if result["wrong"]:
-        lines = [f"- {each['workload']}: {each['why']}" for each in result["wrong"]]
+        lines = [f"- {plain(each['workload'])}: {plain(each['why'])}" for each in result["wrong"]]
         parts += ["## Wrong results, so no speeds", "\n".join(lines)]
     parts += [f"![{title}]({file})" for title, file in pictures.items()]
     for group in dict.fromkeys(row["group"] for row in result["rows"]):
         parts += [f"## {group.capitalize()}", _group_table([row for row in result["rows"] if row["group"] == group])]
     missing = {f"{form}: {why}" for row in result["rows"] for form, why in row["missing"].items()}
     if missing:
-        parts += ["## Not measured", "\n".join(f"- {line}" for line in sorted(missing))]
-    return "\n\n".join([*parts, f"Again: `{result['command']}`\n"])
+        parts += ["## Not measured", "\n".join(f"- {plain(line)}" for line in sorted(missing))]
+    return "\n\n".join([*parts, f"Again: {code(result['command'])}\n"])
 
 
 def readme(cpu: Mapping[str, Any] | None, time_to: Mapping[str, Any] | None) -> str:
@@ -112,14 +112,15 @@ def _readme_speeds(cpu: Mapping[str, Any] | None) -> str:
                 f"{size(kept['eager'])} / {size(kept[FUSED])}" if kept else "",
             ]
         )
-    return f"{table(header, lines)}\n\n{cpu['setting']}. `{cpu['command']}`"
+    return f"{table(header, lines)}\n\n{plain(cpu['setting'])}. {code(cpu['command'])}"
 
 
 def _readme_times(time_to: Mapping[str, Any] | None) -> str:
     if time_to is None:
         return f"Time to an accuracy: {NOT_MEASURED}."
     words = f"{time_to['training_images']:,} training images, judged by {time_to['judged_by']}"
-    return f"{table(*entrants(time_to))}\n\n{words}. {time_to['setting']}. `{time_to['command']}`"
+    setting, command = plain(time_to["setting"]), code(time_to["command"])
+    return f"{table(*entrants(time_to))}\n\n{plain(words)}. {setting}. {command}"
 
 
 def entrants(time_to: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:

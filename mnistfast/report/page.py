@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from mnistfast.text import aligned, printable
 
 
 def percent(share: float) -> str:
@@ -17,10 +20,29 @@ def accuracy_line(scores: Mapping[str, Any]) -> str:
     return f"{percent(scores['accuracy'])} (95 % interval {100 * low:.2f} to {percent(high)}, n = {scores['n']:,})"
 
 
+# What Markdown or GitHub would obey: `_` between letters, `[` without what makes a link, `#` inside a line are words.
+_MARKS = re.compile(r"\\(?=[!-/:-@\[-`{-~])|[`*~$|]|(?<![^\W_])_|_(?![^\W_])|\](?=[(\[:])|^[#>]")
+
+
+def plain(text: str) -> str:
+    """Returns Markdown that shows `text`, whatever is in it, on one line."""
+    text = re.sub(r"&(?=#?\w+;)", "&amp;", printable(text)).replace("<", "&lt;")
+    return _MARKS.sub(r"\\\g<0>", text)
+
+
+def code(text: str) -> str:
+    """Returns Markdown that shows `text` as code, on one line."""
+    text = printable(text)
+    fence = "`" * (max(map(len, re.findall("`+", text)), default=0) + 1)
+    pad = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{fence}{pad}{text}{pad}{fence}"
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Returns a Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+    """Returns a Markdown table of cells that are plain text."""
+    ruled = [[plain(str(cell)) for cell in line] for line in (header, *rows)]
+    ruled.insert(1, ["---"] * len(header))
+    return "\n".join("| " + " | ".join(line) + " |" for line in ruled)
 
 
 CLASS_COLUMNS = ("class", "precision", "recall", "F1", "images")
@@ -36,7 +58,7 @@ def class_rows(scores: Mapping[str, Any]) -> list[list[str]]:
 
 def class_lines(scores: Mapping[str, Any]) -> list[str]:
     """Returns the per-class figures as lines for a screen."""
-    return ["".join(f"{cell:<12}" for cell in row).rstrip() for row in [list(CLASS_COLUMNS), *class_rows(scores)]]
+    return aligned([CLASS_COLUMNS, *class_rows(scores)])
 
 
 def report(
@@ -65,8 +87,8 @@ def report(
     calibration = table(["probabilities", "negative log-likelihood", "calibration error"], rows)
     return "\n\n".join(
         [
-            f"# {title}",
-            f"**Test accuracy {accuracy_line(scores)}** on {test.rstrip('.')}.",
+            f"# {plain(title)}",
+            f"**Test accuracy {accuracy_line(scores)}** on {plain(test.rstrip('.'))}.",
             table(["", ""], list(facts.items())),
             "## Training",
             "![Loss and accuracy over the epochs](curves.png)",
@@ -80,7 +102,7 @@ def report(
             "![The worst errors](errors.png)",
             "## Settings",
             table(["option", "value"], list(settings.items())),
-            f"Again: `{command}`\n",
+            f"Again: {code(command)}\n",
         ]
     )
 

@@ -10,7 +10,10 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from mnistfast.text import printable
+
 COLUMNS = 5  # of the sheet of errors
+AS_IT_IS: Any = {"parse_math": False}  # a name with two dollars is no formula
 
 
 def png(figure: Figure) -> bytes:
@@ -49,8 +52,9 @@ def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> bytes:
                 column, row, count, ha="center", va="center", size=8, color="w" if shares[row, column] > 0.5 else "k"
             )
     axes.set(xlabel="predicted", ylabel="label", xticks=range(len(classes)), yticks=range(len(classes)))
-    axes.set_xticklabels(classes, rotation=90 if max(map(len, classes)) > 2 else 0)
-    axes.set_yticklabels(classes)
+    names = [printable(name) for name in classes]
+    axes.set_xticklabels(names, rotation=90 if max(map(len, names)) > 2 else 0, **AS_IT_IS)
+    axes.set_yticklabels(names, **AS_IT_IS)
     return png(figure)
 
 
@@ -73,8 +77,9 @@ def errors(worst: Sequence[dict[str, Any]], images: np.ndarray) -> bytes:
     for i, error in enumerate(worst):
         top, left = (i // COLUMNS) * step_y + step_y - height, (i % COLUMNS) * step_x + (step_x - width) // 2
         sheet[top : top + height, left : left + width] = images[error["index"]].transpose(1, 2, 0)
-        text = f"{error['label']} read as {error['predicted']}\n{error['confidence']:.0%} sure"
-        axes.text(left + width / 2, top - 1, text, ha="center", va="bottom", size=8)
+        read = printable(f"{error['label']} read as {error['predicted']}")
+        text = f"{read}\n{error['confidence']:.0%} sure"
+        axes.text(left + width / 2, top - 1, text, ha="center", va="bottom", size=8, **AS_IT_IS)
     if not worst:
         axes.text(sheet.shape[1] / 2, sheet.shape[0] / 2, "no errors", ha="center")
     axes.imshow(sheet.squeeze(), cmap="gray", vmin=0, vmax=255, aspect="auto")

@@ -10,6 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from mnistfast.report.page import percent
+from mnistfast.text import printable, show
 
 
 def epoch_line(record: Mapping[str, Any], epochs: int) -> str:
@@ -28,15 +29,15 @@ class Screen:
         self.log: Callable[[str], None] = lambda text: None
 
     def say(self, text: str) -> None:
-        """Prints `text`."""
-        self.log(text)
+        """Prints `text`, one line."""
+        self.log(printable(text))
         if not self.quiet:
-            print(text, flush=True)
+            show(text)
 
     def warn(self, text: str) -> None:
         """Prints `text` as a warning, to stderr, quiet or not."""
-        self.log(f"warning: {text}")
-        print(f"mnistfast: warning: {text}", file=sys.stderr, flush=True)
+        self.log(f"warning: {printable(text)}")
+        show(f"mnistfast: warning: {text}", sys.stderr)
 
     def progress(self, epochs: int, images: int, done: int) -> Progress:
         """Returns the progress of `epochs` over `images` images each, `done` of all seen already."""

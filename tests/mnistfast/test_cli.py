@@ -61,8 +61,14 @@ def test_bug_of_ours(capsys):
 
 
 def test_debug_shows_the_traceback(capsys):
-    assert cli.run(raising(DataError("x")), ["--debug"]) == 3
-    assert "Traceback" in capsys.readouterr().err
+    assert cli.run(raising(DataError("x\x1b[2J")), ["--debug"]) == 3
+    error = capsys.readouterr().err
+    assert "Traceback" in error
+    assert "\x1b" not in error
+    assert cli.run(raising(OSError("x\x1b[2J")), ["--debug"]) == 1
+    error = capsys.readouterr().err
+    assert "OSError: x\\x1b[2J\n" in error
+    Path(re.search(r"the traceback is in (\S+\.log)", error)[1]).unlink()
 
 
 def test_json(capsys):

@@ -68,6 +68,7 @@ def test_a_folder_that_is_no_run(tmp_path):
         (KeyboardInterrupt(), "interrupted"),
         (DivergedError("loss is nan", "Why"), "failed: loss is nan. Why"),
         (ZeroDivisionError("bug"), "failed: bug"),
+        (ZeroDivisionError("a\n\x1b[2Jb"), "failed: a\\n\\x1b[2Jb"),
         (ZeroDivisionError(), "failed: ZeroDivisionError"),
     ],
 )

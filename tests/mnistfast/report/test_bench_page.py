@@ -60,6 +60,14 @@ def test_the_report_holds_every_figure(result):
     assert "GPU: not measured" in page
 
 
+def test_what_an_error_says_is_no_markdown(result):
+    result["wrong"] = [{"workload": "layer: a", "why": "<b>\n# no"}]
+    result["command"] = "mnistfast bench --only '`'"
+    page = bench_page.report(result, {})
+    assert "\n- layer: a: &lt;b>\\n# no\n" in page
+    assert page.endswith("Again: ``mnistfast bench --only '`'``\n")
+
+
 def test_a_form_that_took_no_part_was_not_measured(result):
     for each in result["rows"]:
         del each["seconds"]["torch.compile of eager"]

@@ -38,3 +38,42 @@ def test_lines(scores):
     assert lines[0].split() == ["class", "precision", "recall", "F1", "images"]
     assert lines[1].split() == ["t-shirt", "50.00", "%", "100.00", "%", "66.67", "%", "1"]
     assert len(lines) == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "escaped"),
+    [
+        ("batch_size [0.9, 0.999] 5e-4, 28 x 28 (95 %) #3 a & b - c: d_e.", None),
+        ("a|b", "a\\|b"),
+        ("a\\|b", "a\\\\\\|b"),
+        ("C:\\new", None),
+        ("`rm`", "\\`rm\\`"),
+        ("<script> a<b <!-- &lt; &#60;", "&lt;script> a&lt;b &lt;!-- &amp;lt; &amp;#60;"),
+        ("*a* ~b~ $c$", "\\*a\\* \\~b\\~ \\$c\\$"),
+        ("_a_ b_c __d", "\\_a\\_ b_c \\_\\_d"),
+        ("[a](b) ![c](d) [e][f] [g]: h", "[a\\](b) ![c\\](d) [e\\][f] [g\\]: h"),
+        ("# a", "\\# a"),
+        ("> a", "\\> a"),
+        ("a\n# b\x1b", "a\\n# b\\x1b"),
+    ],
+)
+def test_plain(text, escaped):
+    assert page.plain(text) == (text if escaped is None else escaped)
+
+
+@pytest.mark.parametrize(
+    ("text", "span"),
+    [
+        ("mnistfast train", "`mnistfast train`"),
+        ("a `b` c", "``a `b` c``"),
+        ("`a``", "``` `a`` ```"),
+        ("a|b\n", "`a|b\\n`"),
+    ],
+)
+def test_code(text, span):
+    assert page.code(text) == span
+
+
+def test_a_table_keeps_its_columns():
+    lines = page.table(["a|b", "c"], [["d\ne", "|"], ["<", 1]]).splitlines()
+    assert lines == ["| a\\|b | c |", "| --- | --- |", "| d\\ne | \\| |", "| &lt; | 1 |"]

@@ -53,3 +53,10 @@ def test_errors(channels):
 def test_no_errors():
     picture = pixels(plots.errors([], np.zeros((1, 1, 28, 28), np.uint8)))
     assert 0 < (picture.sum(-1) < 300).mean() < 0.05  # a few words
+
+
+@pytest.mark.parametrize("name", ["$\\frac$", "$x$", "\x1b[31m", "a\nb"])
+@pytest.mark.filterwarnings("error")
+def test_names_are_no_formulas(name):
+    plots.confusion([[1, 1], [0, 2]], (name, "b"))
+    plots.errors([error(0) | {"label": name, "predicted": name}], np.zeros((1, 1, 28, 28), np.uint8))
