@@ -125,7 +125,7 @@ def with_odd_header():
         entry = header[name]
         if rng.random() < 0.5: entry["dtype"] = rng.choice(("F16", "F64", "I64", "BF16", "BOOL", "F8_E4M3", "X"))
         else: entry["shape"] = rng.choice(([], [0], [10**9], entry["shape"][::-1], [-1]))
-    if "digest" in meta: meta["digest"] = BLANK.decode()  # the right one for what it says, or nothing behind it is tried
+    if "digest" in meta: meta["digest"] = BLANK.decode()  # the right one, or nothing behind it is tried
     text = json.dumps(header, separators=(",", ":")).encode()
     content = struct.pack("<Q", len(text)) + text + good[8 + length:]
     return sealed(content, content.index(BLANK)) if BLANK in content else content
