@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from mnistfast.engine.files import write_atomic
+from mnistfast.engine.files import Write, write_atomic
 from mnistfast.errors import CheckpointError, UsageError
 from mnistfast.models.zoo import Classifier, build
 
@@ -113,7 +113,11 @@ class CheckpointInfo:
 
 
 def save_checkpoint(
-    path: Path, weights: Mapping[str, Tensor], info: CheckpointInfo, adapter_of: str | None = None
+    path: Path,
+    weights: Mapping[str, Tensor],
+    info: CheckpointInfo,
+    adapter_of: str | None = None,
+    write: Write = write_atomic,
 ) -> None:
     """Writes weights and header to `path`, atomically.
 
@@ -122,13 +126,14 @@ def save_checkpoint(
         weights: all of the model's; of an adapter what was learnt.
         info: the header.
         adapter_of: of an adapter, the MD5 of the checkpoint that it belongs to.
+        write: what writes a file, atomically.
 
     Raises:
         StorageError: no space, or a folder that cannot be written to.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     header = info.to_header() | ({ADAPTER_OF: adapter_of} if adapter_of else {})
-    write_atomic(path, save(tensors, metadata=header))
+    write(path, save(tensors, metadata=header))
 
 
 def load_checkpoint(
@@ -250,11 +255,11 @@ def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         ) from error
 
 
-def save_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Writes `state` (dicts, lists, numbers, texts, tensors) to `path`, atomically. Raises StorageError."""
+def save_state(path: Path, state: Mapping[str, Any], write: Write = write_atomic) -> None:
+    """Writes `state` (dicts, lists, numbers, texts, tensors) to `path`, atomically, by `write`. Raises StorageError."""
     buffer = io.BytesIO()
     torch.save({"format_version": FORMAT_VERSION, **state}, buffer)
-    write_atomic(path, buffer.getvalue())
+    write(path, buffer.getvalue())
 
 
 def load_state(path: Path) -> dict[str, Any]:
