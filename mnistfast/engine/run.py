@@ -296,6 +296,7 @@ class Run(Generic[Config]):
         scores = score(self.model, info, test, self.dataset.name, self.device)
         write_json(folder / run_folder.TEST, scores, folder.write)
         words = f"the {len(test.labels):,} test images of {self.dataset.name} ({self.dataset.source})"
+        folder.log(f"test accuracy {page.accuracy_line(scores)} on {words}")
         comparison = self._compare(folder, info, scores)
         outcome = Outcome(folder.path, scores, best, words, self.trainer.seconds, comparison)
         folder.write(folder / run_folder.CURVES, plots.curves(folder.metrics()))

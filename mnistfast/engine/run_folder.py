@@ -168,6 +168,7 @@ class RunFolder:
 
     def release(self) -> None:
         """Lets other processes have the folder."""
+        self._started = False
         self._undo.close()
 
     def write(self, path: Path, content: bytes | str) -> None:
@@ -208,15 +209,17 @@ class RunFolder:
                 self._folder.put(STATUS, content.encode(errors="backslashreplace"), 0)
 
     def log(self, text: str) -> None:
-        """Adds `text` with the time to the log; a disk that does not take it is left to what has to be saved.
+        """Adds `text` with the time to the log, from `start` to the end of the `with`.
+
+        A disk that does not take it is no reason to stop: what has to be saved will tell.
 
         Raises:
             StorageError: the folder is not ours any more.
         """
-        if not self._is_ours():
-            raise self._lost()
-        with contextlib.suppress(StorageError):
-            self._add(LOG, _stamped(text))
+        if self._started:
+            self._check()
+            with contextlib.suppress(StorageError):
+                self._add(LOG, _stamped(text))
 
     def metrics(self) -> list[dict[str, Any]]:
         """Returns the records of metrics.jsonl, one an epoch; a last line cut short by a crash is left out."""

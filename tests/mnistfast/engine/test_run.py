@@ -103,14 +103,14 @@ def test_crash_between_any_two_renames(moment, options, tmp_path, monkeypatch, u
     """Copies the folder before and after every rename of a run: the disks of every possible crash. All resume."""
     disks, rename = [], os.replace
 
-    def copying(source, target):
+    def copying(source, target, **folders):
         nonlocal disks
         for moment in ("before", "after"):
             disk = tmp_path / f"{len(disks)}-{moment}-{os.path.basename(target)}"
             shutil.copytree(tmp_path / "run", disk)
             disks.append(disk)
             if moment == "before":
-                rename(source, target)
+                rename(source, target, **folders)
 
     monkeypatch.setattr(os, "replace", copying)
     assert train.main([*options, "--out", str(tmp_path / "run"), "--quiet"]) == 0
@@ -131,12 +131,12 @@ def test_crash_between_any_two_renames(moment, options, tmp_path, monkeypatch, u
 DRIVER = """
 import os, sys
 count, moment, rename = int(sys.argv[1]), sys.argv[2], os.replace
-def replace(source, target):
+def replace(source, target, **folders):
     global count
     count -= 1
     if count == 0 and moment == "before":
         os._exit(9)
-    rename(source, target)
+    rename(source, target, **folders)
     if count == 0:
         os._exit(9)
 os.replace = replace
