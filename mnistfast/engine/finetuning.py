@@ -294,7 +294,7 @@ def finetune(config: FinetuneConfig, options: RunOptions, command: str, screen: 
 
     Raises:
         MnistfastError: any of its kinds; nothing is left half written.
-        Interrupted: Ctrl-C or SIGTERM.
+        Interrupted: Ctrl-C, SIGTERM or SIGHUP.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("finetune works in one process", "torchrun started several", "leave torchrun out")

@@ -227,7 +227,7 @@ class Run(Generic[Config]):
 
         Raises:
             DivergedError: the loss is no longer a finite number.
-            Interrupted: Ctrl-C or SIGTERM came; the state is saved.
+            Interrupted: Ctrl-C, SIGTERM or SIGHUP came; the state is saved.
         """
         trainer, images = self.trainer, len(self.trainer.train)
         scalars = ScalarWriter(folder.path, trainer.step) if folder and tensorboard else None
@@ -351,7 +351,7 @@ def train(config: TrainConfig, options: RunOptions, command: str, screen: Screen
 
     Raises:
         MnistfastError: any of its kinds; nothing is left half written.
-        Interrupted: Ctrl-C or SIGTERM.
+        Interrupted: Ctrl-C, SIGTERM or SIGHUP.
     """
     ranks = Ranks.of_environment()
     device = choose_device(config.device, ranks.local)  # what is cheap to refuse first: the data may have to be fetched

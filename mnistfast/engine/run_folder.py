@@ -149,9 +149,8 @@ class RunFolder:
         if error is None:
             self.set_status("finished")
             return
-        with contextlib.suppress(
-            OSError, StorageError
-        ):  # the disk may be what failed: then the error itself is the news
+        # The disk may be what failed: then the error itself is the news.
+        with contextlib.suppress(OSError, StorageError):
             self._note_failure(error)
         if isinstance(error, OSError):  # a file that is gone, as the folder may be
             self._check()

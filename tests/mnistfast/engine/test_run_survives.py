@@ -209,9 +209,9 @@ def test_death_at_any_call_of_a_run(which, options, tmp_path, monkeypatch, unint
     out, disks = tmp_path / "run", {}
 
     def copying(function, *args):
-        known = str(contents(out)) if out.is_dir() else ""
-        if known and known not in disks:
-            disks[known] = shutil.copytree(out, tmp_path / str(len(disks)))
+        now = frozenset(contents(out).items()) if out.is_dir() else None
+        if now and now not in disks:
+            disks[now] = shutil.copytree(out, tmp_path / str(len(disks)))
 
     with monkeypatch.context() as patch:
         Fault(patch, None, copying)
