@@ -152,7 +152,7 @@ class RunFolder:
         # The disk may be what failed: then the error itself is the news.
         with contextlib.suppress(OSError, StorageError):
             self._note_failure(error)
-        if isinstance(error, OSError):  # a file that is gone, as the folder may be
+        if isinstance(error, (OSError, CheckpointError)):  # a file may be missing because the folder is
             self._check()
 
     def _note_failure(self, error: BaseException) -> None:

@@ -71,12 +71,14 @@ class OneSave:
         steps = (record for record in self.run.trainer.run() if record)
         self.run._save(self.folder, next(steps))
         self.old = contents(path)
+        assert_usable(path)
         self.record = next(steps)
         state = self.run.trainer.state_dict()
         self.run.trainer.state_dict = lambda: state  # the same bytes in every save: no time goes on
         self.restore()
         self.save()
         self.new = contents(path)
+        assert_usable(path)
 
     def restore(self):
         """Makes the folder what it was after the first epoch."""
@@ -106,7 +108,6 @@ class OneSave:
             news += [content == new] * (old != new)
         assert news == sorted(news, reverse=True)
         assert {name: self.old[name] for name in found} == found
-        assert_usable(self.folder.path)
 
 
 @pytest.fixture
@@ -242,7 +243,7 @@ def records(folder):
 )
 def test_a_failure_at_any_call_of_a_run(error, options, tmp_path, monkeypatch, capsys, uninterrupted):
     """One line and exit code 7, and STATUS says so; what can be resumed comes to the same."""
-    for at in itertools.count(1, 3):
+    for at in itertools.count(1, 5):
         out = tmp_path / str(at)
         with monkeypatch.context() as patch:
             fault = Fault(patch, at, raising(error))
@@ -419,17 +420,17 @@ def test_a_folder_replaced_at_any_call_of_its_run(options, tmp_path, monkeypatch
         (out / "config.yaml").write_text("new")
         new.append(RunFolder(out))
 
-    for at in itertools.count(2):
+    for at in itertools.count(2, 3):
         new = []
         with monkeypatch.context() as patch:
             Fault(patch, at, lambda *call: (patch.undo(), replace(*call)))
             code = train.main([*options, "--out", str(out), "--quiet", "--overwrite"])
         if not new:
             break
-        error = capsys.readouterr().err
-        assert (code, error.count("\n")) == (7, 1) or "another process is training" in error
-        assert set(contents(out)) == {".lock", "config.yaml"}
         new[0].release()
+        error = capsys.readouterr().err
+        assert (code, error.count("\n")) in ((7, 1), (2, 1), (0, 0))  # before it is taken; after the last write
+        assert set(contents(out)) == {".lock", "config.yaml"}
     assert at > 100
 
 
