@@ -203,7 +203,7 @@ def test_no_memory_at_fifty_moments_of_a_save(one_save):
 
 @pytest.mark.parametrize("which", ["ahead", pytest.param("all", marks=pytest.mark.slow)])
 def test_death_at_any_call_of_a_run(which, options, tmp_path, monkeypatch, uninterrupted):
-    """Copies the folder before every call, and within every write: the disks of every possible death. All resume.
+    """Copies the folder before every call: the disks of every possible death. All resume.
 
     The quick part: metrics.jsonl is an epoch ahead of the state.
     """
