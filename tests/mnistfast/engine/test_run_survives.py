@@ -311,10 +311,12 @@ def kill(kind, words, chance):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "times"), [("signal", 50), ("before", 7), ("after", 7)])
-def test_kills(kind, times, options, tmp_path, uninterrupted):
-    """Kills processes at random moments and between renames: no file unreadable, the same bits."""
-    chance = random.Random(kind)
+@pytest.mark.parametrize(
+    ("kind", "part", "times"), [*(("signal", part, 10) for part in range(5)), ("before", 0, 7), ("after", 0, 7)]
+)
+def test_kills(kind, part, times, options, tmp_path, uninterrupted):
+    """Kills processes at random moments, 50 in all, and between renames: no file unreadable, the same bits."""
+    chance = random.Random(f"{kind}{part}")
     killed = 0
     for number in range(times):
         out = tmp_path / str(number)
