@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import json
@@ -13,13 +14,24 @@ import tempfile
 import traceback
 from collections.abc import Callable, Sequence
 from types import FrameType
+from typing import Any
 
-from mnistfast.engine.stop import Interrupted
+from mnistfast.engine.stop import HANGUP, Interrupted, heeded
 from mnistfast.errors import DeviceError, MnistfastError, StorageError, is_out_of_memory
+from mnistfast.terminal import outliving
 from mnistfast.text import show
 
 DENIED = {errno.EACCES: "permission denied", errno.EPERM: "permission denied", errno.EROFS: "the disk is read-only"}
 FULL = {errno.ENOSPC: "no space left", errno.EDQUOT: "the disk quota is used up"}
+FAILING = {
+    errno.EIO: "the disk does not answer as it should",
+    errno.ESTALE: "the network folder has changed meanwhile",
+    errno.EFBIG: "the system allows no file of this size",
+    errno.ENAMETOOLONG: "its name is too long",
+    errno.EMFILE: "too many files are open",
+    errno.ENFILE: "too many files are open",
+}
+STORAGE = DENIED | FULL | FAILING
 LOST = ("Connection closed by peer", "Connection reset by peer")  # gloo's words when a process has ended
 
 
@@ -38,7 +50,7 @@ def run(command: Callable[[Sequence[str]], int], argv: Sequence[str] | None) -> 
     argv = list(sys.argv[1:] if argv is None else argv)
     _open_streams()
     debug, as_json = "--debug" in argv, "--json" in argv
-    previous = _handle_sigterm()
+    previous = _handle_signals()
     try:
         code = command(argv)
         sys.stdout.flush()
@@ -64,18 +76,21 @@ def run(command: Callable[[Sequence[str]], int], argv: Sequence[str] | None) -> 
         text = f"{type(error).__name__}: {said}. This is a bug of ours; the traceback is in {log}"
         return _fail(1, "internal", text, as_json, f"report it with {log}")
     finally:
-        if previous is not None:
-            signal.signal(signal.SIGTERM, previous)
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
 
 
 def _open_streams() -> None:
-    """Gives the process the streams that its parent closed, and lets them show the name of any file."""
+    """Gives the process the streams that its parent closed, and lets them show any name and outlive their terminal."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115  # as long as the process
-    for stream in (sys.stdout, sys.stderr):
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+            if stream.isatty():
+                setattr(sys, name, outliving(stream))
 
 
 def translate(error: Exception) -> MnistfastError | None:
@@ -91,9 +106,9 @@ def translate(error: Exception) -> MnistfastError | None:
         return DeviceError("no deterministic algorithm", text.splitlines()[0], "leave --deterministic out")
     if isinstance(error, RuntimeError) and "WORLD_SIZE" in os.environ and any(sign in text for sign in LOST):
         return DeviceError("another of the processes that train together has stopped", fix="look for its message")
-    if isinstance(error, OSError) and error.errno in DENIED | FULL:
+    if isinstance(error, OSError) and error.errno in STORAGE:
         where = error.filename or "a file"
-        return StorageError(f"cannot write or read {where}", (DENIED | FULL)[error.errno], "another --out folder")
+        return StorageError(f"cannot write or read {where}", STORAGE[error.errno], "another --out folder")
     return None
 
 
@@ -117,13 +132,16 @@ def _traceback_file(error: Exception) -> str:
     return file.name
 
 
-def _handle_sigterm() -> signal.Handlers | Callable[[int, FrameType | None], object] | int | None:
-    """Makes SIGTERM unwind the stack, so that a run folder notes why it ended. Returns the handler it replaced."""
+def _handle_signals() -> dict[int, Any]:
+    """Makes SIGTERM and SIGHUP unwind the stack, so that a run folder notes why it ended. Returns the old handlers."""
+    previous: dict[int, Any] = {}
 
     def terminate(signum: int, frame: FrameType | None) -> None:
+        if signum == HANGUP:
+            signal.signal(signum, signal.SIG_IGN)  # another one would break into the unwinding
         raise Interrupted(signum)
 
-    try:
-        return signal.signal(signal.SIGTERM, terminate)
-    except ValueError:  # not the main thread: signals are the caller's
-        return None
+    with contextlib.suppress(ValueError):  # not the main thread: signals are the caller's
+        for signum in heeded(signal.SIGTERM):
+            previous[signum] = signal.signal(signum, terminate)
+    return previous

@@ -89,7 +89,9 @@ class EvaluateOptions(DeviceOptions):
     """
 
     data: str | None = option(None, "name or path of the data; default: what the run was trained on")
-    out: str | None = option(None, "folder to write to; default: evaluate-<data> beside the checkpoint")
+    out: str | None = option(
+        None, "folder to write to; default: evaluate-<data>[+<what else was asked>] beside the first checkpoint"
+    )
     min_accuracy: float | None = option(None, "exit with 8 when the accuracy, a fraction, is below this")
     classes: str | None = option(None, "only the images of these classes; default: as in the run, on its own data")
     resize: int | None = option(None, "make every image this many pixels wide and high; default: as in the run")

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from mnistfast.engine.files import read_json, write_atomic
+from mnistfast.engine.files import Write, read_json, write_atomic
 from mnistfast.engine.integrity import BLANK, FORMAT_VERSION, check_digest, check_version, decoding, sealed
 from mnistfast.errors import CheckpointError, UsageError
 from mnistfast.models.zoo import Classifier, build
@@ -116,7 +116,11 @@ class CheckpointInfo:
 
 
 def save_checkpoint(
-    path: Path, weights: Mapping[str, Tensor], info: CheckpointInfo, adapter_of: str | None = None
+    path: Path,
+    weights: Mapping[str, Tensor],
+    info: CheckpointInfo,
+    adapter_of: str | None = None,
+    write: Write = write_atomic,
 ) -> None:
     """Writes weights and header to `path`, atomically.
 
@@ -125,12 +129,13 @@ def save_checkpoint(
         weights: all of the model's; of an adapter what was learnt.
         info: the header.
         adapter_of: of an adapter, the MD5 of the checkpoint that it belongs to.
+        write: what writes a file, atomically.
 
     Raises:
         StorageError: no space, or a folder that cannot be written to.
     """
     header = info.to_header() | {FILE: path.name} | ({ADAPTER_OF: adapter_of} if adapter_of else {})
-    write_atomic(path, encode(weights, header))
+    write(path, encode(weights, header))
 
 
 def encode(weights: Mapping[str, Tensor], header: Mapping[str, str]) -> bytes:

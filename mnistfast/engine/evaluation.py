@@ -16,6 +16,7 @@ from mnistfast.data.loader import DeviceData
 from mnistfast.data.sources import load
 from mnistfast.engine.checkpoint import CheckpointInfo, find_checkpoint, load_checkpoint
 from mnistfast.engine.devices import choose_device, use_threads
+from mnistfast.engine.evaluation_folder import evaluation_folder
 from mnistfast.engine.files import make_folder, write_atomic, write_json
 from mnistfast.engine.run_folder import data_of_run
 from mnistfast.engine.trainer import predict
@@ -86,7 +87,7 @@ def evaluate(checkpoints: Sequence[str], options: EvaluateOptions) -> tuple[dict
         "tta": options.tta,
         "alone": [(logits.argmax(1) == labels).double().mean().item() for logits, _ in answers],
     } | metrics.score(logits, labels, classes, temperature)
-    folder = make_folder(Path(options.out) if options.out else paths[0].parent / f"evaluate-{dataset.name}")
+    folder = make_folder(Path(options.out) if options.out else evaluation_folder(paths, dataset.name, options, of_run))
     files = {name: folder / name for name in ("evaluate.json", "confusion.png", "errors.png")}
     write_json(files["evaluate.json"], scores)
     write_atomic(files["confusion.png"], plots.confusion(scores["confusion"], classes))

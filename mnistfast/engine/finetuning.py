@@ -32,7 +32,7 @@ from mnistfast.engine.checkpoint import (
 )
 from mnistfast.engine.devices import choose_device, use_deterministic
 from mnistfast.engine.evaluation import in_classes, score
-from mnistfast.engine.files import write_atomic, write_json
+from mnistfast.engine.files import write_json
 from mnistfast.engine.finetune_source import Source, md5_of, open_source
 from mnistfast.engine.run import Outcome, Run, carry_out
 from mnistfast.engine.run_folder import RunFolder
@@ -190,9 +190,9 @@ class FinetuneRun(Run[FinetuneConfig]):
             "parameters": sum(weight.numel() for weight in self.model.parameters()),
             "seconds": round(self.trainer.seconds + self.embedding_seconds, 3),
         }
-        write_json(folder / run_folder.FINETUNE, comparison)
+        write_json(folder / run_folder.FINETUNE, comparison, folder.write)
         if self.config.how[0] == "lora":
-            save_checkpoint(folder / run_folder.ADAPTER, self._learnt, info, adapter_of=self.source.md5)
+            save_checkpoint(folder / run_folder.ADAPTER, self._learnt, info, self.source.md5, folder.write)
         return comparison
 
     def finish(self, folder: RunFolder) -> Outcome:
@@ -294,7 +294,7 @@ def finetune(config: FinetuneConfig, options: RunOptions, command: str, screen: 
 
     Raises:
         MnistfastError: any of its kinds; nothing is left half written.
-        Interrupted: Ctrl-C or SIGTERM.
+        Interrupted: Ctrl-C, SIGTERM or SIGHUP.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("finetune works in one process", "torchrun started several", "leave torchrun out")
@@ -324,7 +324,7 @@ def _repeat(
     seconds = 0.0
     with RunFolder.create(options.out, run.info.model, config.seed, overwrite=options.overwrite) as folder:
         run.announce(folder)
-        write_atomic(folder / run_folder.CONFIG, run.config.to_yaml())
+        folder.write(folder / run_folder.CONFIG, run.config.to_yaml())
         test = f"the {len(run.dataset.test.labels):,} test images of {run.dataset.name} ({run.dataset.source})"
         for draw in range(config.repeats):
             run = make(replace(config, seed=config.seed + draw)) if draw else run
@@ -336,7 +336,7 @@ def _repeat(
             old = [accuracy for _, accuracy in done if accuracy is not None]
             draws = Draws(folder.path, [accuracy for accuracy, _ in done], old, test, seconds)
             accuracies = {"command": command, "new": draws.new, "old": draws.old}
-            write_json(folder / run_folder.DRAWS, draws.summary() | {"accuracies": accuracies})
+            write_json(folder / run_folder.DRAWS, draws.summary() | {"accuracies": accuracies}, folder.write)
     return draws
 
 

@@ -24,7 +24,7 @@ from mnistfast.engine import run_folder
 from mnistfast.engine.checkpoint import BEST, ENV, LAST, CheckpointInfo, save_checkpoint
 from mnistfast.engine.devices import choose_device, environment, fast_format, use_deterministic, use_threads
 from mnistfast.engine.evaluation import score
-from mnistfast.engine.files import read_json, write_atomic, write_json
+from mnistfast.engine.files import read_json, write_json
 from mnistfast.engine.integrity import decoding
 from mnistfast.engine.ranks import Ranks
 from mnistfast.engine.run_folder import RunFolder
@@ -178,9 +178,9 @@ class Run(Generic[Config]):
         data = {"name": self.dataset.name, "source": self.dataset.source, "hashes": self.hashes}
         machine = environment(self.device, self.config.threads or 0, self.ranks.world)
         self.info = replace(self.info, run=secrets.token_hex(8))
-        write_json(folder / ENV, machine | {"run": self.info.run, "data": data, "command": command})
+        write_json(folder / ENV, machine | {"run": self.info.run, "data": data, "command": command}, folder.write)
         self._save(folder)
-        write_atomic(folder / run_folder.CONFIG, self.config.to_yaml())  # the last one: it is what makes a folder a run
+        folder.write(folder / run_folder.CONFIG, self.config.to_yaml())  # the last one: it is what makes a folder a run
 
     def resume(self, folder: RunFolder) -> None:
         """Continues from the folder's state; what is refused here leaves the folder as it was.
@@ -245,7 +245,7 @@ class Run(Generic[Config]):
 
         Raises:
             DivergedError: the loss is no longer a finite number.
-            Interrupted: Ctrl-C or SIGTERM came; the state is saved.
+            Interrupted: Ctrl-C, SIGTERM or SIGHUP came; the state is saved.
         """
         trainer, images = self.trainer, len(self.trainer.train)
         scalars = ScalarWriter(folder.path, trainer.step) if folder and tensorboard else None
@@ -280,16 +280,17 @@ class Run(Generic[Config]):
             return
         if record:
             folder.add_metrics(record)
-        save_state(folder / STATE, state | {"run": self.info.run, "options": self._options()})
+        save_state(folder / STATE, state | {"run": self.info.run, "options": self._options()}, folder.write)
         self.trainer.last_good = f"{folder / LAST} (step {self.trainer.step})"
         self._export(folder)
 
     def _export(self, folder: RunFolder) -> None:
         best = self.trainer.best
         last = replace(self.info, metrics=self._last_record())
-        save_checkpoint(folder / LAST, merged(self.trainer.judged.state_dict()), last)
+        save_checkpoint(folder / LAST, merged(self.trainer.judged.state_dict()), last, write=folder.write)
         if best and best is not self._exported:
-            save_checkpoint(folder / BEST, merged(self.trainer.best_weights), replace(self.info, metrics=best))
+            info = replace(self.info, metrics=best)
+            save_checkpoint(folder / BEST, merged(self.trainer.best_weights), info, write=folder.write)
             self._exported = best
 
     def _last_record(self) -> Record:
@@ -307,27 +308,30 @@ class Run(Generic[Config]):
         best = self.trainer.best
         assert best is not None  # an epoch has ended
         merge(self.model)
-        self._calibrate(folder / LAST, self.trainer.judged.state_dict(), self._last_record())
-        info = self._calibrate(folder / BEST, self.trainer.best_weights, best)
+        self._calibrate(folder, LAST, self.trainer.judged.state_dict(), self._last_record())
+        info = self._calibrate(folder, BEST, self.trainer.best_weights, best)
         test = self.dataset.test
         scores = score(self.model, info, test, self.dataset.name, self.device)
-        write_json(folder / run_folder.TEST, scores)
+        write_json(folder / run_folder.TEST, scores, folder.write)
         words = f"the {len(test.labels):,} test images of {self.dataset.name} ({self.dataset.source})"
+        folder.log(f"test accuracy {page.accuracy_line(scores)} on {words}")
         comparison = self._compare(folder, info, scores)
         outcome = Outcome(folder.path, scores, best, words, self.trainer.seconds, comparison)
-        write_atomic(folder / run_folder.CURVES, plots.curves(folder.metrics()))
-        write_atomic(folder / run_folder.CONFUSION, plots.confusion(scores["confusion"], info.classes))
-        write_atomic(folder / run_folder.ERRORS, plots.errors(scores["worst_errors"], test.images))
-        write_atomic(folder / run_folder.REPORT, self._report(outcome, _environment_of(folder)["command"]))
+        folder.write(folder / run_folder.CURVES, plots.curves(folder.metrics()))
+        folder.write(folder / run_folder.CONFUSION, plots.confusion(scores["confusion"], info.classes))
+        folder.write(folder / run_folder.ERRORS, plots.errors(scores["worst_errors"], test.images))
+        folder.write(folder / run_folder.REPORT, self._report(outcome, _environment_of(folder)["command"]))
         return outcome
 
-    def _calibrate(self, path: Path, weights: Mapping[str, torch.Tensor], record: Record) -> CheckpointInfo:
+    def _calibrate(
+        self, folder: RunFolder, name: str, weights: Mapping[str, torch.Tensor], record: Record
+    ) -> CheckpointInfo:
         weights = merged(weights)
         self.model.load_state_dict(weights)
         info = replace(self.info, metrics=record)
         if self.val is not None:
             info = replace(info, temperature=metrics.fit_temperature(*predict(self.model, self.val)))
-        save_checkpoint(path, weights, info)
+        save_checkpoint(folder / name, weights, info, write=folder.write)
         return info
 
     def _compare(self, folder: RunFolder, info: CheckpointInfo, scores: dict[str, Any]) -> dict[str, Any]:
@@ -365,7 +369,7 @@ def train(config: TrainConfig, options: RunOptions, command: str, screen: Screen
 
     Raises:
         MnistfastError: any of its kinds; nothing is left half written.
-        Interrupted: Ctrl-C or SIGTERM.
+        Interrupted: Ctrl-C, SIGTERM or SIGHUP.
     """
     ranks = Ranks.of_environment()
     device = choose_device(config.device, ranks.local)  # what is cheap to refuse first: the data may have to be fetched

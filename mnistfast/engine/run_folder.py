@@ -15,7 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from mnistfast.engine.checkpoint import ADAPTER, BEST, ENV, LAST
-from mnistfast.engine.files import make_folder, write_atomic
+from mnistfast.engine.files import Folder, is_temporary, make_folder, storing, write_atomic
 from mnistfast.engine.state import STATE
 from mnistfast.engine.stop import Interrupted
 from mnistfast.errors import CheckpointError, MnistfastError, StorageError, UsageError
@@ -27,25 +27,27 @@ CONFIG, METRICS, LOG, STATUS = "config.yaml", "metrics.jsonl", "log.txt", "STATU
 TEST, CURVES, CONFUSION, ERRORS, REPORT = "test.json", "curves.png", "confusion.png", "errors.png", "REPORT.md"
 FINETUNE, DRAWS = "finetune.json", "draws.json"  # of fine-tuning alone
 SEARCH, SEARCHED = "search.json", "best.yaml"  # of a search
+# All that a run may leave. The first makes a folder a run, the next three let it answer and go on: an old run loses
+# them in this order, so that a process killed meanwhile leaves nothing that looks like a whole run.
 FILES = (
+    CONFIG,
+    BEST,
+    LAST,
+    STATE,
+    ENV,
+    METRICS,
+    TEST,
+    REPORT,
+    CURVES,
+    CONFUSION,
+    ERRORS,
     ADAPTER,
     FINETUNE,
     DRAWS,
     SEARCH,
     SEARCHED,
-    CONFIG,
-    ENV,
-    METRICS,
     LOG,
     STATUS,
-    BEST,
-    LAST,
-    STATE,
-    TEST,
-    CURVES,
-    CONFUSION,
-    ERRORS,
-    REPORT,
 )
 LOCK = ".lock"
 
@@ -54,19 +56,40 @@ class RunFolder:
     """A run's folder, owned by this process until the end of a `with`.
 
     From `start` on STATUS says `running`, and after the `with` how it ended; before `start` nothing in the folder is
-    changed. The ownership is a file lock, which the system lets go when the process ends in whatever way.
+    changed. The ownership is a file lock, which the system lets go when the process ends in whatever way: STATUS says
+    `running` and nobody has the lock where a process was killed.
+
+    Somebody may delete or replace a folder whose run is on. Everything is written through the folder that was opened
+    at the start, so nothing lands in another one, and only while the lock file in it is the one that this process
+    locked. (Where that file alone is replaced between the look at it and the end of one write, it still lands.)
+
+    Attributes:
+        path: where the folder is.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Takes the folder `path`. Use `create` or `reopen`."""
-        self.path, self._started = path, False
-        self._lock = FileLock(path / LOCK)
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise UsageError(
-                f"another process is training in {path}", fix="wait for it or stop it, or take another --out"
-            ) from None
+    def __init__(self, path: Path, *, clear: bool = False) -> None:
+        """Takes the folder `path`; with `clear`, `start` deletes an earlier run from it. Use `create` or `reopen`.
+
+        Raises:
+            UsageError: another process works there.
+            StorageError: it cannot be written to.
+        """
+        self.path, self._clear, self._started = path, clear, False
+        with contextlib.ExitStack() as undo:
+            with storing(path / LOCK):
+                self._folder = undo.enter_context(Folder(path))
+                # Ours where it is at its path after the locking too: then this is the file that was locked.
+                self._held = self._folder.open(LOCK, os.O_RDWR | os.O_CREAT)
+                undo.callback(os.close, self._held)
+            lock = FileLock(path / LOCK)
+            undo.callback(lock.release)
+            with storing(path / LOCK), contextlib.suppress(Timeout):
+                lock.acquire(timeout=0)
+            if not (lock.is_locked and self._is_ours() and self._folder.is_at_its_path()):
+                raise UsageError(
+                    f"another process is training in {path}", fix="wait for it or stop it, or take another --out"
+                )
+            self._undo = undo.pop_all()
 
     @classmethod
     def create(cls, out: str | None, model: str, seed: int, *, overwrite: bool = False) -> RunFolder:
@@ -79,10 +102,12 @@ class RunFolder:
         if out is None:
             return cls(_fresh(make_folder(RUNS) / f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{model}-s{seed}"))
         check_free(out, overwrite=overwrite)
-        path = make_folder(Path(out))
-        folder = cls(path)
-        for name in FILES:  # the files of a run and no other: what else lies there is the user's
-            (path / name).unlink(missing_ok=True)
+        folder = cls(make_folder(Path(out)), clear=True)
+        try:
+            check_free(out, overwrite=overwrite)  # again: another may have come and gone before the folder was ours
+        except UsageError:
+            folder.release()
+            raise
         return folder
 
     @classmethod
@@ -92,6 +117,7 @@ class RunFolder:
         Raises:
             CheckpointError: `path` is not a run.
             UsageError: another process works there.
+            StorageError: it cannot be written to.
         """
         check(Path(path))
         return cls(Path(path))
@@ -100,9 +126,14 @@ class RunFolder:
         return self.path / name
 
     def start(self) -> None:
-        """Begins to write. Raises StorageError."""
+        """Begins to write, and deletes what is left of an earlier run. Raises StorageError."""
         self.set_status("running")
         self._started = True
+        with storing(self.path):
+            # The files of a run and no other: what else lies there is the user's.
+            old = [name for name in FILES if name != STATUS] if self._clear else []
+            for name in [*old, *filter(is_temporary, self._folder.names())]:
+                self._folder.remove(name)
 
     def __enter__(self) -> RunFolder:
         return self
@@ -111,29 +142,55 @@ class RunFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if not self._started:
-                return
-            if error is None:
-                self.set_status("finished")
-            else:  # the disk may be what failed: then the error itself is the news
-                with contextlib.suppress(OSError, StorageError):
-                    self._note_failure(error)
+            if self._started:
+                self._conclude(error)
         finally:
             self.release()
+
+    def _conclude(self, error: BaseException | None) -> None:
+        if error is None:
+            self.set_status("finished")
+            return
+        # The disk may be what failed: then the error itself is the news.
+        with contextlib.suppress(OSError, StorageError):
+            self._note_failure(error)
+        if isinstance(error, (OSError, CheckpointError)):  # a file may be missing because the folder is
+            self._check()
 
     def _note_failure(self, error: BaseException) -> None:
         if isinstance(error, (KeyboardInterrupt, Interrupted)):
             self.set_status("interrupted")
             return
         self.set_status(f"failed: {error if str(error) else type(error).__name__}")
-        self.log(printable(f"failed: {error}"))
+        self._add(LOG, _stamped(printable(f"failed: {error}")))
         if not isinstance(error, MnistfastError):
-            self.log("".join(traceback.format_exception(error)))
+            self._add(LOG, _stamped("".join(traceback.format_exception(error))))
             error.log_path = self / LOG  # type: ignore[attr-defined]  # for the line that the user gets
 
     def release(self) -> None:
         """Lets other processes have the folder."""
-        self._lock.release()
+        self._started = False
+        self._undo.close()
+
+    def write(self, path: Path, content: bytes | str) -> None:
+        """Writes the file `path` of this folder, as `write_atomic`. Raises StorageError, also where it is not ours."""
+        self._check()
+        write_atomic(path, content, self._folder)
+
+    def _check(self) -> None:
+        """Raises StorageError where the path leads to another folder, or none, or the lock is not ours any more."""
+        if not (self._folder.is_at_its_path() and self._is_ours()):
+            raise self._lost()
+
+    def _is_ours(self) -> bool:
+        try:
+            return os.path.samestat(self._folder.stat(LOCK), os.fstat(self._held))
+        except FileNotFoundError:
+            return False
+
+    def _lost(self) -> StorageError:
+        why = "It was deleted or replaced while the run was on; nothing more was written there"
+        return StorageError(f"{self.path} is no longer the folder of this run", why, "train again, with another --out")
 
     @property
     def status(self) -> str:
@@ -143,12 +200,27 @@ class RunFolder:
 
     def set_status(self, status: str) -> None:
         """Writes STATUS. Raises StorageError."""
-        write_atomic(self / STATUS, printable(status) + "\n")
+        if not self._is_ours():
+            raise self._lost()
+        content = f"{printable(status)}\n"
+        try:
+            write_atomic(self / STATUS, content, self._folder)
+        except StorageError:  # no room for a second file: the block that the first one has takes these few bytes
+            with storing(self / STATUS):
+                self._folder.put(STATUS, content.encode(errors="backslashreplace"), 0)
 
     def log(self, text: str) -> None:
-        """Adds `text` with the time to the log."""
-        with open(self / LOG, "a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S} {text}\n")
+        """Adds `text` with the time to the log, from `start` to the end of the `with`.
+
+        A disk that does not take it is no reason to stop: what has to be saved will tell.
+
+        Raises:
+            StorageError: the folder is not ours any more.
+        """
+        if self._started:
+            self._check()
+            with contextlib.suppress(StorageError):
+                self._add(LOG, _stamped(text))
 
     def metrics(self) -> list[dict[str, Any]]:
         """Returns the records of metrics.jsonl, one an epoch; a last line cut short by a crash is left out."""
@@ -160,16 +232,23 @@ class RunFolder:
         return [record for record in records if isinstance(record, dict) and isinstance(record.get("step"), int)]
 
     def add_metrics(self, record: dict[str, Any]) -> None:
-        """Adds one record to metrics.jsonl."""
-        with open(self / METRICS, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-            file.flush()
-            os.fsync(file.fileno())  # before the state that says that this epoch is done
+        """Adds one record to metrics.jsonl, on the disk before the state that says that its epoch is done.
+
+        Raises:
+            StorageError: no space, or the folder is not ours any more.
+        """
+        self._check()
+        self._add(METRICS, json.dumps(record) + "\n", durable=True)
+
+    def _add(self, name: str, text: str, *, durable: bool = False) -> None:
+        with storing(self / name):
+            content = text.encode(errors="backslashreplace")
+            self._folder.put(name, content, os.O_APPEND | os.O_CREAT, durable=durable)
 
     def cut_metrics(self, step: int) -> None:
         """Drops the records after `step`: what a crash left there will be written again."""
         kept = [json.dumps(record) + "\n" for record in self.metrics() if record["step"] <= step]
-        write_atomic(self / METRICS, "".join(kept))
+        self.write(self / METRICS, "".join(kept))
 
 
 def check_free(out: str | None, *, overwrite: bool) -> None:
@@ -207,6 +286,11 @@ def data_of_run(path: Path) -> dict[str, Any]:
         if not isinstance(value, kinds[name]):
             raise CheckpointError(f"{path / CONFIG} is damaged", f"Its {name} is {value!r:.100}")
     return found
+
+
+def _stamped(text: str) -> str:
+    """Returns a line of the log."""
+    return f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S} {text}\n"
 
 
 def _fresh(wanted: Path) -> Path:

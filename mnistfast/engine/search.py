@@ -16,7 +16,7 @@ from mnistfast.data.datasets import Dataset, Split
 from mnistfast.data.sources import load
 from mnistfast.engine import run_folder
 from mnistfast.engine.devices import choose_device
-from mnistfast.engine.files import write_atomic, write_json
+from mnistfast.engine.files import write_json
 from mnistfast.engine.run import Run, data_option
 from mnistfast.engine.run_folder import RunFolder
 from mnistfast.errors import DeviceError, DivergedError, UsageError
@@ -104,9 +104,9 @@ def search(given: Mapping[str, Any], options: SearchOptions, command: str, scree
             tried.append(settings | {"val_accuracy": accuracy})
             best = max(tried, key=lambda one: -1.0 if one["val_accuracy"] is None else one["val_accuracy"])
             found = {name: best[name] for name in wanted}
-            write_json(folder / run_folder.SEARCH, {"command": command, "trials": tried})
+            write_json(folder / run_folder.SEARCH, {"command": command, "trials": tried}, folder.write)
             if best["val_accuracy"] is not None:
-                write_atomic(folder / run_folder.SEARCHED, replace(base, **found).to_yaml())
+                folder.write(folder / run_folder.SEARCHED, replace(base, **found).to_yaml())
             reached = "diverged" if accuracy is None else f"validation accuracy {percent(accuracy)}"
             screen.say(f"trial {number + 1}/{options.trials}: {reached}, {_words(settings)}")
         if best["val_accuracy"] is None:

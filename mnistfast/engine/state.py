@@ -12,22 +12,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mnistfast.engine.files import write_atomic
+from mnistfast.engine.files import Write, write_atomic
 from mnistfast.engine.integrity import BLANK, FORMAT_VERSION, PREFIX, check_digest, check_version, decoding, sealed
 from mnistfast.errors import CheckpointError
 
 STATE = "state.pt"
 
 
-def save_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Writes `state` (dicts, lists, numbers, texts, tensors) to `path`, atomically. Raises StorageError."""
+def save_state(path: Path, state: Mapping[str, Any], write: Write = write_atomic) -> None:
+    """Writes `state` (dicts, lists, numbers, texts, tensors) to `path`, atomically, by `write`. Raises StorageError."""
     buffer = io.BytesIO()
     torch.save({"format_version": FORMAT_VERSION, **state}, buffer)
     archive = (
         buffer.getvalue()
     )  # a zip file, which ends with the length of its comment and the comment: here goes the digest
     content = archive[:-2] + struct.pack("<H", len(BLANK)) + BLANK
-    write_atomic(path, sealed(content, len(archive)))
+    write(path, sealed(content, len(archive)))
 
 
 def load_state(path: Path) -> dict[str, Any]:

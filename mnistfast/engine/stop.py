@@ -6,7 +6,9 @@ import signal
 from types import FrameType, TracebackType
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# What comes when the terminal is closed, where the system has it. System and shell may both send one: the second
+# says nothing new. Under nohup it is ignored, and stays so.
+HANGUP: int | None = getattr(signal, "SIGHUP", None)
 
 
 class Interrupted(BaseException):
@@ -17,8 +19,17 @@ class Interrupted(BaseException):
         self.signum = signum
 
 
+def heeded(*signums: int) -> list[int]:
+    """Returns `signums` and, unless it is ignored, `HANGUP`: the signals to handle."""
+    if HANGUP is None or signal.getsignal(HANGUP) is signal.SIG_IGN:
+        return [*signums]
+    return [*signums, HANGUP]
+
+
 class StopRequest:
-    """Turns the first Ctrl-C or SIGTERM inside `with` into a flag; a second one raises `Interrupted` at once.
+    """Turns the first Ctrl-C, SIGTERM or SIGHUP inside `with` into a flag; a second one raises `Interrupted` at once.
+
+    A second SIGHUP does nothing, also after the `with`.
 
     Attributes:
         signum: the signal that came, None so far.
@@ -29,7 +40,7 @@ class StopRequest:
     def __enter__(self) -> StopRequest:
         self._previous: dict[int, Any] = {}
         try:
-            for signum in SIGNALS:
+            for signum in heeded(signal.SIGINT, signal.SIGTERM):
                 self._previous[signum] = signal.signal(signum, self._note)
         except ValueError:  # not the main thread: signals are the caller's
             pass
@@ -39,9 +50,10 @@ class StopRequest:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for signum, handler in self._previous.items():
-            signal.signal(signum, handler)
+            signal.signal(signum, signal.SIG_IGN if signum == self.signum == HANGUP else handler)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
-        if self.signum is not None:
+        if self.signum is None:
+            self.signum = signum
+        elif signum != HANGUP:
             raise Interrupted(signum, "stopped at once; the last saved state is whole")
-        self.signum = signum

@@ -41,6 +41,12 @@ def raising(error):
         (OSError(errno.ENOSPC, "No space", "/x/a"), 7, "cannot write or read /x/a. no space left"),
         (PermissionError(errno.EACCES, "Denied", "/x/a"), 7, "cannot write or read /x/a. permission denied"),
         (OSError(errno.EROFS, "Read-only"), 7, "cannot write or read a file. the disk is read-only"),
+        (
+            OSError(errno.EIO, "Input/output error"),
+            7,
+            "cannot write or read a file. the disk does not answer as it should",
+        ),
+        (OSError(errno.EMFILE, "Too many", "/x/a"), 7, "cannot write or read /x/a. too many files are open"),
     ],
 )
 def test_known_failures(error, code, words, capsys):
@@ -92,10 +98,32 @@ def test_interrupts(capsys):
     assert capsys.readouterr().err == "mnistfast: stopped\n" * 3
 
 
-def test_handler_is_given_back():
-    before = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize(("before", "code"), [(signal.SIG_DFL, 129), (signal.SIG_IGN, 0)])
+def test_hangup(before, code):
+    """A second one does not break into the unwinding; under nohup none does anything."""
+    unwound = []
+
+    def command(argv):
+        try:
+            signal.raise_signal(signal.SIGHUP)
+            return 0
+        finally:
+            signal.raise_signal(signal.SIGHUP)
+            unwound.append(True)
+
+    own = signal.signal(signal.SIGHUP, before)
+    try:
+        assert cli.run(command, []) == code
+        assert signal.getsignal(signal.SIGHUP) is before
+    finally:
+        signal.signal(signal.SIGHUP, own)
+    assert unwound
+
+
+def test_handlers_are_given_back():
+    before = [signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGHUP)]
     assert cli.run(lambda argv: 0, []) == 0
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert [signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGHUP)] == before
 
 
 def test_reader_that_goes_away():

@@ -1,6 +1,8 @@
 """`mnistfast evaluate` against what `train` said of the same weights."""
 
 import json
+import re
+import shutil
 
 import numpy as np
 import pytest
@@ -36,6 +38,31 @@ def test_checkpoint_out_and_json(trained, tmp_path, capsys):
     assert [path.endswith("last.safetensors") for path in found["checkpoints"]] == [True]
     assert found["alone"] == [found["accuracy"]]
     assert json.loads((tmp_path / "here" / "evaluate.json").read_text()) == found
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ("RUN OTHER", r"evaluate-tiny\+with-other\+[0-9a-f]{8}"),
+        ("RUN/last.safetensors", r"evaluate-tiny\+last"),
+        ("RUN --tta 1", r"evaluate-tiny\+tta1"),
+        ("RUN --classes 3,5", r"evaluate-tiny\+classes-3,5"),
+        ("RUN --data ELSEWHERE/tiny", r"evaluate-tiny\+[0-9a-f]{8}"),
+    ],
+)
+def test_another_question_leaves_the_answer_to_this_one(words, name, trained, tiny, tmp_path, no_pictures):
+    assert evaluate.main([str(trained), "--quiet"]) == 0
+    answer = (trained / "evaluate-tiny" / "evaluate.json").read_bytes()
+    other = shutil.copytree(trained, tmp_path / "other")
+    shutil.copytree(tiny, tmp_path / "elsewhere" / "tiny")
+    places = {"RUN": trained, "OTHER": other, "ELSEWHERE": tmp_path / "elsewhere"}
+    for place, path in places.items():
+        words = words.replace(place, str(path))
+    assert evaluate.main([*words.split(), "--quiet"]) == 0
+    assert (trained / "evaluate-tiny" / "evaluate.json").read_bytes() == answer
+    [made] = {path.name for path in trained.glob("evaluate-*")} - {"evaluate-tiny"}
+    assert re.fullmatch(name, made)
+    assert json.loads((trained / made / "evaluate.json").read_text())["data"] == "tiny"
 
 
 def test_several_answer_with_the_mean_of_their_probabilities(trained, reader, no_pictures, tmp_path, capsys):

@@ -3,10 +3,11 @@
 import errno
 import json
 import os
+import shutil
 
 import pytest
 
-from mnistfast.engine.files import make_folder, write_atomic, write_json
+from mnistfast.engine.files import Folder, make_folder, write_atomic, write_json
 from mnistfast.errors import StorageError
 
 
@@ -21,7 +22,7 @@ def test_text_and_bytes(tmp_path):
 
 
 def failing(error):
-    def fail(*args):
+    def fail(*args, **kwargs):
         raise error
 
     return fail
@@ -40,7 +41,7 @@ def test_full_disk_keeps_the_old_file(tmp_path, monkeypatch, call):
 
 
 def test_denied(tmp_path, monkeypatch):
-    monkeypatch.setattr("builtins.open", failing(PermissionError(errno.EACCES, "Permission denied")))
+    monkeypatch.setattr(os, "open", failing(PermissionError(errno.EACCES, "Permission denied")))
     with pytest.raises(StorageError, match=r"permission denied. Nothing was there before"):
         write_atomic(tmp_path / "a", "x")
 
@@ -52,11 +53,42 @@ def test_interrupt_leaves_no_temporary_file(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_two_writers_of_one_file_do_not_mix(tmp_path, monkeypatch):
+    """The second one writes the whole file in the middle of the first one's write."""
+    fsync = os.fsync
+
+    def meanwhile(descriptor):
+        monkeypatch.setattr(os, "fsync", fsync)
+        write_atomic(tmp_path / "a", "second")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", meanwhile)
+    write_atomic(tmp_path / "a", "the first")
+    assert (tmp_path / "a").read_text() == "the first"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_folder_that_is_held_is_written_to_wherever_it_is(tmp_path):
+    (tmp_path / "held").mkdir()
+    with Folder(tmp_path / "held") as folder:
+        assert folder.is_at_its_path()
+        (tmp_path / "held").rename(tmp_path / "moved")
+        assert not folder.is_at_its_path()
+        (tmp_path / "held").mkdir()
+        assert not folder.is_at_its_path()
+        write_atomic(tmp_path / "held" / "a", "x", folder)
+        assert folder.names() == [path.name for path in (tmp_path / "moved").iterdir()] == ["a"]
+        assert not list((tmp_path / "held").iterdir())
+        shutil.rmtree(tmp_path / "moved")
+        with pytest.raises(StorageError, match=r"cannot write .*held.a: no such file or directory"):
+            write_atomic(tmp_path / "held" / "a", "x", folder)
+
+
 def test_content_is_on_the_disk_before_the_name(tmp_path, monkeypatch):
     calls = []
     fsync, replace = os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda descriptor: (calls.append("fsync"), fsync(descriptor)))
-    monkeypatch.setattr(os, "replace", lambda *paths: (calls.append("replace"), replace(*paths)))
+    monkeypatch.setattr(os, "replace", lambda *names, **folders: (calls.append("replace"), replace(*names, **folders)))
     write_atomic(tmp_path / "a", "x")
     assert calls == ["fsync", "replace", "fsync"]  # the content, the name, the folder's list of names
 

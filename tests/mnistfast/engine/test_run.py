@@ -1,14 +1,7 @@
-"""A run survives: a crash between any two of its renames, signals, a full disk, a divergence."""
+"""What a run leaves, and that it does not hang on how often it was stopped."""
 
-import errno
 import json
-import os
-import random
-import shutil
 import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
@@ -25,6 +18,7 @@ from mnistfast.engine.run import Run
 from mnistfast.engine.state import load_state
 from mnistfast.engine.trainer import Trainer
 from mnistfast.report.screen import Screen
+from tests.mnistfast.engine.outcomes import assert_same_outcome, outcome, signal_at
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -32,26 +26,6 @@ FILES = {
     "config.yaml", "env.json", "metrics.jsonl", "log.txt", "best.safetensors", "last.safetensors", "state.pt",
     "test.json", "curves.png", "confusion.png", "errors.png", "REPORT.md", "STATUS",
 }  # fmt: skip
-
-
-def outcome(folder):
-    """Returns all of a run that must not depend on how often it was stopped: weights, records, scores."""
-    weights = {name: load_file(folder / f"{name}.safetensors") for name in ("best", "last")}
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    for record in records:
-        del record["seconds"], record["images_per_s"]
-    return weights, records, json.loads((folder / "test.json").read_text())
-
-
-def assert_same_outcome(folder, expected):
-    weights, records, scores = outcome(folder)
-    for name, tensors in expected[0].items():
-        for key, tensor in tensors.items():
-            assert torch.equal(weights[name][key], tensor), f"{key} of {name}"
-    assert records == expected[1]
-    assert scores == expected[2]
-    assert (folder / "STATUS").read_text() == "finished\n"
-    assert not list(folder.glob(".*.tmp"))
 
 
 @pytest.fixture
@@ -96,102 +70,6 @@ def test_test_images_decide_nothing(options, tmp_path, tiny, write_images, unint
     assert all(torch.equal(weights["best"][key], tensor) for key, tensor in uninterrupted[0]["best"].items())
     assert scores["temperature"] == uninterrupted[2]["temperature"]
     assert scores["accuracy"] != uninterrupted[2]["accuracy"]
-
-
-# The quick part: metrics.jsonl is an epoch ahead of the state.
-@pytest.mark.parametrize("moment", ["before-state.pt", pytest.param("", marks=pytest.mark.slow, id="any")])
-def test_crash_between_any_two_renames(moment, options, tmp_path, monkeypatch, uninterrupted):
-    """Copies the folder before and after every rename of a run: the disks of every possible crash. All resume."""
-    disks, rename = [], os.replace
-
-    def copying(source, target):
-        nonlocal disks
-        for moment in ("before", "after"):
-            disk = tmp_path / f"{len(disks)}-{moment}-{os.path.basename(target)}"
-            shutil.copytree(tmp_path / "run", disk)
-            disks.append(disk)
-            if moment == "before":
-                rename(source, target)
-
-    monkeypatch.setattr(os, "replace", copying)
-    assert train.main([*options, "--out", str(tmp_path / "run"), "--quiet"]) == 0
-    monkeypatch.undo()
-    assert len(disks) > 40
-    resumable = [disk for disk in disks if (disk / "config.yaml").is_file()]
-    assert len(disks) - len(resumable) < 12  # only before the first training step
-    chosen = [disk for disk in resumable if moment in disk.name]
-    assert len(chosen) >= 3
-    for disk in chosen:
-        for checkpoint in disk.glob("*.safetensors"):
-            load_checkpoint(checkpoint)
-        assert train.main(["--resume", str(disk), "--quiet"]) == 0
-        assert_same_outcome(disk, uninterrupted)
-
-
-# Ends its process at the k-th rename, before or after it; otherwise it is `mnistfast train`.
-DRIVER = """
-import os, sys
-count, moment, rename = int(sys.argv[1]), sys.argv[2], os.replace
-def replace(source, target):
-    global count
-    count -= 1
-    if count == 0 and moment == "before":
-        os._exit(9)
-    rename(source, target)
-    if count == 0:
-        os._exit(9)
-os.replace = replace
-from mnistfast.train import main
-sys.exit(main(sys.argv[3:]))
-"""
-
-
-def kill(kind, words, chance):
-    """Runs a training in a process of its own and kills it at a random moment, or within a random write."""
-    at = chance.randrange(8, 24)  # from the second epoch's end or so on
-    with subprocess.Popen(
-        [sys.executable, "-c", DRIVER, str(at if kind != "signal" else 0), kind, *words],
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        if kind == "signal":
-            process.stdout.readline()  # what it is about to do: the folder is there
-            time.sleep(chance.uniform(0, 1))
-            process.kill()
-        process.stdout.read()
-    return process.returncode
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["signal", "before", "after"])
-def test_twenty_kills(kind, options, tmp_path, uninterrupted):
-    """Kills processes at random moments and between renames, 21 in all: no file unreadable, the same bits."""
-    chance = random.Random(kind)
-    killed = 0
-    for number in range(7):
-        out = tmp_path / str(number)
-        killed += kill(kind, [*options, "--out", str(out)], chance) in (-signal.SIGKILL, 9)
-        for checkpoint in out.glob("*.safetensors"):
-            load_checkpoint(checkpoint)
-        if (out / "config.yaml").is_file():
-            load_state(out / "state.pt")
-            assert train.main(["--resume", str(out), "--quiet"]) == 0
-        else:  # so early that nothing was begun
-            assert train.main([*options, "--out", str(out), "--overwrite", "--quiet"]) == 0
-        assert_same_outcome(out, uninterrupted)
-    assert killed >= 5
-
-
-def signal_at(monkeypatch, steps, signum):
-    """Sends a signal to this process in the middle of each of these steps."""
-    learn = Trainer._learn
-
-    def learning(self, *args):
-        if self.step + 1 in steps:
-            signal.raise_signal(signum)
-        learn(self, *args)
-
-    monkeypatch.setattr(Trainer, "_learn", learning)
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -240,26 +118,6 @@ def test_divergence(options, tmp_path, capsys):
     assert f"(learning rate 1e+30, fp32). Last good state: {out}/last.safetensors (step 0). FIX: --lr 2.5e+29" in error
     assert (out / "STATUS").read_text().startswith("failed: the loss became")
     assert all(torch.isfinite(weight).all() for weight in load_file(out / "last.safetensors").values())
-
-
-def test_full_disk(options, tmp_path, monkeypatch, capsys, uninterrupted):
-    out, fsync, calls = tmp_path / "run", os.fsync, 0
-
-    def filling(descriptor):
-        nonlocal calls
-        calls += 1
-        if calls >= 25:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        fsync(descriptor)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", filling)
-        assert train.main([*options, "--out", str(out)]) == 7
-    assert "no space left" in capsys.readouterr().err
-    assert load_state(out / "state.pt")["step"] in (5, 10)
-    load_checkpoint(out)
-    assert train.main(["--resume", str(out)]) == 0  # there is room again
-    assert_same_outcome(out, uninterrupted)
 
 
 def test_early_stop_is_said(options, tmp_path, capsys, monkeypatch):

@@ -21,6 +21,39 @@ def test_first_and_second(signum):
     assert signal.getsignal(signum) is before
 
 
+@pytest.fixture
+def heeded_hangup():
+    """The system's own answer to SIGHUP, also where the tests run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("heeded_hangup")
+def test_a_second_hangup_is_no_news():
+    """A shell passes on what the system has sent to its children too."""
+    with StopRequest() as stop:
+        for _ in range(3):
+            signal.raise_signal(signal.SIGHUP)
+        assert stop.signum == signal.SIGHUP
+        with pytest.raises(Interrupted):
+            signal.raise_signal(signal.SIGTERM)
+    signal.raise_signal(signal.SIGHUP)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    with StopRequest():
+        pass
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+
+
+@pytest.mark.usefixtures("heeded_hangup")
+def test_under_nohup_nothing_stops():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with StopRequest() as stop:
+        signal.raise_signal(signal.SIGHUP)
+    assert stop.signum is None
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
 def test_elsewhere_than_in_the_main_thread():
     entered = []
 
