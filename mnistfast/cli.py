@@ -89,8 +89,9 @@ def _open_streams() -> None:
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-            if stream.isatty():
-                setattr(sys, name, outliving(stream))
+            with contextlib.suppress(io.UnsupportedOperation):  # a stream in memory, which a caller of ours put there
+                if os.isatty(stream.fileno()):
+                    setattr(sys, name, outliving(stream))
 
 
 def translate(error: Exception) -> MnistfastError | None:

@@ -210,7 +210,7 @@ class RunFolder:
                 self._folder.put(STATUS, content.encode(errors="backslashreplace"), 0)
 
     def log(self, text: str) -> None:
-        """Adds `text` with the time to the log, from `start` to the end of the `with`.
+        """Adds `text`, one line, with the time to the log, from `start` to the end of the `with`.
 
         A disk that does not take it is no reason to stop: what has to be saved will tell.
 
@@ -220,7 +220,7 @@ class RunFolder:
         if self._started:
             self._check()
             with contextlib.suppress(StorageError):
-                self._add(LOG, _stamped(text))
+                self._add(LOG, _stamped(printable(text)))
 
     def metrics(self) -> list[dict[str, Any]]:
         """Returns the records of metrics.jsonl, one an epoch; a last line cut short by a crash is left out."""

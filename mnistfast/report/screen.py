@@ -10,7 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from mnistfast.report.page import percent
-from mnistfast.text import printable, show
+from mnistfast.text import show
 
 
 def epoch_line(record: Mapping[str, Any], epochs: int) -> str:
@@ -30,13 +30,13 @@ class Screen:
 
     def say(self, text: str) -> None:
         """Prints `text`, one line."""
-        self.log(printable(text))
+        self.log(text)
         if not self.quiet:
             show(text)
 
     def warn(self, text: str) -> None:
         """Prints `text` as a warning, to stderr, quiet or not."""
-        self.log(f"warning: {printable(text)}")
+        self.log(f"warning: {text}")
         show(f"mnistfast: warning: {text}", sys.stderr)
 
     def progress(self, epochs: int, images: int, done: int) -> Progress:
