@@ -49,6 +49,18 @@ def unzipped(path: Path) -> Iterator[zipfile.ZipFile]:
         yield archive
 
 
+def member(archive: zipfile.ZipFile, name: str) -> Cautious:
+    """Opens a member of a .zip file.
+
+    Raises:
+        ValueError: it is packed by a method that zipfile unpacks all at once, however much that is, or damaged.
+    """
+    method = archive.getinfo(name).compress_type
+    if method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"{name} is packed by method {method}, neither stored nor deflated")
+    return Cautious(archive.open(name))
+
+
 def unpacked(stream: Any, size: int) -> np.ndarray:
     """Returns the next `size` bytes of a binary stream, which must be all that it has, as uint8 (size,).
 
@@ -80,15 +92,15 @@ def tar_members(path: Path, names: Collection[str], limit: int) -> dict[str, byt
             if (block := archive.read(_BLOCK)) == bytes(_BLOCK):
                 archive.read(MAX_AT_ONCE)  # to the end, where gzip compares the checksum
                 return found
-            member = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-            name = os.path.basename(member.name)
-            named = name in names and member.isreg()
-            if member.size < 0 or (named and member.size > limit):
-                raise DataError(f"{path}: {name} has {member.size:,} bytes, {limit:,} are allowed")
-            place += _BLOCK + -(-member.size // _BLOCK) * _BLOCK
+            entry = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+            name = os.path.basename(entry.name)
+            named = name in names and entry.isreg()
+            if entry.size < 0 or (named and entry.size > limit):
+                raise DataError(f"{path}: {name} has {entry.size:,} bytes, {limit:,} are allowed")
+            place += _BLOCK + -(-entry.size // _BLOCK) * _BLOCK
             if place > MAX_BYTES:
                 raise DataError(f"{path}: has more than the {MAX_BYTES:,} bytes allowed")
             if named:
-                found[name] = archive.read(member.size)
+                found[name] = archive.read(entry.size)
             archive.seek(place)
     raise DataError(f"{path}: has more than the {_MAX_MEMBERS:,} members allowed")

@@ -9,23 +9,24 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Iterator
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
-from mnistfast.data.archives import decoding, tar_members, unpacked, unzipped
+from mnistfast.data.archives import decoding, member, tar_members, unpacked, unzipped
 from mnistfast.data.reading import (
     MAX_BYTES,
     MAX_IMAGES,
     Arrays,
     Cautious,
+    length,
     opened,
     present,
     reason,
     refuse_large,
-    refuse_long,
     short,
     whole,
 )
@@ -70,8 +71,8 @@ def read_npz(path: Path) -> tuple[Arrays, Arrays]:
             raise DataError(what, fix=f"save it as numpy.savez(file, {', '.join(f'{key}=...' for key in wanted)})")
         for key, kind in wanted.items():
             name = f"{path}: {key}"
-            with archive.open(f"{key}.npy") as member:
-                array = _npy(name, Cautious(member), left)
+            with member(archive, f"{key}.npy") as stream:
+                array = _npy(name, stream, left)
             left -= array.nbytes
             arrays[key] = kind(name, array)
     train, test = ((arrays[x], arrays[y]) for x, y in _NPZ_KEYS)
@@ -136,7 +137,7 @@ def read_csv(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         StorageError: the operating system refuses to open it.
     """
     with opened(path) as stream:
-        refuse_long(path, stream, MAX_CSV_BYTES)
+        length(path, stream, MAX_CSV_BYTES)
         try:
             return _table(path, _lines(path, stream))
         except (ValueError, OverflowError) as error:  # a text, a number too large, a line of another length
@@ -146,18 +147,16 @@ def read_csv(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
 def _lines(path: Path, stream: IO[bytes]) -> Iterator[str]:
     """Yields the lines of a text that are not empty. Raises `DataError` where there is too much of one, or of them."""
     text = io.TextIOWrapper(stream, "utf-8-sig")
-    for number in range(1, MAX_IMAGES + 2):  # and a header
-        line = text.readline(MAX_LINE + 1)
+    for number, line in enumerate(iter(partial(text.readline, MAX_LINE + 1), ""), 1):
+        if number > MAX_IMAGES + 1:  # and a header
+            raise DataError(f"{path}: has more than {MAX_IMAGES:,} lines", "A line is an image")
         if len(line) > MAX_LINE:
             what = f"{path}: line {number:,} is longer than the {MAX_LINE:,} characters allowed"
             raise DataError(what, "A line is a label and the pixels of one image")
-        if not line:
-            return
         if line.count('"') % 2:  # numpy would look for its end in all that follows
             raise DataError(f"{path}: line {number:,} has a quote that does not end")
         if not line.isspace():
             yield line
-    raise DataError(f"{path}: has more than {MAX_IMAGES:,} lines", "A line is an image")
 
 
 def _table(path: Path, lines: Iterator[str]) -> tuple[np.ndarray, np.ndarray | None]:

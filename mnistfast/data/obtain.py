@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from mnistfast.data import formats, idx_set, published
-from mnistfast.data.archives import decoding, unpacked, unzipped
+from mnistfast.data.archives import decoding, member, unpacked, unzipped
 from mnistfast.data.fetch import cache_folder, fetch, write_atomically
 from mnistfast.data.idx import content_md5, read_idx_stream
 from mnistfast.data.published import IdxSet
@@ -139,12 +139,12 @@ def _unpacked(archive: Path, name: str, found: IdxSet) -> dict[str, Path]:
     again = "delete it and fetch it again"
     with decoding(f"{archive}: not a whole .zip file", again), unzipped(archive) as opened:
         for file in found.files.values():
-            member = next((entry for entry in opened.infolist() if entry.filename.endswith(f"{file}.gz")), None)
-            if member is None:
+            entry = next((entry for entry in opened.infolist() if entry.filename.endswith(f"{file}.gz")), None)
+            if entry is None:
                 raise DataError(f"{archive}: has no {file}.gz", fix=again)
-            if member.file_size > published.EMNIST_BYTES:
-                what = f"{archive}: {file}.gz has {member.file_size:,} bytes"
+            if entry.file_size > published.EMNIST_BYTES:
+                what = f"{archive}: {file}.gz has {entry.file_size:,} bytes"
                 raise DataError(what, "No part of EMNIST's archive is longer than the whole", again)
-            with opened.open(member) as stream:
-                write_atomically(folder / f"{file}.gz", unpacked(stream, member.file_size).data)
+            with member(opened, entry.filename) as stream:
+                write_atomically(folder / f"{file}.gz", unpacked(stream, entry.file_size).data)
     return idx_set.complete(folder, found.files)

@@ -20,10 +20,10 @@ import numpy as np
 from mnistfast.errors import DataError, StorageError
 
 Arrays = tuple[np.ndarray, np.ndarray]
-"""What every reader brings: images uint8 (N, C, H, W) and labels of whole numbers (N,)."""
+"""What every reader brings: images uint8 (N, C, H, W), in any order in memory, and labels int64 (N,)."""
 
 MAX_BYTES = 640 << 20
-"""What the arrays of a data set may have in a file: EMNIST's largest set has 645 MB, MNIST 55 MB.
+"""What the arrays of a data set may have in a file: EMNIST's largest set has 639 MB, MNIST 55 MB.
 
 A refusal may come when all of them and a copy of half the size were made: 960 MiB."""
 
@@ -95,15 +95,15 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
 
 def whole(path: Path, stream: IO[bytes], limit: int) -> bytes:
     """Returns the content of `path`, opened as `stream`; raises `DataError` where it is longer than `limit`."""
-    refuse_long(path, stream, limit)
-    return stream.read(limit)
+    return stream.read(length(path, stream, limit))
 
 
-def refuse_long(path: Path, stream: IO[bytes], limit: int) -> None:
-    """Raises `DataError` where `path`, opened as `stream`, is longer than `limit` bytes."""
+def length(path: Path, stream: IO[bytes], limit: int) -> int:
+    """Returns the bytes of `path`, opened as `stream`; raises `DataError` where it has more than `limit`."""
     size = os.fstat(stream.fileno()).st_size
     if size > limit:
         raise DataError(f"{path}: has {size:,} bytes, {limit:,} are allowed")
+    return size
 
 
 def refuse_large(name: str, shape: tuple[int, ...], size: int, left: int) -> None:
@@ -119,7 +119,7 @@ def refuse_large(name: str, shape: tuple[int, ...], size: int, left: int) -> Non
     fix = "fetch it again if it is damaged, else keep a part of the images"
     if shape and shape[0] > MAX_IMAGES:
         raise DataError(f"{says}, {MAX_IMAGES:,} images are allowed", fix=fix)
-    if size > left:
+    if max((size, *shape)) > left:  # nothing at all, of 0 x 4e9 x 4e9 elements, no array can be
         raise DataError(f"{says}, {left:,} bytes are allowed", f"A set may have {MAX_BYTES:,} in all", fix)
 
 

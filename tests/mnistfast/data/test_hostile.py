@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mnistfast import train
 from mnistfast.data import formats, published
 from mnistfast.data.idx import header
 
@@ -69,11 +70,11 @@ def npy(descr, shape, version=1, length=None):
     return b"\x93NUMPY" + bytes([version, 0]) + struct.pack("<H" if version == 1 else "<I", size) + text
 
 
-def zip_of(path, members, *, flags=0):
+def zip_of(path, members, *, flags=0, method=8):
     """Writes a .zip file of members (name, deflate data, size, checksum) that zipfile would not write."""
     content, entries = b"", b""
     for name, data, size, crc in members:
-        about = struct.pack("<HHHHHIIIHH", 20, flags, 8, 0, 0x21, crc, len(data), size, len(name), 0)
+        about = struct.pack("<HHHHHIIIHH", 20, flags, method, 0, 0x21, crc, len(data), size, len(name), 0)
         entries += b"PK\x01\x02\x14\0" + about + struct.pack("<HHHII", 0, 0, 0, 0, len(content)) + name.encode()
         content += b"PK\x03\x04" + about + name.encode() + data
     return zip_ended(path, content, entries, len(members))
@@ -225,10 +226,13 @@ QUICK = {
     ),
     "npz, 3,000 dimensions": (lambda at: npz(at / "a.npz", npy("|u1", (1,) * 3000) + b"1"), "not a whole .npz file"),
     "npz, nothing of enormous size": (
-        lambda at: npz(at / "a.npz", npy("|u1", (0, 10**9, 10**9))), "y_train has shape (0, 1"
+        lambda at: npz(at / "a.npz", npy("|u1", (0, 10**9, 10**9))), "header says 0 x 1000000000"
     ),
     "npz, a number of 9,000 digits": (
         lambda at: npz(at / "a.npz", npy("|u1", 0).replace(b"0}", b"(" + b"9" * 9000 + b",)}", 1)), "not a whole .npz"
+    ),
+    "npz, packed by LZMA": (  # which zipfile unpacks all at once
+        lambda at: zip_of(at / "a.npz", [(f"{key}.npy", b"\0\0\1\0" * 9, 20, 0) for key in KEYS], method=14), "by method 14"
     ),
     "npz, encrypted": (
         lambda at: zip_of(at / "a.npz", [(f"{key}.npy", b"1" * 20, 20, 0) for key in KEYS], flags=1), "is encrypted"
@@ -360,3 +364,13 @@ def test_refused(name, tmp_path, measured):
     assert found["line"].isprintable()
     assert found["seconds"] < SECONDS, found
     assert found["bytes"] < MEMORY, found
+
+
+@pytest.mark.parametrize("name", ["csv in a folder, pipe", "csv, a line of 0.4 GB", "npz, header of 1 MiB"])
+def test_refused_by_a_command(name, tmp_path, capsys):
+    make, words = QUICK[name]
+    assert train.main(["--data", str(make(tmp_path)), "--out", str(tmp_path / "run"), "--quiet"]) == 3
+    error = capsys.readouterr().err
+    assert error.startswith("mnistfast: error: ")
+    assert words in error
+    assert error.count("\n") == 1
