@@ -118,6 +118,14 @@ def test_csv_refused(tmp_path, text, words, refused):
     refused(tmp_path / "a.csv", words)
 
 
+def test_csv_of_as_many_lines_as_allowed(tmp_path, refused, save_csv, monkeypatch):
+    path = save_csv(tmp_path / "a.csv", GREY, LABELS)
+    monkeypatch.setattr(formats, "MAX_IMAGES", 30)
+    assert len(formats.read_csv(path)[0]) == 30
+    monkeypatch.setattr(formats, "MAX_IMAGES", 29)
+    refused(path, "a.csv: has more than 29 lines")
+
+
 # CIFAR-10
 
 

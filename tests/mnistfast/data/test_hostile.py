@@ -232,7 +232,8 @@ QUICK = {
         lambda at: npz(at / "a.npz", npy("|u1", 0).replace(b"0}", b"(" + b"9" * 9000 + b",)}", 1)), "not a whole .npz"
     ),
     "npz, packed by LZMA": (  # which zipfile unpacks all at once
-        lambda at: zip_of(at / "a.npz", [(f"{key}.npy", b"\0\0\1\0" * 9, 20, 0) for key in KEYS], method=14), "by method 14"
+        lambda at: zip_of(at / "a.npz", [(f"{key}.npy", b"\0\0\1\0" * 9, 20, 0) for key in KEYS], method=14),
+        "packed by method 14",
     ),
     "npz, encrypted": (
         lambda at: zip_of(at / "a.npz", [(f"{key}.npy", b"1" * 20, 20, 0) for key in KEYS], flags=1), "is encrypted"

@@ -18,13 +18,20 @@ def test_what_is_not_there_is_refused(tmp_path):
             pass
 
 
+@pytest.mark.timeout(20)
 def test_a_pipe_that_takes_the_place_of_a_file_is_not_waited_for(tmp_path, monkeypatch):
-    (tmp_path / "a").touch()
-    status = os.stat(tmp_path / "a")
-    monkeypatch.setattr(reading.os, "stat", lambda path: status)
-    os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(DataError, match="not a regular file"), reading.opened(tmp_path / "pipe"):
-        pass
+    path = tmp_path / "a"
+    path.touch()
+
+    def open_too_late(path, flags, system=os.open):
+        os.unlink(path)
+        os.mkfifo(path)
+        return system(path, flags)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reading.os, "open", open_too_late)
+        with pytest.raises(DataError, match="not a regular file"), reading.opened(path):
+            pass
 
 
 def test_what_the_system_refuses_is_not_the_datas_fault(tmp_path, monkeypatch):

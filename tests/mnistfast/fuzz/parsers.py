@@ -3,9 +3,7 @@
 A target lets `MnistfastError` pass, which is how a file is refused; whatever else it raises is a finding.
 """
 
-import contextlib
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from mnistfast.errors import MnistfastError
@@ -73,13 +71,3 @@ def feed(target: str, content: bytes, path: Path) -> str | None:
         assert line.isprintable(), line
         return line
     return None
-
-
-@contextlib.contextmanager
-def in_memory() -> Iterator[Path]:
-    """Yields the path of a file that lies in memory where the system can do that, for speed."""
-    descriptor = os.memfd_create("fuzz")
-    try:
-        yield Path(f"/proc/self/fd/{descriptor}")
-    finally:
-        os.close(descriptor)
