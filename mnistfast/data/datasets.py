@@ -68,8 +68,8 @@ def from_splits(source: Path, classes: tuple[str, ...], train: Split, test: Spli
     """
     for part, split in (("train", train), ("test", test)):
         check_split(split, classes, f"{source} ({part})", f"{source} ({part})")
-    name, hashes = source.resolve().name.removesuffix(source.suffix), _hashes(train, test)
-    dataset = assemble(name, classes, train, test, source=str(source), hashes=hashes)
+    name = source.resolve().name.removesuffix(source.suffix)
+    dataset = assemble(name, classes, train, test, source=str(source))
     return replace(dataset, notice=f"{notice} {dataset.notice}".strip())
 
 
@@ -98,11 +98,18 @@ def check_split(
 
 
 def assemble(
-    name: str, classes: tuple[str, ...], train: Split, test: Split, *, source: str, hashes: dict[str, str]
+    name: str,
+    classes: tuple[str, ...],
+    train: Split,
+    test: Split,
+    *,
+    source: str,
+    hashes: dict[str, str] | None = None,
 ) -> Dataset:
     """Makes one data set of two checked splits; MNIST under another name or in another format is called MNIST.
 
-    The arguments are the attributes of `Dataset`.
+    The arguments are the attributes of `Dataset`; without `hashes` they are computed. Images that lie in another order
+    in memory are copied here, after all that a file can be refused for.
 
     Raises:
         DataError: the images of the two splits differ in size.
@@ -110,9 +117,10 @@ def assemble(
     sizes = [" x ".join(map(str, split.images.shape[1:])) for split in (train, test)]
     if sizes[0] != sizes[1]:
         raise DataError(f"{source}: training images are {sizes[0]}, test images {sizes[1]}", fix="use files of one set")
+    train, test = (Split(np.ascontiguousarray(split.images), split.labels) for split in (train, test))
     absent = [classes[k] for k in np.flatnonzero(np.bincount(train.labels, minlength=len(classes)) == 0)]
     notice = f"The training set has no image of class {', '.join(absent)}." if absent else ""
-    return _recognised(Dataset(name, classes, train, test, source, notice, hashes))
+    return _recognised(Dataset(name, classes, train, test, source, notice, hashes or _hashes(train, test)))
 
 
 def _recognised(dataset: Dataset) -> Dataset:

@@ -169,7 +169,7 @@ def _reason(error: BaseException) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
     """Writes a file so that it is there whole or not at all, whatever happens meanwhile."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:

@@ -17,56 +17,50 @@ import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 import numpy as np
 
-from mnistfast.errors import DataError, StorageError
+from mnistfast.data.reading import MAX_BYTES, fill, opened, refuse_large
+from mnistfast.errors import DataError
 
 Kind = Literal["images", "labels"]
 
-MAX_BYTES = 1 << 30
-"""Elements that a header may promise, 1 GiB: 20 times MNIST, and no header can make us allocate more."""
-
 _MAGIC: dict[str, int] = {"images": 0x00000803, "labels": 0x00000801}
 _GZIP_START = b"\x1f\x8b"
-_CHUNK = 1 << 20
 _FETCH_AGAIN = "delete it and fetch it again"
 
 
-def read_idx(path: str | os.PathLike[str], *, expect: Kind) -> np.ndarray:
+def read_idx(path: str | os.PathLike[str], *, expect: Kind, limit: int = MAX_BYTES) -> np.ndarray:
     """Reads an IDX file, raw or compressed with gzip; which of the two, its content decides, not its name.
 
     Args:
         path: the file.
         expect: what the file must hold.
+        limit: bytes that its elements may have.
 
     Returns:
         uint8, (N, H, W) for images, (N,) for labels.
 
     Raises:
-        DataError: the file is missing, not IDX, of the other kind, damaged, or as long as its header does not say.
+        DataError: the file is missing, not IDX, of the other kind, too large, damaged, or as long as its header does
+            not say.
         StorageError: the operating system refuses to read the file.
     """
-    try:
-        with Path(path).open("rb") as stream:
-            return read_idx_stream(stream, str(path), expect=expect)
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise DataError(f"{path}: no such file", fix="check the folder given with --data") from error
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be read", error.strerror or str(error), "check its permissions") from error
+    with opened(Path(path)) as stream:
+        return read_idx_stream(stream, str(path), expect=expect, limit=limit)
 
 
-def read_idx_stream(stream: io.BufferedIOBase, name: str, *, expect: Kind) -> np.ndarray:
+def read_idx_stream(stream: IO[bytes], name: str, *, expect: Kind, limit: int = MAX_BYTES) -> np.ndarray:
     """Reads IDX, raw or gzip, from a seekable binary stream; `name` is what messages call it. See `read_idx`."""
     size = stream.seek(0, io.SEEK_END)
     stream.seek(0)
     start = stream.read(len(_GZIP_START))
     stream.seek(0)
     if start != _GZIP_START:
-        return _parse(_Source(stream, name), expect, size=size)
+        return _parse(_Source(stream, name), expect, limit, size=size)
     with gzip.GzipFile(fileobj=stream) as unpacked:
-        return _parse(_Source(unpacked, name), expect, size=None)
+        return _parse(_Source(unpacked, name), expect, limit, size=None)
 
 
 def header(array: np.ndarray) -> bytes:
@@ -85,7 +79,7 @@ def content_md5(array: np.ndarray) -> str:
 class _Source:
     """The uncompressed bytes of one file, with what is known about them for messages."""
 
-    stream: io.BufferedIOBase
+    stream: IO[bytes] | gzip.GzipFile
     name: str
     position: int = 0
     promised: int | None = None  # whole length by the header, once that is read
@@ -96,23 +90,20 @@ class _Source:
         Raises:
             DataError: the gzip stream breaks off or is damaged.
         """
-        got = 0
+        start = self.position
         try:
-            # By read1, whose pieces are what could be unpacked so far: all of it is counted before a break.
-            while got < len(target) and (piece := self.stream.read1(min(_CHUNK, len(target) - got))):
-                target[got : got + len(piece)] = piece
-                got += len(piece)
-                self.position += len(piece)
+            for length in fill(self.stream, target):
+                self.position += length
         except EOFError as error:
             expected = "" if self.promised is None else f" (expected {self.promised:,})"
             what = f"{self.name}: gzip ends early after {self.position:,} bytes{expected}"
             raise DataError(what, fix=_FETCH_AGAIN) from error
         except (gzip.BadGzipFile, zlib.error) as error:
             raise DataError(f"{self.name}: gzip data is damaged", str(error), _FETCH_AGAIN) from error
-        return got
+        return self.position - start
 
 
-def _parse(source: _Source, expect: Kind, *, size: int | None) -> np.ndarray:
+def _parse(source: _Source, expect: Kind, limit: int, *, size: int | None) -> np.ndarray:
     """Reads one IDX file; `size` is its length in bytes, None where only reading to the end can tell."""
     dimensions = _MAGIC[expect] & 0xFF
     start = bytearray(4 + 4 * dimensions)
@@ -124,9 +115,8 @@ def _parse(source: _Source, expect: Kind, *, size: int | None) -> np.ndarray:
 
     shape = struct.unpack(f">{dimensions}I", start[4:])
     count = math.prod(shape)
+    refuse_large(source.name, shape, count, limit)
     says = f"{source.name}: header says {' x '.join(map(str, shape))} = {count:,} bytes"
-    if count > MAX_BYTES:
-        raise DataError(f"{says}, more than the {MAX_BYTES:,} allowed", "The header is damaged", _FETCH_AGAIN)
     if size is not None and size != len(start) + count:
         raise DataError(f"{says}, file has {size - len(start):,}", fix=_FETCH_AGAIN)
 

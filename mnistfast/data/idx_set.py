@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 from mnistfast.data.datasets import Dataset, Split, assemble, check_split
 from mnistfast.data.idx import Kind, content_md5, read_idx
 from mnistfast.data.published import IdxSet
+from mnistfast.data.reading import MAX_BYTES, present
 from mnistfast.errors import DataError
 
 
@@ -30,7 +30,7 @@ def find(folder: Path, names: Mapping[str, str]) -> dict[str, Path]:
     for role, name in names.items():
         stems = (name, name.replace("-idx", ".idx"))  # some archives of MNIST have the dot
         candidates = (folder / f"{stem}{suffix}" for stem in stems for suffix in ("", ".gz"))
-        if path := next((path for path in candidates if os.path.isfile(path)), None):
+        if path := next((path for path in candidates if present(path)), None):
             found[role] = path
     return found
 
@@ -75,14 +75,17 @@ def read(files: Mapping[str, Path], name: str, like: IdxSet) -> Dataset:
         DataError: a file is damaged, or they contradict each other.
         StorageError: the operating system refuses to read one.
     """
-    arrays = {role: read_idx(path, expect=kind(role)) for role, path in files.items()}
+    arrays: dict[str, np.ndarray] = {}
+    left = MAX_BYTES
+    for role, path in files.items():
+        arrays[role] = read_idx(path, expect=kind(role), limit=left)
+        left -= arrays[role].nbytes
     hashes = {role: content_md5(array) for role, array in arrays.items()}
     splits = []
     for part in ("train", "test"):
         images, labels = f"{part}-images", f"{part}-labels"
         pixels = arrays[images].swapaxes(1, 2) if like.transposed else arrays[images]
-        upright = np.ascontiguousarray(pixels[:, np.newaxis])
-        split = Split(upright, arrays[labels].astype(np.int64) - like.first_label)
+        split = Split(pixels[:, np.newaxis], arrays[labels].astype(np.int64) - like.first_label)
         check_split(split, like.classes, str(files[images]), str(files[labels]), like.first_label)
         splits.append(split)
     source = str(files["train-images"].parent)

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mnistfast.data.idx import MAX_BYTES
-from mnistfast.data.reading import Arrays, opened, reason, whole
+from mnistfast.data.reading import MAX_BYTES, Arrays, opened, reason, whole
 from mnistfast.errors import DataError, StorageError
 
 if TYPE_CHECKING:
@@ -22,6 +21,13 @@ if TYPE_CHECKING:
 
 SIDE_MAX = 4096
 """Pixels along an image's side that a class folder may have; more would be a photo archive, or a decompression bomb."""
+
+MAX_IMAGE_BYTES = 128 << 20
+"""The longest image file: SIDE_MAX squared with three channels of 16 bits, as they are, takes 101 MB."""
+
+MAX_PIXEL_BYTES = MAX_BYTES // 2
+"""What the images of one split may have: 428,000 of MNIST's size. Beside both splits an image is decoded, which takes
+up to 0.5 GB."""
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".webp")
 _BILINEAR = 2  # PIL.Image.Resampling's, without the import: anti-aliased there, and adds no light beside strokes
@@ -41,26 +47,28 @@ def read_class_folders(folder: Path, classes: Sequence[str], *, resize: int | No
     Raises:
         DataError: a folder that is no class, an image that cannot be read, sizes that differ without `resize`.
     """
-    pictures: list[np.ndarray] = []
     labels: list[int] = []
-    sizes: dict[tuple[int, ...], Path] = {}
+    files: list[Path] = []
     for path in class_folders(folder):
         if path.name not in classes:
             raise DataError(f"{path}: no class of the training images is called {path.name}")
-        for file in sorted(_image_files(path)):
-            picture = _read_image(file, resize=resize, gray=gray)
-            sizes.setdefault(picture.shape[:2], file)
-            if len(sizes) > 1:
-                (first, one), (second, other) = sizes.items()
-                what = f"{other} is {second[0]}x{second[1]}, {one} is {first[0]}x{first[1]}"
-                raise DataError(what, "Images of one set have one size", "--resize 28")
-            pictures.append(picture)
-            labels.append(classes.index(path.name))
-            if len(pictures) * picture.nbytes > MAX_BYTES:
-                raise DataError(f"{folder}: more than {MAX_BYTES:,} bytes of pixels", fix="a smaller --resize")
-    colour = any(picture.ndim == 3 for picture in pictures)
-    stacked = [_planes(picture, colour) for picture in pictures]
-    return np.stack(stacked), np.array(labels, np.int64)
+        files += sorted(_image_files(path))
+        labels += [classes.index(path.name)] * (len(files) - len(labels))
+    images = np.empty((0, 1, 1, 1), np.uint8)
+    for number, file in enumerate(files):
+        picture = _planes(_read_image(file, resize=resize, gray=gray), colour=False)
+        channels, height, width = picture.shape
+        if number and (height, width) != images.shape[2:]:
+            what = f"{file} is {height}x{width}, {files[0]} is {images.shape[2]}x{images.shape[3]}"
+            raise DataError(what, "Images of one set have one size", "--resize 28")
+        if not number or channels > images.shape[1]:
+            if len(files) * picture.size > MAX_PIXEL_BYTES:
+                what = f"{folder}: {len(files):,} images of {width}x{height}"
+                raise DataError(what, f"{MAX_PIXEL_BYTES:,} bytes of pixels are allowed", "a smaller --resize")
+            gray_ones, images = images[:number], np.empty((len(files), *picture.shape), np.uint8)
+            images[:number] = gray_ones
+        images[number] = picture
+    return images, np.array(labels, np.int64)
 
 
 def fit_images(images: np.ndarray, *, resize: int | None, gray: bool) -> np.ndarray:
@@ -100,7 +108,7 @@ def _read_image(path: Path, *, resize: int | None, gray: bool) -> np.ndarray:
         with warnings.catch_warnings(), opened(path) as stream:
             warnings.simplefilter("ignore")  # of odd metadata and of bombs: their size is looked at here
             # From memory: a file's read(n) allocates n bytes, and in a damaged PNG n is anything up to 4 GiB.
-            with Image.open(io.BytesIO(whole(path, stream)), formats=_IMAGE_FORMATS) as stored:
+            with Image.open(io.BytesIO(whole(path, stream, MAX_IMAGE_BYTES)), formats=_IMAGE_FORMATS) as stored:
                 if max(stored.size) > SIDE_MAX:
                     raise DataError(f"{path}: {stored.size[0]}x{stored.size[1]} pixels, {SIDE_MAX} a side are allowed")
                 image = ImageOps.exif_transpose(stored)

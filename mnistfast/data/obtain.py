@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import zipfile
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
 from mnistfast.data import formats, idx_set, published
+from mnistfast.data.archives import decoding, member, unpacked, unzipped
 from mnistfast.data.fetch import cache_folder, fetch, write_atomically
 from mnistfast.data.idx import content_md5, read_idx_stream
 from mnistfast.data.published import IdxSet
+from mnistfast.data.reading import present
 from mnistfast.errors import DataError, StorageError
 
 
@@ -40,7 +41,7 @@ def cifar10(*, offline: bool) -> Path:
     folders = [*_environment_folders("cifar10", unique=True), cache]
     candidates = [folder / name for folder in folders for name in ("cifar-10-batches-bin", archive, ".")]
     for path in candidates:
-        if path.is_file() or (path / formats.CIFAR_TEST).is_file():
+        if present(path) or present(path / formats.CIFAR_TEST):
             return path
     if offline:
         raise _forbidden("cifar10", cache, f"put {archive} there")
@@ -81,7 +82,7 @@ def _at_hand(name: str, found: IdxSet) -> dict[str, Path] | None:
             return files
     if found.archive:
         for folder in [*_environment_folders(name, unique=True), cache_folder("emnist")]:
-            if os.path.isfile(folder / found.archive[0]):
+            if present(folder / found.archive[0]):
                 return _unpacked(folder / found.archive[0], name, found)
     return None
 
@@ -135,13 +136,15 @@ def _unpacked(archive: Path, name: str, found: IdxSet) -> dict[str, Path]:
     """Takes the set's four files out of the archive of all of EMNIST, into the cache."""
     folder = cache_folder(name)
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with zipfile.ZipFile(archive) as opened:
-            for file in found.files.values():
-                member = next((entry for entry in opened.namelist() if entry.endswith(f"{file}.gz")), None)
-                if member is None:
-                    raise DataError(f"{archive}: has no {file}.gz", fix="delete it and fetch it again")
-                write_atomically(folder / f"{file}.gz", opened.read(member))
-    except zipfile.BadZipFile as error:
-        raise DataError(f"{archive}: not a whole .zip file", str(error), "delete it and fetch it again") from error
+    again = "delete it and fetch it again"
+    with decoding(f"{archive}: not a whole .zip file", again), unzipped(archive) as opened:
+        for file in found.files.values():
+            entry = next((entry for entry in opened.infolist() if entry.filename.endswith(f"{file}.gz")), None)
+            if entry is None:
+                raise DataError(f"{archive}: has no {file}.gz", fix=again)
+            if entry.file_size > published.EMNIST_BYTES:
+                what = f"{archive}: {file}.gz has {entry.file_size:,} bytes"
+                raise DataError(what, "No part of EMNIST's archive is longer than the whole", again)
+            with member(opened, entry.filename) as stream:
+                write_atomically(folder / f"{file}.gz", unpacked(stream, entry.file_size).data)
     return idx_set.complete(folder, found.files)

@@ -13,7 +13,7 @@ import numpy as np
 from mnistfast.data import formats, idx_set, published
 from mnistfast.data.datasets import Dataset, Split, from_splits
 from mnistfast.data.images import class_folders, read_class_folders
-from mnistfast.data.reading import Arrays
+from mnistfast.data.reading import Arrays, present
 from mnistfast.data.sampling import holdout
 from mnistfast.errors import DataError
 
@@ -37,9 +37,9 @@ def from_folder(folder: Path, *, resize: int | None, gray: bool) -> Dataset:
         complete = idx_set.complete(folder, published.ROLES)
         return idx_set.read(complete, folder.resolve().name, published.SETS["mnist"])
     for batches in (folder, folder / "cifar-10-batches-bin"):
-        if os.path.isfile(batches / formats.CIFAR_TEST):
+        if present(batches / formats.CIFAR_TEST):
             return from_cifar(batches)
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".npz", ".csv"))
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".npz", ".csv") and present(path))
     archives = [path for path in files if path.suffix.lower() == ".npz"]
     if len(archives) == 1:
         return _from_npz(archives[0])

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from mnistfast.data import idx_set, obtain, paths, published
 from mnistfast.data.datasets import Dataset, fitted, only
+from mnistfast.data.reading import present
 from mnistfast.errors import DataError, StorageError, UsageError, nearest
 
 SAMPLE = Path(__file__).parent / "sample"
@@ -60,7 +61,7 @@ def _load(spec: str | None, offline: bool, *, resize: int | None, gray: bool) ->
     # os.path answers False where Path's own methods raise: no permission, a name too long, an unknown ~user.
     if os.path.isdir(path):
         return paths.from_folder(path, resize=resize, gray=gray)
-    if os.path.isfile(path):
+    if present(path):
         dataset = paths.from_file(path)
         if dataset is None:
             formats = f"an .npz or .csv file, or a folder, such as one with {idx_set.listed(published.ROLES)}"

@@ -15,6 +15,7 @@ from mnistfast.data.datasets import Split
 from mnistfast.data.loader import DeviceData
 from mnistfast.data.photo import View, prepare
 from mnistfast.data.picture import MAX_BYTES
+from mnistfast.data.reading import open_regular
 from mnistfast.engine.checkpoint import find_checkpoint, load_checkpoint, newest_checkpoint
 from mnistfast.engine.devices import choose_device
 from mnistfast.engine.trainer import predict
@@ -120,9 +121,7 @@ def _read(file: str) -> bytes:
     if file == STDIN:
         return sys.stdin.buffer.read(MAX_BYTES + 1)
     try:
-        if not os.path.isfile(file):  # a device or a pipe might never end
-            raise DataError("no such file" if not os.path.lexists(file) else "not a regular file")
-        with open(file, "rb") as opened:
+        with open_regular(file) as opened:
             return opened.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         raise DataError((getattr(error, "strerror", None) or str(error)).lower()) from error

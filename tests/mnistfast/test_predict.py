@@ -142,6 +142,7 @@ def test_the_newest_run_reads(folder, reader, sample, capsys, monkeypatch, tmp_p
         ("FOLDER/notes.txt", 3, "notes.txt: cannot identify image. Readable: PNG"),
         ("FOLDER/blank.JPG", 3, "blank.JPG: the image is blank"),
         ("/dev/null", 3, "/dev/null: not a regular file"),
+        ("PIPE", 3, "pipe: not a regular file"),
         ("EMPTY", 3, "no pictures in "),
         ("FOLDER --checkpoint nowhere", 4, "no checkpoint at nowhere"),
         ("FOLDER --top-k 0", 2, "--top-k is 0. It must be at least 1"),
@@ -153,7 +154,10 @@ def test_the_newest_run_reads(folder, reader, sample, capsys, monkeypatch, tmp_p
 )
 def test_refused(words, code, message, folder, reader, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
-    words = words.replace("FOLDER", str(folder)).replace("EMPTY", str(tmp_path / "empty")).split()
+    os.mkfifo(tmp_path / "pipe")
+    for name, path in (("FOLDER", folder), ("EMPTY", tmp_path / "empty"), ("PIPE", tmp_path / "pipe")):
+        words = words.replace(name, str(path))
+    words = words.split()
     done = run(capsys, *words, *([] if "--checkpoint" in words else ["--checkpoint", reader]))
     assert done.code == code
     assert message in done.err

@@ -47,11 +47,11 @@ def test_npz_in_colour_and_compressed(tmp_path):
     ("changed", "words"),
     [
         ({"x_test": None}, "lacks x_test; it has x_train, y_train, y_test"),
-        ({"x_train": GREY / 255}, "x_train is float64. Pixels are whole numbers from 0 to 255. FIX: save it as uint8"),
+        ({"x_train": GREY / 255}, "x_train is float64. Pixels are whole numbers from 0 to 255, labels whole"),
         ({"x_train": GREY.astype(int) * 2}, "x_train has values from 0 to "),
         ({"x_train": GREY[0]}, "x_train has shape (6, 6). Images are (N, H, W)"),
         ({"x_train": np.array([{}] * 30)}, "x_train holds pickled objects: refused. Loading them can run any code"),
-        ({"y_train": LABELS * 1.0}, "y_train has shape (30,) of float64. Labels are whole numbers"),
+        ({"y_train": LABELS * 1.0}, "y_train is float64. Pixels are whole numbers from 0 to 255, labels whole numbers"),
         ({"y_train": LABELS - 1}, "y_train: label -1 at index 0"),
         ({"y_train": LABELS * 200}, "y_train: label 1000 at index 5"),
         ({"y_train": LABELS[:29]}, "30 images in"),
@@ -79,7 +79,7 @@ def test_npz_whose_header_promises_more_than_memory(tmp_path, refused):
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
         for key in ("x_train", "y_train", "x_test", "y_test"):
             archive.writestr(f"{key}.npy", member.getvalue())
-    refused(tmp_path / "a.npz", "10,000,000,000,000 bytes, 1,073,741,824 are allowed")
+    refused(tmp_path / "a.npz", "10,000,000,000,000 bytes, 671,088,640 bytes are allowed. A set may")
 
 
 # CSV
@@ -100,13 +100,13 @@ def test_csv_of_two_files(tmp_path, header, quote, save_csv):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "a.csv: 0 lines"),
-        ("label,pixel0\n", "a.csv: 0 lines"),
-        ("1,2,3\n", "a.csv: 1 lines of 3 numbers. A line is a label and the pixels of a square image"),
-        ("1,2\n3\n", "the number of columns changed from 2 to 1 at row 2"),
-        ("1,x\n", "could not convert string 'x' to int16 at row 0, column 2"),
+        ("", "a.csv: its first line has 0 numbers"),
+        ("label,pixel0\n\n", "a.csv: its first line has 0 numbers"),
+        ("1,2,3\n", "a.csv: its first line has 3 numbers. A line is a label and the pixels of a square image"),
+        ("1,2\n3\n", "requires 2 columns but 1 were found at row 2"),
+        ("1,x\n", "could not convert string 'x' to uint8 at row 0, column 2"),
         ("1,2.5\n", "could not convert string '2.5'"),
-        ("1,256\n", "a pixel has values from 256 to 256. Pixels are from 0 to 255"),
+        ("1,256\n", "could not convert string '256' to uint8 at row 0, column 2"),
         ("1,99999\n", "a.csv: "),
         ("-1,3\n", "a.csv: "),
         ("pixel0\n3\n", "its header has no label"),
@@ -116,6 +116,14 @@ def test_csv_of_two_files(tmp_path, header, quote, save_csv):
 def test_csv_refused(tmp_path, text, words, refused):
     (tmp_path / "a.csv").write_bytes(text.encode("latin-1"))
     refused(tmp_path / "a.csv", words)
+
+
+def test_csv_of_as_many_lines_as_allowed(tmp_path, refused, save_csv, monkeypatch):
+    path = save_csv(tmp_path / "a.csv", GREY, LABELS)
+    monkeypatch.setattr(formats, "MAX_IMAGES", 30)
+    assert len(formats.read_csv(path)[0]) == 30
+    monkeypatch.setattr(formats, "MAX_IMAGES", 29)
+    refused(path, "a.csv: has more than 29 lines")
 
 
 # CIFAR-10

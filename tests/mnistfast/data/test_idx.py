@@ -5,12 +5,11 @@ import hashlib
 import re
 import struct
 import tracemalloc
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from mnistfast.data import idx
+from mnistfast.data import reading
 from mnistfast.data.idx import content_md5, header, read_idx
 from mnistfast.errors import DataError, StorageError
 
@@ -48,7 +47,7 @@ def test_reads_raw_and_gzip_whatever_the_name(tmp_path, name, compress, array, e
 
 
 def test_reads_an_array_longer_than_one_piece(tmp_path, monkeypatch):
-    monkeypatch.setattr(idx, "_CHUNK", 5)
+    monkeypatch.setattr(reading, "MAX_AT_ONCE", 5)
     path = tmp_path / "f"
     path.write_bytes(GZ)
     np.testing.assert_array_equal(read_idx(path, expect="images"), IMAGES)
@@ -70,10 +69,10 @@ def test_folder_in_place_of_a_file(tmp_path):
 
 
 def test_file_that_may_not_be_read(tmp_path, monkeypatch):
-    def refuse(self, mode):
+    def refuse(path):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(reading, "open_regular", refuse)
     with pytest.raises(StorageError, match=r"f: cannot be read\. Permission denied\. FIX: ") as caught:
         read_idx(tmp_path / "f", expect="images")
     assert caught.value.code == 7
@@ -163,17 +162,16 @@ def test_absurd_header_is_refused_before_memory_is_taken(tmp_path, wrap):
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert "more than the 1,073,741,824 allowed" in line
+    assert "4,194,304 images are allowed" in line
     assert peak < 2**20
 
 
-def test_the_limit_itself_is_allowed(tmp_path, monkeypatch):
+def test_the_limit_itself_is_allowed(tmp_path):
     path = tmp_path / "f"
     path.write_bytes(RAW)
-    monkeypatch.setattr(idx, "MAX_BYTES", 24)
-    assert read_idx(path, expect="images").shape == (2, 3, 4)
-    monkeypatch.setattr(idx, "MAX_BYTES", 23)
-    assert "24 bytes, more than the 23 allowed" in refusal(tmp_path, RAW)
+    assert read_idx(path, expect="images", limit=24).shape == (2, 3, 4)
+    with pytest.raises(DataError, match="24 bytes, 23 bytes are allowed"):
+        read_idx(path, expect="images", limit=23)
 
 
 def test_gzip_bomb_is_unpacked_no_further_than_its_header_says(tmp_path):

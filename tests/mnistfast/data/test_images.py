@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
+from mnistfast.data import images
 from mnistfast.data.sources import load
 
 RNG = np.random.default_rng(0)
@@ -66,6 +67,14 @@ def test_huge_image_is_not_unpacked(tmp_path, refused):
     folder.mkdir()
     Image.new("1", (5000, 10)).save(folder / "a.png")
     refused(tmp_path, "a.png: 5000x10 pixels, 4096 a side are allowed")
+
+
+def test_more_pixels_than_allowed(tmp_path, refused, save_folders, monkeypatch):
+    save_folders(tmp_path, GREY, ["a", "b"])
+    monkeypatch.setattr(images, "MAX_PIXEL_BYTES", GREY.size)
+    assert len(load(str(tmp_path)).train.images) == 30
+    Image.new("RGB", (6, 6)).save(tmp_path / "train" / "b" / "z.png")  # all are colour now
+    refused(tmp_path, "train: 31 images of 6x6. 1,080 bytes of pixels are allowed. FIX: a smaller --resize")
 
 
 def test_test_folder_with_a_class_of_its_own(tmp_path, refused, save_folders):

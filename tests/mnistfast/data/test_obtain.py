@@ -153,6 +153,32 @@ def test_emnist_letters_are_upright_and_count_from_a(tmp_path, arrays, served, m
     np.testing.assert_array_equal(data.train.labels, arrays["train-labels"].astype(int) - 1)
 
 
+ENCRYPTED = {b"PK\3\4\x14\0\0": b"PK\3\4\x14\0\1", b"PK\1\2\x14\3\x14\0\0": b"PK\1\2\x14\3\x14\0\1"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "limit", "words"),
+    [
+        ({b"PK\5\6": b""}, None, "not a whole .zip file"),
+        (ENCRYPTED, None, "is encrypted"),
+        ({b"letters": b"symbols"}, None, "has no emnist-letters-"),
+        ({}, 9, r"has \d+ bytes\. No part of EMNIST's archive is longer than the whole"),
+    ],
+    ids=["cut", "encrypted", "of another set", "a part too long"],
+)
+def test_emnist_archive_is_refused_in_one_line(tmp_path, arrays, monkeypatch, changes, limit, words):
+    content = emnist_zip(arrays, "letters")
+    for old, new in changes.items():
+        assert old in content
+        content = content.replace(old, new)
+    (tmp_path / "emnist-letters").mkdir()
+    (tmp_path / "emnist-letters" / "gzip.zip").write_bytes(content)
+    monkeypatch.setenv("MNISTFAST_DATA", str(tmp_path))
+    monkeypatch.setattr(published, "EMNIST_BYTES", limit or published.EMNIST_BYTES)
+    with pytest.raises(DataError, match=words):
+        load("emnist-letters", offline=True)
+
+
 def test_emnist_label_out_of_range_is_the_files_own(tmp_path, arrays, monkeypatch):
     labels = arrays["train-labels"].copy()  # from 0: no letter has that
     (tmp_path / "emnist").mkdir()
