@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mnistfast.data.reading import MAX_BYTES, Arrays, opened, reason, whole
+from mnistfast.data.reading import Arrays, opened, reason, whole
 from mnistfast.errors import DataError, StorageError
 
 if TYPE_CHECKING:
@@ -25,9 +25,9 @@ SIDE_MAX = 4096
 MAX_IMAGE_BYTES = 128 << 20
 """The longest image file: SIDE_MAX squared with three channels of 16 bits, as they are, takes 101 MB."""
 
-MAX_PIXEL_BYTES = MAX_BYTES // 2
-"""What the images of one split may have: 428,000 of MNIST's size. Beside both splits an image is decoded, which takes
-up to 0.5 GB."""
+MAX_PIXEL_BYTES = 480 << 20
+"""What the images of a set may have: 640,000 of MNIST's size, 3,300 in colour of 224 x 224. Beside them one is decoded,
+which takes up to 464 MB: together less than 1 GiB."""
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".webp")
 _BILINEAR = 2  # PIL.Image.Resampling's, without the import: anti-aliased there, and adds no light beside strokes
@@ -41,8 +41,17 @@ def class_folders(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: (int(path.name) if numbers else 0, path.name))
 
 
-def read_class_folders(folder: Path, classes: Sequence[str], *, resize: int | None, gray: bool) -> Arrays:
+def read_class_folders(
+    folder: Path, classes: Sequence[str], taken: int = 0, *, resize: int | None, gray: bool
+) -> Arrays:
     """Reads `folder`/<class>/<image>: one channel when all images are grey or `gray` asks for it, else three.
+
+    Args:
+        folder: the folder.
+        classes: the names of the classes.
+        taken: bytes of `MAX_PIXEL_BYTES` that the set's other images have.
+        resize: make the images this many pixels wide and high.
+        gray: make them grey.
 
     Raises:
         DataError: a folder that is no class, an image that cannot be read, sizes that differ without `resize`.
@@ -62,9 +71,9 @@ def read_class_folders(folder: Path, classes: Sequence[str], *, resize: int | No
             what = f"{file} is {height}x{width}, {files[0]} is {images.shape[2]}x{images.shape[3]}"
             raise DataError(what, "Images of one set have one size", "--resize 28")
         if not number or channels > images.shape[1]:
-            if len(files) * picture.size > MAX_PIXEL_BYTES:
+            if taken + len(files) * picture.size > MAX_PIXEL_BYTES:
                 what = f"{folder}: {len(files):,} images of {width}x{height}"
-                raise DataError(what, f"{MAX_PIXEL_BYTES:,} bytes of pixels are allowed", "a smaller --resize")
+                raise DataError(what, f"A set may have {MAX_PIXEL_BYTES:,} bytes of pixels", "a smaller --resize")
             gray_ones, images = images[:number], np.empty((len(files), *picture.shape), np.uint8)
             images[:number] = gray_ones
         images[number] = picture

@@ -115,7 +115,7 @@ def _from_class_folders(
         return from_splits(source, classes, train, test, _cut_notice("There are no folders train and test", test))
     if not class_folders(test_folder):
         raise DataError(f"{test_folder}: no folder of a class with images in it")
-    return from_splits(source, classes, train, Split(*read(test_folder, classes)))
+    return from_splits(source, classes, train, Split(*read(test_folder, classes, train.images.nbytes)))
 
 
 def _cut(split: Split) -> tuple[Split, Split]:

@@ -6,10 +6,8 @@ that length is read, and nothing is copied before all that can be wrong with it 
 
 from __future__ import annotations
 
-import errno
 import io
 import os
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import IO, Any
 import numpy as np
 
 from mnistfast.errors import DataError, StorageError
+from mnistfast.regular import IrregularFileError, open_regular
 
 Arrays = tuple[np.ndarray, np.ndarray]
 """What every reader brings: images uint8 (N, C, H, W), in any order in memory, and labels int64 (N,)."""
@@ -40,36 +39,6 @@ _SHOWN = 200  # characters of a file's content in a message
 def present(path: Path) -> bool:
     """Returns whether there is anything at `path` but a folder: what is no regular file either, `opened` refuses."""
     return os.path.exists(path) and not os.path.isdir(path)
-
-
-def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
-    """Opens a regular file for reading.
-
-    Raises:
-        OSError: the operating system refuses, or it is anything else: a device or a pipe might never end.
-    """
-    return open(path, "rb", opener=_descriptor)
-
-
-def _descriptor(path: str, flags: int) -> int:
-    _refuse_irregular(path, os.stat(path))  # before it is opened, to which a device may react
-    # A pipe that took its place since then would wait for a writer, without the flag.
-    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
-    try:
-        _refuse_irregular(path, os.fstat(descriptor))
-    except OSError:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
-class IrregularFileError(OSError):
-    """A folder, a device, a pipe or a socket."""
-
-
-def _refuse_irregular(path: str, status: os.stat_result) -> None:
-    if not stat.S_ISREG(status.st_mode):
-        raise IrregularFileError(errno.EINVAL, "Not a regular file", path)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from mnistfast.errors import CheckpointError, StorageError
+from mnistfast.regular import open_regular
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 SMALL = 1 << 20  # bytes: what a file of settings may have, a thousand times what ours have
@@ -161,12 +162,10 @@ def read_small(path: Path) -> str:
     """Returns the text of the file at `path`.
 
     Raises:
-        OSError: it is missing, no regular file (which might never end), or cannot be read.
+        OSError: it is missing, no regular file, or cannot be read.
         ValueError: it is no text, or has more than `SMALL` bytes.
     """
-    if path.exists() and not path.is_file():
-        raise OSError(errno.EINVAL, "It is no regular file", str(path))
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         content = file.read(SMALL + 1)
     if len(content) > SMALL:
         raise ValueError(f"It has more than {SMALL:,} bytes")

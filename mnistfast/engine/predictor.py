@@ -15,11 +15,11 @@ from mnistfast.data.datasets import Split
 from mnistfast.data.loader import DeviceData
 from mnistfast.data.photo import View, prepare
 from mnistfast.data.picture import MAX_BYTES
-from mnistfast.data.reading import open_regular
 from mnistfast.engine.checkpoint import find_checkpoint, load_checkpoint, newest_checkpoint
 from mnistfast.engine.devices import choose_device
 from mnistfast.engine.trainer import predict
 from mnistfast.errors import DataError
+from mnistfast.regular import open_regular
 
 STDIN = "-"
 BATCH = 256  # pictures read before the model is asked: their views take 200 KB

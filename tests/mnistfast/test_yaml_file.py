@@ -67,7 +67,7 @@ def test_what_is_no_regular_file(tmp_path):
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "endless").symlink_to("/dev/zero")
     for name in ("fifo", "endless", "."):
-        with pytest.raises(UsageError, match=r"is no file of options. .*It is no regular file"):
+        with pytest.raises(UsageError, match=r"is no file of options. .*Not a regular file"):
             read_options(tmp_path / name)
     with pytest.raises(UsageError, match="no configuration file at"):
         read_options(tmp_path / "none")

@@ -71,10 +71,15 @@ def test_huge_image_is_not_unpacked(tmp_path, refused):
 
 def test_more_pixels_than_allowed(tmp_path, refused, save_folders, monkeypatch):
     save_folders(tmp_path, GREY, ["a", "b"])
-    monkeypatch.setattr(images, "MAX_PIXEL_BYTES", GREY.size)
+    dataset = load(str(tmp_path))
+    allowed = dataset.train.images.nbytes + dataset.test.images.nbytes
+    monkeypatch.setattr(images, "MAX_PIXEL_BYTES", allowed)
     assert len(load(str(tmp_path)).train.images) == 30
+    Image.new("L", (6, 6)).save(tmp_path / "test" / "b" / "z.png")
+    refused(tmp_path, f"images of 6x6. A set may have {allowed:,} bytes of pixels. FIX: a smaller --resize")
+    (tmp_path / "test" / "b" / "z.png").unlink()
     Image.new("RGB", (6, 6)).save(tmp_path / "train" / "b" / "z.png")  # all are colour now
-    refused(tmp_path, "train: 31 images of 6x6. 1,080 bytes of pixels are allowed. FIX: a smaller --resize")
+    refused(tmp_path, f"train: 31 images of 6x6. A set may have {allowed:,} bytes of pixels")
 
 
 def test_test_folder_with_a_class_of_its_own(tmp_path, refused, save_folders):

@@ -29,9 +29,11 @@ def main() -> None:
     given = parser.parse_args()
     given.corpus.mkdir(parents=True, exist_ok=True)
     given.findings.mkdir(parents=True, exist_ok=True)
-    with atheris.instrument_imports(include=["mnistfast", "zipfile", "tarfile", "gzip", "numpy.lib"]):
+    parsers = ["mnistfast", "zipfile", "tarfile", "gzip", "numpy.lib", "torch._weights_only_unpickler"]
+    with atheris.instrument_imports(include=parsers):
         import mnistfast.data.formats
-        import mnistfast.engine.checkpoint  # noqa: F401
+        import mnistfast.engine.checkpoint
+        import mnistfast.engine.state  # noqa: F401
     options = [
         f"-max_total_time={given.minutes * 60:.0f}",
         f"-artifact_prefix={given.findings}/",

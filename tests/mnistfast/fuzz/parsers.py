@@ -49,6 +49,12 @@ def _header(path: Path) -> None:
     CheckpointInfo.from_header(dict(line.split("=", 1) for line in lines if "=" in line), path)
 
 
+def _state(path: Path) -> None:
+    from mnistfast.engine.state import load_state
+
+    load_state(path)
+
+
 TARGETS: dict[str, Callable[[Path], None]] = {
     "idx": _idx,
     "idx-gz": _idx,
@@ -57,6 +63,7 @@ TARGETS: dict[str, Callable[[Path], None]] = {
     "tar": _tar,
     "checkpoint": _checkpoint,
     "checkpoint-header": _header,
+    "state": _state,
 }
 
 
