@@ -91,6 +91,7 @@ def test_reports_every_backend(tmp_path, capsys) -> None:
         assert "no GPU" in out
 
 
+@pytest.mark.slow
 def test_whatever_a_backend_does_the_rest_is_checked(monkeypatch, tmp_path, capsys) -> None:
     for patience in ("_PATIENCE", "_PATIENCE_INTERPRETED"):
         monkeypatch.setattr(selfcheck, patience, 5.0)

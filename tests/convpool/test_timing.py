@@ -113,7 +113,7 @@ def test_peaks_are_measured_once() -> None:
     assert 1e8 < first < 1e13
 
 
-@pytest.mark.parametrize("before", ["none", "tf32"])
+@pytest.mark.parametrize("before", ["none", pytest.param("tf32", marks=pytest.mark.slow)])
 def test_pinned_precision_can_be_read_by_everyone(before) -> None:
     """In a process of its own: torch's flags are the process', and it may have asked for TF32 everywhere."""
     script = f"""

@@ -54,7 +54,11 @@ def classifier(name: str) -> torch.nn.Module:
     return torchvision.models.get_model(name, weights=None, num_classes=10, **options)
 
 
-LARGE = {"inception_v3", "maxvit_t", "swin_t", "vit_b_16", "convnext_tiny"}  # a second or two each
+# A second or two each.
+LARGE = {
+    *("inception_v3", "maxvit_t", "swin_t", "vit_b_16", "convnext_tiny", "vgg11_bn", "googlenet", "regnet_y_400mf"),
+    *("efficientnet_b0", "mobilenet_v2", "densenet121"),
+}
 
 
 @pytest.mark.parametrize(

@@ -256,6 +256,7 @@ def test_two_tasks_in_a_row(tune, tiny, tmp_path):
     assert json.loads((out / "finetune.json").read_text())["old"]["before"]["n"] == 25
 
 
+@pytest.mark.slow
 def test_a_backbone(tiny, tmp_path, capsys):
     """Random weights that are said to be; both heads; the checkpoint is one as any other."""
     pytest.importorskip("torchvision")

@@ -279,7 +279,7 @@ class OnTheCpu(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("model", ["lenet5", "accurate"])
+@pytest.mark.parametrize("model", ["lenet5", pytest.param("accurate", marks=pytest.mark.slow)])
 def test_steps_neither_ask_the_device_nor_send_it_anything(tiny, monkeypatch, model):
     """On "meta", whose tensors have no value to be asked for, with everything on that a step may have."""
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # which there is none of on "meta"

@@ -56,6 +56,7 @@ def test_validation_never_looks_at_the_test_images(tiny, learns, monkeypatch):
     assert not {image.tobytes() for image in train.images} & {image.tobytes() for image in scored.images}
 
 
+@pytest.mark.slow
 def test_the_command_reports_and_asks_for_the_target(tiny, learns, tmp_path, capsys):
     words = f"time-to --model lenet5 --data {tiny} --seeds 2 --target 100 --out {tmp_path}".split()
     assert bench.main(words) == 8

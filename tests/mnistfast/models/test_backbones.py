@@ -28,6 +28,7 @@ def test_a_small_image_becomes_a_photograph(channels):
     torch.testing.assert_close(seen, torchvision.transforms.functional.normalize(large, published.mean, published.std))
 
 
+@pytest.mark.slow
 def test_vgg16():
     model = build("vgg16", size=(1, 28, 28), side=32).eval()
     assert len(convpool.fusion_report(model.features[1]).fused) == 5
