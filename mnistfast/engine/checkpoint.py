@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from mnistfast.engine.files import Write, read_json, write_atomic
-from mnistfast.engine.integrity import BLANK, FORMAT_VERSION, check_digest, check_version, decoding, sealed
+from mnistfast.engine.integrity import BLANK, FORMAT_VERSION, check_digest, check_version, decoding, seal
 from mnistfast.errors import CheckpointError, UsageError
 from mnistfast.models.zoo import Classifier, build
 
@@ -138,11 +138,12 @@ def save_checkpoint(
     write(path, encode(weights, header))
 
 
-def encode(weights: Mapping[str, Tensor], header: Mapping[str, str]) -> bytes:
+def encode(weights: Mapping[str, Tensor], header: Mapping[str, str]) -> bytearray:
     """Returns the safetensors file of `weights`, with `header` and a digest of it all in its metadata."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    content = save(tensors, metadata={**header, DIGEST: BLANK.decode()})
-    return sealed(content, content.index(_DIGEST_BEGINS) + len(_DIGEST_BEGINS))
+    content = bytearray(save(tensors, metadata={**header, DIGEST: BLANK.decode()}))
+    seal(memoryview(content), content.index(_DIGEST_BEGINS) + len(_DIGEST_BEGINS))
+    return content
 
 
 def load_checkpoint(

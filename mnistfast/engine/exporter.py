@@ -209,7 +209,7 @@ def _run_pt2(content: bytes, info: CheckpointInfo) -> Runner:
 
 
 def _to_safetensors(model: Exported, info: CheckpointInfo) -> bytes:
-    return encode(model.model.state_dict(), info.to_header())
+    return bytes(encode(model.model.state_dict(), info.to_header()))
 
 
 def _run_safetensors(content: bytes, info: CheckpointInfo) -> Runner:

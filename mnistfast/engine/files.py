@@ -19,7 +19,8 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 SMALL = 1 << 20  # bytes: what a file of settings may have, a thousand times what ours have
 HOLDS_FOLDERS = os.name == "posix"  # Windows cannot open folders
 TEMPORARY = ".mnistfast-", ".tmp"  # how the name of a file that is being written begins and ends
-Write = Callable[[Path, "bytes | str"], None]
+Content = bytes | bytearray | memoryview | str
+Write = Callable[[Path, Content], None]
 
 
 class Folder:
@@ -58,7 +59,7 @@ class Folder:
         """Returns a descriptor of the file `name`."""
         return os.open(self._at(name), flags | getattr(os, "O_BINARY", 0), 0o666, dir_fd=self._descriptor)
 
-    def put(self, name: str, content: bytes, flags: int, *, durable: bool = True) -> None:
+    def put(self, name: str, content: bytes | bytearray | memoryview, flags: int, *, durable: bool = True) -> None:
         """Writes `content` to the file `name`.
 
         Args:
@@ -102,7 +103,7 @@ class Folder:
         return name if self._descriptor is not None else str(self.path / name)
 
 
-def write_atomic(path: Path, content: bytes | str, folder: Folder | None = None) -> None:
+def write_atomic(path: Path, content: Content, folder: Folder | None = None) -> None:
     """Writes `content` to `path`: after a crash at any moment the old file or the new one is there, never a part.
 
     Two processes may write the same file at once: one of the two is there then. A process killed in the middle leaves
@@ -128,7 +129,7 @@ def write_atomic(path: Path, content: bytes | str, folder: Folder | None = None)
         ) from error
 
 
-def _replace(folder: Folder, name: str, content: bytes) -> None:
+def _replace(folder: Folder, name: str, content: bytes | bytearray | memoryview) -> None:
     temporary = os.urandom(4).hex().join(TEMPORARY)
     try:
         folder.put(temporary, content, os.O_CREAT | os.O_EXCL)

@@ -28,10 +28,9 @@ _CHUNK = 1 << 20
 _log = logging.getLogger(__name__)
 
 
-def sealed(content: bytes, at: int) -> bytes:
-    """Returns the file `content`, which has `BLANK` at the offset `at`, with its digest there."""
-    digest = hashlib.sha256(content).hexdigest()
-    return b"".join((content[:at], PREFIX, digest.encode(), content[at + len(BLANK) :]))
+def seal(file: memoryview, at: int) -> None:
+    """Puts the digest of `file` into it, at the offset `at`, where it has `BLANK`; a large state is not copied."""
+    file[at : at + len(BLANK)] = PREFIX + hashlib.sha256(file).hexdigest().encode()
 
 
 def check_digest(path: Path, at: int) -> None:

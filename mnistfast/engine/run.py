@@ -191,7 +191,7 @@ class Run(Generic[Config]):
         env = _environment_of(folder)
         self.check_hashes(folder, env["data"])
         state = load_state(folder / STATE)
-        self._check_own(folder, state, env["run"])
+        self._take_up(folder, state, env["run"])
         shared = self.ranks.of_first(lambda: state)
         with decoding(folder / STATE, fix="train anew with another --out"):
             self.trainer.load_state_dict(shared)
@@ -207,8 +207,8 @@ class Run(Generic[Config]):
             self.screen.warn(f"bits may differ from an uninterrupted run: {'; '.join(changed)}")
         folder.cut_metrics(self.trainer.step)
 
-    def _check_own(self, folder: RunFolder, state: Mapping[str, Any], run: str) -> None:
-        """Takes up the run called `run`; raises CheckpointError where `state` is another's, or of other options."""
+    def _take_up(self, folder: RunFolder, state: Mapping[str, Any], run: str) -> None:
+        """Goes on as the run called `run`; raises CheckpointError where `state` is another's, or of other options."""
         if state.get("run", "") != run:
             raise CheckpointError(f"{folder / STATE} is another run's", f"{folder / ENV} is of run {run or 'unknown'}")
         mine, saved = self._options(), state.get("options", {})

@@ -15,7 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from mnistfast.engine.checkpoint import ADAPTER, BEST, ENV, LAST
-from mnistfast.engine.files import Folder, is_temporary, make_folder, storing, write_atomic
+from mnistfast.engine.files import Content, Folder, is_temporary, make_folder, storing, write_atomic
 from mnistfast.engine.state import STATE
 from mnistfast.engine.stop import Interrupted
 from mnistfast.errors import CheckpointError, MnistfastError, StorageError, UsageError
@@ -172,7 +172,7 @@ class RunFolder:
         self._started = False
         self._undo.close()
 
-    def write(self, path: Path, content: bytes | str) -> None:
+    def write(self, path: Path, content: Content) -> None:
         """Writes the file `path` of this folder, as `write_atomic`. Raises StorageError, also where it is not ours."""
         self._check()
         write_atomic(path, content, self._folder)

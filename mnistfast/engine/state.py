@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mnistfast.engine.files import Write, write_atomic
-from mnistfast.engine.integrity import BLANK, FORMAT_VERSION, PREFIX, check_digest, check_version, decoding, sealed
+from mnistfast.engine.integrity import BLANK, FORMAT_VERSION, PREFIX, check_digest, check_version, decoding, seal
 from mnistfast.errors import CheckpointError
 
 STATE = "state.pt"
@@ -23,11 +23,12 @@ def save_state(path: Path, state: Mapping[str, Any], write: Write = write_atomic
     """Writes `state` (dicts, lists, numbers, texts, tensors) to `path`, atomically, by `write`. Raises StorageError."""
     buffer = io.BytesIO()
     torch.save({"format_version": FORMAT_VERSION, **state}, buffer)
-    archive = (
-        buffer.getvalue()
-    )  # a zip file, which ends with the length of its comment and the comment: here goes the digest
-    content = archive[:-2] + struct.pack("<H", len(BLANK)) + BLANK
-    write(path, sealed(content, len(archive)))
+    at = buffer.seek(0, io.SEEK_END)
+    buffer.seek(at - 2)  # a zip file: it ends with the length of its comment and the comment, here the digest
+    buffer.write(struct.pack("<H", len(BLANK)) + BLANK)
+    file = buffer.getbuffer()
+    seal(file, at)
+    write(path, file)
 
 
 def load_state(path: Path) -> dict[str, Any]:

@@ -92,7 +92,7 @@ import json, pathlib, struct, tempfile
 import numpy as np, torch
 from mnistfast.data.photo import View
 from mnistfast.engine.checkpoint import CheckpointInfo, save_checkpoint
-from mnistfast.engine.integrity import BLANK, sealed
+from mnistfast.engine.integrity import BLANK, seal
 from mnistfast.engine.predictor import Predictor
 from mnistfast.models.zoo import build
 
@@ -127,8 +127,9 @@ def with_odd_header():
         else: entry["shape"] = rng.choice(([], [0], [10**9], entry["shape"][::-1], [-1]))
     if "digest" in meta: meta["digest"] = BLANK.decode()  # the right one, or nothing behind it is tried
     text = json.dumps(header, separators=(",", ":")).encode()
-    content = struct.pack("<Q", len(text)) + text + good[8 + length:]
-    return sealed(content, content.index(BLANK)) if BLANK in content else content
+    content = bytearray(struct.pack("<Q", len(text)) + text + good[8 + length:])
+    if BLANK in content: seal(memoryview(content), content.index(BLANK))
+    return bytes(content)
 
 view = View(np.zeros((1, 28, 28), np.uint8))
 def work(path):

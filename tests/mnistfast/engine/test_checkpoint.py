@@ -14,7 +14,7 @@ from mnistfast.engine.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from mnistfast.engine.integrity import BLANK, FORMAT_VERSION, sealed
+from mnistfast.engine.integrity import BLANK, FORMAT_VERSION, seal
 from mnistfast.errors import CheckpointError
 from mnistfast.models.zoo import build
 
@@ -103,9 +103,11 @@ def rewrite_header(path, **changes):
     metadata = {**header["__metadata__"], "digest": BLANK.decode(), **changes}
     header["__metadata__"] = {key: value for key, value in metadata.items() if value is not None}
     text = json.dumps(header, separators=(",", ":")).encode()
-    changed = struct.pack("<Q", len(text)) + text + content[8 + size :]
+    changed = bytearray(struct.pack("<Q", len(text)) + text + content[8 + size :])
     at = changed.find(BLANK)
-    path.write_bytes(sealed(changed, at) if at > 0 else changed)
+    if at > 0:
+        seal(memoryview(changed), at)
+    path.write_bytes(changed)
 
 
 def test_newer_format(saved):

@@ -1,6 +1,7 @@
 """The training state: what comes back, and what is refused with which words."""
 
 import io
+import tracemalloc
 import zipfile
 
 import pytest
@@ -96,3 +97,12 @@ def test_a_small_file_that_comes_to_a_large_one(tmp_path):
             packed.writestr(name, stored.read(name))
     with pytest.raises(CheckpointError, match=r"is damaged. It is not what a run saves"):
         load_state(tmp_path / "state.pt")
+
+
+def test_saving_takes_the_memory_of_one_copy(tmp_path):
+    sizes = []
+    tracemalloc.start()
+    save_state(tmp_path / "state.pt", {"x": torch.zeros(1_000_000)}, lambda path, content: sizes.append(len(content)))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.3 * sizes[0]  # a BytesIO grows by an eighth at a time
