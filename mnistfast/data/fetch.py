@@ -135,7 +135,8 @@ def _get(url: str, patience: _Patience, max_bytes: int) -> bytes:
     """
     import pooch  # 0.2 s that only a download should pay
 
-    download = pooch.HTTPDownloader(chunk_size=_CHUNK, timeout=patience.seconds)
+    # The socket's own timeout is only for the thread that nobody waits for any more: the wait below ends first.
+    download = pooch.HTTPDownloader(chunk_size=_CHUNK, timeout=2 * patience.seconds)
     sink = _Sink(patience, max_bytes)
     failures: list[Exception] = []
     finished = threading.Event()
