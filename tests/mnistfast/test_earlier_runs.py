@@ -1,4 +1,4 @@
-"""Runs that version 0.1.0 of November 2026 wrote (commit d552edc) load, go on and evaluate: earlier_runs/ is never renewed.
+"""Runs that version 0.1.0 wrote in November 2026 (d552edc) load, go on and evaluate: earlier_runs/ is never renewed.
 
 Made with the sample, two classes of 300 images, by
 `train --model speedrun --classes 0,1 --epochs 3 --data sample --limit 300 --batch-size 64 --threads 1` (`trained`; with
