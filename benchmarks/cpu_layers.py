@@ -9,9 +9,9 @@ import random
 
 import torch
 
-from convpool import timing
-from convpool.cases import Case
-from convpool.parity import make_inputs
+from convpool.testing import timing
+from convpool.testing.cases import Case
+from convpool.testing.parity import make_inputs
 
 # name, whether x needs a gradient, least ratio to the best plain form that the project promises
 LAYERS = (

@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator
 import torch
 from cpu_layers import LAYERS
 
-from convpool import planning, roofline, timing
-from convpool.cases import Case
+from convpool import planning
 from convpool.geometry import DEAD
-from convpool.parity import Layout, make_inputs
+from convpool.testing import roofline, timing
+from convpool.testing.cases import Case
+from convpool.testing.parity import Layout, make_inputs
 
 CPU = torch.device("cpu")
 WINOGRAD_SHARE = 16 / 36  # of the products that the definition takes

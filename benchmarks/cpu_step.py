@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from convpool import ConvReLUMaxPool2d, timing
+from convpool import ConvReLUMaxPool2d
+from convpool.testing import timing
 from mnistfast.measure.workloads import STEPS_IN_A_ROW
 from mnistfast.models.zoo import FlattenChannelsLast
 

@@ -23,13 +23,13 @@ import torch
 import triton
 from gpu_tables import keep
 
-from convpool.cases import by_name
 from convpool.gpu import launch
 from convpool.gpu.backend import BACKEND
 from convpool.gpu.config import architecture_of
 from convpool.gpu.offline import TARGETS, Launched, Resources, compiled_launches, resources, uses_matrix_unit
-from convpool.parity import make_inputs
 from convpool.protocol import Plan
+from convpool.testing.cases import by_name
+from convpool.testing.parity import make_inputs
 
 TRITON = "3.8.0"  # whose registers and spills the kept table shows
 EXCEPTIONS: dict[tuple[str, str, str, str], str] = {  # (layer, numbers, target, kernel): why it may spill; at most 3

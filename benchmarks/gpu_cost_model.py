@@ -30,13 +30,13 @@ import triton
 from gpu_tables import keep
 from triton import cdiv
 
-from convpool.cases import Case, by_name
 from convpool.gpu import launch
 from convpool.gpu.input_grad import windows_of_cell
 from convpool.gpu.offline import TARGETS, Launched, compiled_launches, machine_code, resources
 from convpool.gpu.tiles import unrolled
-from convpool.parity import Layout
 from convpool.protocol import Plan
+from convpool.testing.cases import Case, by_name
+from convpool.testing.parity import Layout
 
 MULTIPROCESSORS, CLOCK = 132, 1.755e9  # H100 SXM: NVIDIA H100 Tensor Core GPU Architecture, table 3 and boost clock
 DRAM, L2 = 3.35e12, 5.5e12  # bytes a second; L2 is what microbenchmarks of others read, the data sheet has no figure

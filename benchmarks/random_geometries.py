@@ -4,7 +4,7 @@
     python benchmarks/random_geometries.py --backend auto --seed 0 --only 17      # one of them again
 
 Every stratum gets the same share of the calls. Small integers must come out equal to the last bit, normal numbers
-within the bound on rounding of `convpool.parity`. Tensors lie in memory in many ways. A call depends on its number and
+within the bound on rounding of `testing.parity`. Tensors lie in memory in many ways. A call depends on its number and
 the seed alone. The calls run in a child process, which names each before it runs it: where one ends the child, it
 counts as crashed and a new child goes on behind it. The exit status is 1 if any call was wrong or crashed.
 """
@@ -24,11 +24,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convpool import parity, planning
-from convpool.cases import Case
+from convpool import planning
 from convpool.geometry import Geometry, Settings
-from convpool.parity import Inputs
-from convpool.timing import Through
+from convpool.testing import parity
+from convpool.testing.cases import Case
+from convpool.testing.parity import Inputs
+from convpool.testing.timing import Through
 
 MOST_PRODUCTS = 1_000_000  # of a call's convolution: more would take the time of many other calls
 OUTCOMES = ("right", "refused", "wrong", "crashed")

@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.gpu_summary import summary
 from mnistfast.bench import RESULT, TIME_TO
-from mnistfast.report.bench_page import readme
+from mnistfast.measure.page import readme
 
 ROOT = Path(__file__).parents[1]
 README, RESULTS = ROOT / "README.md", ROOT / "benchmarks" / "results"

@@ -6,8 +6,9 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from mnistfast import __version__, cli
+from mnistfast import __version__
 from mnistfast.errors import UsageError, nearest
+from mnistfast.options import cli
 
 COMMANDS = {
     "train": "train a model, save it and say how good it is",

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from mnistfast import cli
 from mnistfast.errors import ThresholdError
-from mnistfast.options import BenchOptions, TimeToOptions
-from mnistfast.parser import Parser, pick
+from mnistfast.options import cli
+from mnistfast.options.commands import BenchOptions, TimeToOptions
+from mnistfast.options.parser import Parser, pick
 from mnistfast.report.page import percent
 from mnistfast.text import aligned
 
@@ -32,12 +32,12 @@ def _bench(argv: Sequence[str]) -> int:
     description = "Measure what the fused layers gain here. `mnistfast bench time-to --help`: the time to an accuracy."
     options = pick(BenchOptions, Parser(PROG, description, BenchOptions).given(argv))
 
-    from mnistfast.engine.files import make_folder, write_atomic, write_json
-    from mnistfast.engine.run_folder import RUNS
+    from mnistfast.files.atomic import make_folder, write_atomic, write_json
+    from mnistfast.measure.page import report
+    from mnistfast.measure.plots import pictures
     from mnistfast.measure.suite import run  # torch comes with it
-    from mnistfast.report.bench_page import report
-    from mnistfast.report.bench_plots import pictures
     from mnistfast.report.screen import Screen
+    from mnistfast.runs.run_folder import RUNS
 
     screen = Screen(quiet=options.quiet or options.json)
     result = run(options, shlex.join([*PROG.split(), *argv]), screen)
@@ -65,9 +65,9 @@ def _time_to(argv: Sequence[str]) -> int:
     options = pick(TimeToOptions, Parser(prog, description, TimeToOptions).given(argv))
 
     began = time.perf_counter()
-    from mnistfast.engine.files import make_folder, write_json
+    from mnistfast.files.atomic import make_folder, write_json
+    from mnistfast.measure.page import entrants
     from mnistfast.measure.time_to import time_to  # torch comes with it
-    from mnistfast.report.bench_page import entrants
     from mnistfast.report.screen import Screen
 
     importing = time.perf_counter() - began

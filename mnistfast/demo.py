@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mnistfast import cli
-from mnistfast.options import DemoOptions
-from mnistfast.parser import Parser, pick
+from mnistfast.options import cli
+from mnistfast.options.commands import DemoOptions
+from mnistfast.options.parser import Parser, pick
 from mnistfast.text import show
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ def _demo(argv: Sequence[str]) -> int:
     description = "Serve a page on which one draws a digit and sees live what a model makes of it."
     options = pick(DemoOptions, Parser("mnistfast demo", description, DemoOptions).given(argv))
 
-    from mnistfast.engine.devices import use_threads  # torch comes with it
-    from mnistfast.engine.predictor import Predictor
+    from mnistfast.devices import use_threads  # torch comes with it
+    from mnistfast.results.predictor import Predictor
     from mnistfast.web.server import DemoServer
 
     use_threads(options.threads)

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mnistfast import cli
 from mnistfast.errors import ThresholdError
-from mnistfast.options import EvaluateOptions
-from mnistfast.parser import Parser, pick
+from mnistfast.options import cli
+from mnistfast.options.commands import EvaluateOptions
+from mnistfast.options.parser import Parser, pick
 from mnistfast.report.page import accuracy_line, class_lines, percent
 from mnistfast.text import show
 
@@ -29,7 +29,9 @@ def _evaluate(argv: Sequence[str]) -> int:
     given = parser.given(argv)
     options = pick(EvaluateOptions, given)
 
-    from mnistfast.engine.evaluation import evaluate  # torch comes with it: not before the options are known to be good
+    from mnistfast.results.evaluation import (
+        evaluate,  # torch comes with it: not before the options are known to be good
+    )
 
     scores, written = evaluate(given["checkpoints"], options)
     if options.json:

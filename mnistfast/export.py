@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from mnistfast import cli
-from mnistfast.options import ExportOptions
-from mnistfast.parser import Parser, pick
+from mnistfast.options import cli
+from mnistfast.options.commands import ExportOptions
+from mnistfast.options.parser import Parser, pick
 from mnistfast.text import show
 
 if TYPE_CHECKING:
-    from mnistfast.engine.exporter import Written
+    from mnistfast.results.exporter import Written
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,8 +28,8 @@ def _export(argv: Sequence[str]) -> int:
     given = parser.given(argv)
     options = pick(ExportOptions, given)
 
-    from mnistfast.engine.devices import use_threads  # torch comes with it: not before the options are known to be good
-    from mnistfast.engine.exporter import export
+    from mnistfast.devices import use_threads  # torch comes with it: not before the options are known to be good
+    from mnistfast.results.exporter import export
 
     use_threads(options.threads)
     written = export(given["checkpoint"], options.formats, options.out, overwrite=options.overwrite, head=options.head)

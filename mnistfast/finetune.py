@@ -8,15 +8,15 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from mnistfast import cli, training_cli
-from mnistfast.config import FinetuneConfig
 from mnistfast.errors import UsageError
+from mnistfast.options import cli, training_cli
+from mnistfast.options.config import FinetuneConfig
 from mnistfast.report.page import percent
 from mnistfast.text import show
 
 if TYPE_CHECKING:
-    from mnistfast.engine.finetuning import Draws
-    from mnistfast.engine.run import Outcome
+    from mnistfast.tasks.finetuning import Draws
+    from mnistfast.tasks.run import Outcome
 
 PROG = "mnistfast finetune"
 
@@ -43,8 +43,8 @@ def _finetune(argv: Sequence[str]) -> int:
     if options.data_check:
         return training_cli.check_data(config, options)
 
-    from mnistfast.engine.finetuning import Draws, finetune  # torch comes with it
     from mnistfast.report.screen import Screen
+    from mnistfast.tasks.finetuning import Draws, finetune  # torch comes with it
 
     screen = Screen(quiet=options.quiet or options.json)
     found = finetune(config, options, shlex.join([*PROG.split(), *argv]), screen)
@@ -61,7 +61,7 @@ def _merge(flags: dict[str, Any]) -> int:
     if "source" not in flags or "out" not in flags:
         raise UsageError("--merge needs --from and --out", fix="--from CKPT --merge ADAPTER --out FILE")
 
-    from mnistfast.engine.finetuning import merge_adapter
+    from mnistfast.tasks.finetuning import merge_adapter
 
     out = merge_adapter(flags["source"], flags["merge"], flags["out"], overwrite=flags.get("overwrite", False))
     if flags.get("json"):
@@ -73,9 +73,9 @@ def _merge(flags: dict[str, Any]) -> int:
 
 def _of_run(outcome: Outcome) -> tuple[dict[str, Any], list[str]]:
     """Returns what to print as JSON, and as lines."""
-    from mnistfast.engine.checkpoint import BEST
-    from mnistfast.engine.finetuning import comparison_rows
-    from mnistfast.engine.run_folder import REPORT
+    from mnistfast.runs.checkpoint import BEST
+    from mnistfast.runs.run_folder import REPORT
+    from mnistfast.tasks.finetuning import comparison_rows
 
     return {"run": str(outcome.folder), **outcome.comparison, "best": outcome.best}, [
         *(f"{title:<15} {text}" for title, text in comparison_rows(outcome.comparison)),
@@ -88,7 +88,7 @@ def _of_run(outcome: Outcome) -> tuple[dict[str, Any], list[str]]:
 
 def _of_draws(draws: Draws) -> tuple[dict[str, Any], list[str]]:
     """Returns what to print as JSON, and as lines."""
-    from mnistfast.engine.run_folder import DRAWS
+    from mnistfast.runs.run_folder import DRAWS
 
     found, lines = draws.summary(), []
     for task in ("new", "old"):

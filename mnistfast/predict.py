@@ -11,15 +11,15 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mnistfast import cli
 from mnistfast.errors import DataError
-from mnistfast.options import PredictOptions
-from mnistfast.parser import Parser, pick
+from mnistfast.options import cli
+from mnistfast.options.commands import PredictOptions
+from mnistfast.options.parser import Parser, pick
 from mnistfast.report.page import percent
 from mnistfast.text import printable, show
 
 if TYPE_CHECKING:
-    from mnistfast.engine.predictor import Answer, Predictor
+    from mnistfast.results.predictor import Answer, Predictor
 
 STDIN = "-"
 VIEW_SUFFIX = ".view.png"
@@ -37,9 +37,9 @@ def _predict(argv: Sequence[str]) -> int:
     options = pick(PredictOptions, given)
     files = find_pictures(given["pictures"])
 
-    from mnistfast.engine.devices import use_threads  # torch comes with it
-    from mnistfast.engine.files import make_folder
-    from mnistfast.engine.predictor import Predictor
+    from mnistfast.devices import use_threads  # torch comes with it
+    from mnistfast.files.atomic import make_folder
+    from mnistfast.results.predictor import Predictor
 
     use_threads(options.threads)
     predictor = Predictor(options.checkpoint, options.device, options.head)
@@ -89,7 +89,7 @@ def _saving(answers: Iterator[Answer], folder: Path) -> Iterator[Answer]:
 def _save_view(answer: Answer, folder: Path, taken: set[str]) -> None:
     """Writes the view of `answer` to `folder` under the name of its picture; `taken` are the names given so far."""
     from mnistfast.data.picture import to_png
-    from mnistfast.engine.files import write_atomic
+    from mnistfast.files.atomic import write_atomic
 
     stem = "stdin" if answer.file == STDIN else Path(answer.file).stem
     names = (stem if number == 1 else f"{stem}-{number}" for number in count(1))

@@ -8,10 +8,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 
-from mnistfast import cli
-from mnistfast.config import TrainConfig
-from mnistfast.options import SearchOptions
-from mnistfast.parser import Parser, pick
+from mnistfast.options import cli
+from mnistfast.options.commands import SearchOptions
+from mnistfast.options.config import TrainConfig
+from mnistfast.options.parser import Parser, pick
 from mnistfast.report.page import percent
 
 PROG = "mnistfast search"
@@ -29,9 +29,9 @@ def _search(argv: Sequence[str]) -> int:
     given = {option.name: flags[option.name] for option in fields(TrainConfig) if option.name in flags}
     TrainConfig.from_options(given)  # which refuses values that cannot work
 
-    from mnistfast.engine.run_folder import SEARCHED  # torch comes with it
-    from mnistfast.engine.search import search
     from mnistfast.report.screen import Screen
+    from mnistfast.runs.run_folder import SEARCHED  # torch comes with it
+    from mnistfast.tasks.search import search
 
     screen = Screen(quiet=options.quiet or options.json)
     best = search(given, options, shlex.join([*PROG.split(), *argv]), screen)

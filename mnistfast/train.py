@@ -9,12 +9,12 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from mnistfast import cli, training_cli
-from mnistfast.config import TrainConfig
+from mnistfast.options import cli, training_cli
+from mnistfast.options.config import TrainConfig
 from mnistfast.report.page import accuracy_line, percent
 
 if TYPE_CHECKING:
-    from mnistfast.engine.run import Outcome
+    from mnistfast.tasks.run import Outcome
 
 PROG = "mnistfast train"
 
@@ -35,8 +35,8 @@ def _train(argv: Sequence[str]) -> int:
     if options.data_check:
         return training_cli.check_data(config, options)
 
-    from mnistfast.engine.run import train  # torch comes with it: not before the options are known to be good
     from mnistfast.report.screen import Screen
+    from mnistfast.tasks.run import train  # torch comes with it: not before the options are known to be good
 
     others = os.environ.get("RANK", "0") != "0"  # of several processes, the first one speaks
     screen = Screen(quiet=options.quiet or options.json or others)
@@ -52,8 +52,8 @@ def _train(argv: Sequence[str]) -> int:
 
 
 def _summary(outcome: Outcome) -> list[str]:
-    from mnistfast.engine.checkpoint import BEST
-    from mnistfast.engine.run_folder import REPORT
+    from mnistfast.runs.checkpoint import BEST
+    from mnistfast.runs.run_folder import REPORT
 
     best = f"epoch {outcome.best['epoch']}"
     if "val_accuracy" in outcome.best:

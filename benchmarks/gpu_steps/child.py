@@ -76,7 +76,7 @@ def _found(key: dict[str, Any], find: Any) -> tuple[dict[str, Any], bool]:
     try:
         row, usable = {**key, **find()}, True
     except Exception as error:
-        from convpool.isolated import gpu_is_lost
+        from convpool.testing.isolated import gpu_is_lost
 
         traceback.print_exc()
         row, usable = {**key, "failed": _words(error)}, not gpu_is_lost()

@@ -14,8 +14,8 @@ from benchmarks.gpu_steps.subjects import Layer, precise
 from convpool.gpu import config, launch
 from convpool.gpu.config import Launch
 from convpool.layout import memory_format, new_code, new_output
-from convpool.parity import Inputs
 from convpool.protocol import Needs, Plan
+from convpool.testing.parity import Inputs
 
 FUSED, SPLIT = (Plan("triton", plan, "", "") for plan in ("fused", "split"))
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from benchmarks.gpu_steps.subjects import LARGE_BATCH, Bench, Layer, Rows, layers, precise
 from convpool import eager
 from convpool.autograd import EagerConvReLUMaxPool2d
-from convpool.parity import Inputs
 from convpool.protocol import Plan
+from convpool.testing.parity import Inputs
 
 PLAIN = {"eager": eager.relu_then_pool, "pool_first": eager.pool_then_relu}
 # Of the difference to torch's own result in the same numbers, as a share of its norm: nearly equal values swap ranks.

@@ -71,10 +71,10 @@ def _graphs(bench: Bench, recipe: Recipe) -> dict[str, Any]:
 
 def _trainer(bench: Bench, name: str, backend: str) -> dict[str, Any]:
     """The project's own trainer by its preset; the first run pays for what happens once."""
-    from mnistfast.config import TrainConfig
     from mnistfast.data.loader import DeviceData
-    from mnistfast.engine.recipe import built, learn
-    from mnistfast.engine.trainer import predict
+    from mnistfast.options.config import TrainConfig
+    from mnistfast.training.recipe import built, learn
+    from mnistfast.training.trainer import predict
 
     precise("tf32")
     found: dict[str, Any] = {"seconds": [], "accuracy": [], "steps": []}

@@ -13,10 +13,11 @@ from typing import Any, Literal, TypeAlias
 import torch
 
 from benchmarks.gpu_steps.subjects import LAYOUTS, Bench, Rows, precise
-from convpool import parity, planning
-from convpool.cases import CASES, Case, by_name
+from convpool import planning
 from convpool.layout import memory_format
 from convpool.protocol import Plan
+from convpool.testing import parity
+from convpool.testing.cases import CASES, Case, by_name
 
 REPRESENTATIVE = (
     *("cnn-1", "cnn-2", "lenet5-1", "lenet5-2", "fast-1", "fast-2", "cifar-1", "depthwise", "batch-17"),

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from convpool import timing
-from convpool.cases import Case, by_name
 from convpool.layout import memory_format
-from convpool.parity import Inputs, Layout
-from convpool.timing import Race, Timing
+from convpool.testing import timing
+from convpool.testing.cases import Case, by_name
+from convpool.testing.parity import Inputs, Layout
+from convpool.testing.timing import Race, Timing
 
 Numbers: TypeAlias = Literal["tf32", "bf16", "ieee"]
 Row: TypeAlias = tuple[dict[str, Any], Callable[[], dict[str, Any]]]  # what it is about, and what finds out the rest
@@ -225,9 +225,9 @@ FORMS = (
 
 def model(name: str, form: Form, device: str) -> nn.Module:
     """A model of mnistfast with fresh weights, written in that form."""
-    from mnistfast.config import TrainConfig
-    from mnistfast.engine.recipe import built
     from mnistfast.measure import forms
+    from mnistfast.options.config import TrainConfig
+    from mnistfast.training.recipe import built
 
     return forms.FORMS[form.form](built(TrainConfig.from_options({"model": name}), 10, torch.device(device)))
 

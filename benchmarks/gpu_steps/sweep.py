@@ -20,7 +20,7 @@ from benchmarks.gpu_steps.candidates import changes, pairs, singles
 from benchmarks.gpu_steps.subjects import BATCHES, Bench, Layer, Rows, precise, usual_layout
 from convpool.gpu.config import Launch
 from convpool.gpu.offline import TARGETS, compiled_launches, resources
-from convpool.parity import Inputs
+from convpool.testing.parity import Inputs
 
 # The layers whose launches count most, then those in the other format.
 SWEPT = ("cnn-2", "cnn-1", "fast-2", "fast-1", "lenet-2", "accurate-3", "speed-2", "lenet-1")

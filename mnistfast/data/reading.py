@@ -16,7 +16,7 @@ from typing import IO, Any
 import numpy as np
 
 from mnistfast.errors import DataError, StorageError
-from mnistfast.regular import IrregularFileError, open_regular
+from mnistfast.files.regular import IrregularFileError, open_regular
 
 Arrays = tuple[np.ndarray, np.ndarray]
 """What every reader brings: images uint8 (N, C, H, W), in any order in memory, and labels int64 (N,)."""

@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 
-from convpool import roofline, timing
-from convpool.timing import ParityError, Race, Timing
-from mnistfast.engine.devices import choose_device, environment, use_threads
+from convpool.testing import roofline, timing
+from convpool.testing.timing import ParityError, Race, Timing
+from mnistfast.devices import choose_device, environment, use_threads
 from mnistfast.errors import UsageError
+from mnistfast.measure import page as bench_page
 from mnistfast.measure.forms import FUSED
 from mnistfast.measure.workloads import Workload, workloads
-from mnistfast.options import BenchOptions
-from mnistfast.report import bench_page
+from mnistfast.options.commands import BenchOptions
 from mnistfast.report.screen import Screen
 
 

@@ -1,6 +1,6 @@
 """Time to accuracy: how long recipes take from uint8 images in memory to final weights, and how good those are.
 
-The clock runs over `engine.recipe.learn` alone. Importing, reading files, building models, first-time costs (thread
+The clock runs over `training.recipe.learn` alone. Importing, reading files, building models, first-time costs (thread
 pools, compilers, caches: a throw-away training of each entrant on noise) and scoring lie outside and are listed apart.
 The entrants take turns seed by seed, and each run's accuracy is read once, after its clock has stopped.
 """
@@ -17,20 +17,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from convpool import timing, use_backend
-from mnistfast.config import TrainConfig
+from convpool import use_backend
+from convpool.testing import timing
 from mnistfast.data.datasets import Dataset, Split
 from mnistfast.data.loader import DeviceData
 from mnistfast.data.sampling import holdout
 from mnistfast.data.sources import load
-from mnistfast.engine.devices import choose_device, environment, use_threads
-from mnistfast.engine.recipe import built, learn
-from mnistfast.engine.trainer import predict
+from mnistfast.devices import choose_device, environment, use_threads
 from mnistfast.measure.forms import FORMS, FUSED, backend_for
 from mnistfast.models.zoo import check_images
-from mnistfast.options import TimeToOptions
+from mnistfast.options.commands import TimeToOptions
+from mnistfast.options.config import TrainConfig
 from mnistfast.report.page import percent
 from mnistfast.report.screen import Screen
+from mnistfast.training.recipe import built, learn
+from mnistfast.training.trainer import predict
 
 HELD_OUT = 10_000  # training images to judge on instead of the test set: as many as it has
 

@@ -15,19 +15,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from convpool import parity, timing, use_backend
-from convpool.cases import CASES, Case, by_name
+from convpool import use_backend
 from convpool.fusion.memory import kept_bytes
-from convpool.roofline import Work, work
-from convpool.timing import Call, Candidate, ParityError
-from mnistfast.config import TrainConfig
+from convpool.testing import parity, timing
+from convpool.testing.cases import CASES, Case, by_name
+from convpool.testing.roofline import Work, work
+from convpool.testing.timing import Call, Candidate, ParityError
 from mnistfast.data.datasets import Split
 from mnistfast.data.loader import DeviceData
 from mnistfast.data.sources import load
 from mnistfast.data.statistics import channel_stats
-from mnistfast.engine.recipe import built, learn
-from mnistfast.engine.trainer import cross_entropy, make_optimizer
 from mnistfast.measure.forms import FORMS, FUSED, FUSED_LAST, backend_for
+from mnistfast.options.config import TrainConfig
+from mnistfast.training.recipe import built, learn
+from mnistfast.training.trainer import cross_entropy, make_optimizer
 
 Form = TypeVar("Form")
 
@@ -240,7 +241,7 @@ class Inference(Step):
 
 @dataclass
 class Epoch(Step):
-    """A model's preset once over 60,000 images: `engine.recipe.learn`, from uint8 arrays to weights."""
+    """A model's preset once over 60,000 images: `training.recipe.learn`, from uint8 arrays to weights."""
 
     group = "epoch"
     least_rounds = 2  # of a minute each: quartiles need two

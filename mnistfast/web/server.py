@@ -18,8 +18,8 @@ from typing import Any
 
 from mnistfast import __version__
 from mnistfast.data.picture import to_png
-from mnistfast.engine.predictor import Predictor
 from mnistfast.errors import DataError, StorageError
+from mnistfast.results.predictor import Predictor
 from mnistfast.web.visitors import BUSY, Visitors
 
 MAX_UPLOAD = 12 << 20  # bytes: a phone's photograph passes, a film does not

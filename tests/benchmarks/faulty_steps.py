@@ -109,7 +109,7 @@ def sweep_with_a_bad_candidate(bench: Any) -> Rows:
 
 def loses_the_gpu(_: object) -> Rows:
     """A row after which nothing else in the process can use the GPU."""
-    from convpool import isolated
+    from convpool.testing import isolated
 
     pid = os.getpid()
     yield {"n": 0, "pid": pid}, dict

@@ -7,7 +7,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from convpool.cases import Case
+from convpool.testing.cases import Case
 
 Change: TypeAlias = Callable[[Tensor], Tensor]
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch.autograd import forward_ad
 
-from convpool import ConvReLUMaxPool2d, cases, conv_relu_max_pool2d, eager, planning, use_backend
+from convpool import ConvReLUMaxPool2d, conv_relu_max_pool2d, eager, planning, use_backend
 from convpool.geometry import make_settings
+from convpool.testing import cases
 
 OPTIONS = {"padding": 1, "groups": 2, "pool_kernel_size": 3, "pool_stride": 2, "ceil_mode": True}
 

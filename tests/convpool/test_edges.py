@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from convpool import cases, conv_relu_max_pool2d, eager, explain, parity, planning
+from convpool import conv_relu_max_pool2d, eager, explain, planning
 from convpool.autograd import ConvReLUMaxPool2dFunction
 from convpool.geometry import DEAD, make_settings
+from convpool.testing import cases, parity
 from convpool.torch_ops import winner_values
 
 SHAPES = ("cnn-1", "cnn-2", "lenet5-2", "vgg-1", "resnet-stem", "depthwise", "pool-overlap", "stride-2", "ceil-padded")

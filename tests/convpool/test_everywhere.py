@@ -12,9 +12,10 @@ from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from convpool import conv_relu_max_pool2d, explain, parity
+from convpool import conv_relu_max_pool2d, explain
 from convpool.geometry import DEAD
 from convpool.protocol import BAD_CODES
+from convpool.testing import parity
 from tests.convpool import samples
 
 QUICK_VIEWS = ("contiguous", "channels-last-strides", "slice-of-channels", "misaligned", "one-number")
@@ -156,7 +157,8 @@ def test_one_column_of_a_slice(requested) -> None:
 EMPTY = """
 import sys
 import torch
-from convpool import ConvReLUMaxPool2d, conv_relu_max_pool2d, eager, parity
+from convpool import ConvReLUMaxPool2d, conv_relu_max_pool2d, eager
+from convpool.testing import parity
 from tests.convpool import samples
 from tests.convpool.test_everywhere import assert_equal, op, torchs_layers, value_and_gradients
 torch.use_deterministic_algorithms(True)

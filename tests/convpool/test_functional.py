@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from convpool import ConvReLUMaxPool2d, cases, conv_relu_max_pool2d, eager, explain, parity, planning, use_backend
+from convpool import ConvReLUMaxPool2d, conv_relu_max_pool2d, eager, explain, planning, use_backend
 from convpool.layout import has_channels_last_strides
+from convpool.testing import cases, parity
 
 FORMATS = (torch.contiguous_format, torch.channels_last)
 

@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convpool import cases, eager
+from convpool import eager
 from convpool.geometry import Geometry, has_empty_windows, make_settings, pooled_size
+from convpool.testing import cases
 
 pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
 small = st.tuples(st.integers(0, 2), st.integers(0, 2))

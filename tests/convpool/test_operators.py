@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from convpool import ConvReLUMaxPool2d, cases, operators, parity
+from convpool import ConvReLUMaxPool2d, operators
+from convpool.testing import cases, parity
 
 
 @pytest.mark.parametrize("name", ["cnn-2", "mixed-1", "batch-0"])

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from convpool import conv_relu_max_pool2d, explain, functional, planning, use_backend
-from convpool.cases import by_name
 from convpool.gpu import backend as gpu_backend
 from convpool.protocol import Plan
+from convpool.testing.cases import by_name
 
 X, WEIGHT = torch.randn(1, 1, 8, 8), torch.randn(2, 1, 3, 3)
 

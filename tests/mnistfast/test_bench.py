@@ -4,13 +4,13 @@ import json
 
 import pytest
 
-from convpool.roofline import Peaks
+from convpool.testing.roofline import Peaks
 from mnistfast import bench
 
 
 def test_writes_table_pictures_and_json(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("mnistfast.measure.workloads.GROWTH", {"batch": (1, 2), "channels": (4,)})
-    monkeypatch.setattr("convpool.roofline.peaks", lambda *_: Peaks(1e11, 1e10))
+    monkeypatch.setattr("convpool.testing.roofline.peaks", lambda *_: Peaks(1e11, 1e10))
     words, folder = ["--only", "growth", "--seconds", "0.001", "--no-compile", "--json"], tmp_path / "out"
     assert bench.main([*words, "--out", str(folder)]) == 0
     result = json.loads(capsys.readouterr().out)

@@ -12,9 +12,9 @@ from mnistfast import evaluate
 from mnistfast.data.datasets import Split, from_splits
 from mnistfast.data.loader import DeviceData
 from mnistfast.data.sources import load
-from mnistfast.engine.checkpoint import CheckpointInfo, load_checkpoint, save_checkpoint
-from mnistfast.engine.trainer import predict
 from mnistfast.models.zoo import build
+from mnistfast.runs.checkpoint import CheckpointInfo, load_checkpoint, save_checkpoint
+from mnistfast.training.trainer import predict
 
 
 def test_agrees_with_train(trained, capsys):
@@ -151,7 +151,7 @@ def test_images_of_another_size(trained, write_images, tmp_path, capsys):
 def test_labels_that_the_model_does_not_know(trained, tiny, capsys, monkeypatch):
     dataset = load(str(tiny))
     dataset.test.labels[3] = 12
-    monkeypatch.setattr("mnistfast.engine.evaluation.load", lambda *args, **kwargs: dataset)
+    monkeypatch.setattr("mnistfast.results.evaluation.load", lambda *args, **kwargs: dataset)
     assert evaluate.main([str(trained)]) == 3
     assert "label 12 at index 3. The model has 10 classes" in capsys.readouterr().err
 
@@ -159,7 +159,7 @@ def test_labels_that_the_model_does_not_know(trained, tiny, capsys, monkeypatch)
 def test_classes_of_other_names_are_told(trained, tiny, no_pictures, monkeypatch, capsys):
     """They may be the same under other names: so they are scored, by number."""
     of_letters = from_splits(tiny, tuple("abcdefghij"), load(str(tiny)).train, load(str(tiny)).test)
-    monkeypatch.setattr("mnistfast.engine.evaluation.load", lambda *_, **__: of_letters)
+    monkeypatch.setattr("mnistfast.results.evaluation.load", lambda *_, **__: of_letters)
     assert evaluate.main([str(trained), "--json"]) == 0
     notice = json.loads(capsys.readouterr().out)["notice"]
     assert "(a, b, c, d, e, ...) stand for the model's (0, 1, 2, 3, 4, ...) by number." in notice

@@ -9,10 +9,10 @@ from safetensors import safe_open
 
 from mnistfast import export
 from mnistfast.data.sources import load
-from mnistfast.engine import exporter
-from mnistfast.engine.checkpoint import CheckpointInfo, load_checkpoint, save_checkpoint
 from mnistfast.errors import ThresholdError
 from mnistfast.models.zoo import MODELS, build
+from mnistfast.results import exporter
+from mnistfast.runs.checkpoint import CheckpointInfo, load_checkpoint, save_checkpoint
 
 CLASSES = tuple("0123456789")
 

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from mnistfast import finetune
-from mnistfast.config import FinetuneConfig
 from mnistfast.errors import UsageError
+from mnistfast.options.config import FinetuneConfig
 
 REFUSED = [
     ("--data DATA", 2, "--from is missing. It takes a run's folder, a checkpoint, or one of vgg16, resnet50"),

@@ -91,9 +91,9 @@ CHECKPOINT_SCRIPT = """
 import json, pathlib, struct, tempfile
 import numpy as np, torch
 from mnistfast.data.photo import View
-from mnistfast.engine.checkpoint import CheckpointInfo, save_checkpoint
-from mnistfast.engine.integrity import BLANK, seal
-from mnistfast.engine.predictor import Predictor
+from mnistfast.runs.checkpoint import CheckpointInfo, save_checkpoint
+from mnistfast.runs.integrity import BLANK, seal
+from mnistfast.results.predictor import Predictor
 from mnistfast.models.zoo import build
 
 torch.set_num_threads(1)

@@ -82,7 +82,7 @@ def test_csv(folder, reader, capsys):
 
 
 def test_probabilities_are_the_calibrated_ones(folder, reader, sample, capsys):
-    from mnistfast.engine.checkpoint import load_checkpoint
+    from mnistfast.runs.checkpoint import load_checkpoint
 
     model, info = load_checkpoint(reader)
     assert info.temperature != 1

@@ -7,10 +7,10 @@ import torch
 import yaml
 
 from mnistfast import search, train
-from mnistfast.config import TrainConfig
 from mnistfast.data.sources import load
-from mnistfast.engine import search as engine
-from mnistfast.engine.run import Run
+from mnistfast.options.config import TrainConfig
+from mnistfast.tasks import search as engine
+from mnistfast.tasks.run import Run
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 

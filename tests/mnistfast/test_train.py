@@ -11,8 +11,8 @@ import torch
 import yaml
 
 from mnistfast import evaluate, finetune, train
-from mnistfast.engine.checkpoint import load_checkpoint
-from mnistfast.engine.state import load_state, save_state
+from mnistfast.runs.checkpoint import load_checkpoint
+from mnistfast.runs.state import load_state, save_state
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 

@@ -16,13 +16,13 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-from convpool import parity
-from convpool.cases import Case
 from convpool.gpu import launch
 from convpool.gpu.backend import BACKEND
 from convpool.gpu.offline import compiled_launches
-from convpool.isolated import CONTEXT, end_with_caller
 from convpool.protocol import Plan
+from convpool.testing import parity
+from convpool.testing.cases import Case
+from convpool.testing.isolated import CONTEXT, end_with_caller
 
 
 @dataclass(frozen=True)

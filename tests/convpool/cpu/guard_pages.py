@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 
 from convpool import eager
-from convpool.cases import Case
 from convpool.cpu import native
 from convpool.geometry import Geometry, Pair
-from convpool.parity import Inputs, compare
 from convpool.protocol import Plan
+from convpool.testing.cases import Case
+from convpool.testing.parity import Inputs, compare
 
 MOST_PRODUCTS = 4_000_000  # of a geometry's convolution: float64 takes some 20 ms for them
 NEEDS = [(dx, dw, db) for dx in (True, False) for dw in (True, False) for db in (True, False) if dx or dw or db]

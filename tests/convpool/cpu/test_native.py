@@ -14,10 +14,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from convpool import cases, conv_relu_max_pool2d
+from convpool import conv_relu_max_pool2d
 from convpool.cpu import native
-from convpool.parity import Inputs, Layout, make_inputs
 from convpool.protocol import Plan
+from convpool.testing import cases
+from convpool.testing.parity import Inputs, Layout, make_inputs
 
 HERE = torch.device("cpu")
 missing = native.BACKEND.unavailable()
@@ -99,9 +100,9 @@ def test_two_python_threads_at_once(threads: None) -> None:
 
 FORCED = """
 import sys
-from convpool import cases
+from convpool.testing import cases
 from convpool.cpu import native
-from convpool.parity import check, make_inputs
+from convpool.testing.parity import check, make_inputs
 assert "_avx2" in native._library()._name, native._library()
 for name in sys.argv[1:]:
     for layout in ("nchw", "channels_last"):
@@ -140,8 +141,8 @@ def test_unknown_instruction_set_is_named() -> None:
 
 FORKED = """
 import os, torch
-from convpool import cases
-from convpool.parity import check, make_inputs
+from convpool.testing import cases
+from convpool.testing.parity import check, make_inputs
 inputs = make_inputs(cases.by_name("cnn-2"))
 torch.set_num_threads(2)
 assert check(inputs, "cpu").ok
@@ -183,8 +184,8 @@ def test_a_tile_that_is_not_finite_is_computed_directly() -> None:
 
 GROWTH = """
 import random, resource, time
-from convpool import cases
-from convpool.parity import make_inputs
+from convpool.testing import cases
+from convpool.testing.parity import make_inputs
 from convpool.autograd import ConvReLUMaxPool2dFunction
 import torch
 torch.set_num_threads(2)

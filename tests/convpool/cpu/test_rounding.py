@@ -4,12 +4,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from convpool import cases, eager
+from convpool import eager
 from convpool.autograd import ConvReLUMaxPool2dFunction
 from convpool.cpu import native
 from convpool.geometry import DEAD
-from convpool.parity import Inputs, make_inputs
 from convpool.protocol import Plan
+from convpool.testing import cases
+from convpool.testing.parity import Inputs, make_inputs
 from convpool.torch_ops import offset_in_window, winner_values
 
 SEEDS, MANY_OUTPUTS = 8, 20_000  # the largest of few errors says little: small cases are drawn several times

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from convpool import cases
 from convpool.cpu import native
 from convpool.layout import new_code, new_gradients, new_output
-from convpool.parity import Layout, make_inputs
 from convpool.protocol import Plan
+from convpool.testing import cases
+from convpool.testing.parity import Layout, make_inputs
 
 SOURCES = Path(native.__file__).parent / "src"
 FLAGS = {

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[3]
 
 COMPILES = """
 import json, multiprocessing, os, time, torch
-from convpool.cases import by_name
+from convpool.testing.cases import by_name
 from convpool.gpu.ahead import Work, compile_work, compiling
 from convpool.gpu.offline import TARGETS
 

@@ -12,8 +12,8 @@ from types import ModuleType
 import pytest
 import torch
 
-from convpool.cases import CASES
 from convpool.gpu import backend
+from convpool.testing.cases import CASES
 
 triton = pytest.importorskip("triton")
 ROOT = Path(__file__).parents[3]

@@ -11,11 +11,12 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from convpool import cases, conv_relu_max_pool2d, parity, planning
+from convpool import conv_relu_max_pool2d, planning
 from convpool.autograd import ConvReLUMaxPool2dFunction
 from convpool.geometry import DEAD
 from convpool.gpu import backend as gpu_backend
 from convpool.protocol import Plan
+from convpool.testing import cases, parity
 
 if not gpu_backend.INTERPRETED:
     pytest.skip("looks into Triton's interpreter, which this process does not run", allow_module_level=True)

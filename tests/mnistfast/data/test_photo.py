@@ -207,7 +207,7 @@ def in_face(face, digit, height):
 @pytest.fixture(scope="module")
 def good_reader(tmp_path_factory):
     """A cnn2 that MNIST taught with mild augmentation; MNISTFAST_TEST_CHECKPOINT names one that is there."""
-    from mnistfast.engine.predictor import Predictor
+    from mnistfast.results.predictor import Predictor
 
     if there := os.environ.get("MNISTFAST_TEST_CHECKPOINT"):
         return Predictor(there, "cpu")

@@ -32,8 +32,8 @@ def main() -> None:
     parsers = ["mnistfast", "zipfile", "tarfile", "gzip", "numpy.lib", "torch._weights_only_unpickler"]
     with atheris.instrument_imports(include=parsers):
         import mnistfast.data.formats
-        import mnistfast.engine.checkpoint
-        import mnistfast.engine.state  # noqa: F401
+        import mnistfast.runs.checkpoint
+        import mnistfast.runs.state  # noqa: F401
     options = [
         f"-max_total_time={given.minutes * 60:.0f}",
         f"-artifact_prefix={given.findings}/",

@@ -36,21 +36,21 @@ def _tar(path: Path) -> None:
 
 
 def _checkpoint(path: Path) -> None:
-    from mnistfast.engine.checkpoint import load_checkpoint
+    from mnistfast.runs.checkpoint import load_checkpoint
 
     load_checkpoint(path)
 
 
 def _header(path: Path) -> None:
     """Reads the header of a checkpoint from lines of "name=value": JSON within JSON keeps a fuzzer busy in vain."""
-    from mnistfast.engine.checkpoint import CheckpointInfo
+    from mnistfast.runs.checkpoint import CheckpointInfo
 
     lines = path.read_text("utf-8", "replace").splitlines()
     CheckpointInfo.from_header(dict(line.split("=", 1) for line in lines if "=" in line), path)
 
 
 def _state(path: Path) -> None:
-    from mnistfast.engine.state import load_state
+    from mnistfast.runs.state import load_state
 
     load_state(path)
 

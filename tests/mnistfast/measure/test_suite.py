@@ -5,8 +5,9 @@ import json
 import pytest
 import torch
 
-from convpool import planning, timing
-from convpool.cases import by_name
+from convpool import planning
+from convpool.testing import timing
+from convpool.testing.cases import by_name
 from mnistfast import bench
 from mnistfast.measure import suite, workloads
 from mnistfast.measure.forms import FUSED, FUSED_LAST

@@ -11,7 +11,7 @@ from mnistfast.data.sources import load
 from mnistfast.measure import time_to
 from mnistfast.measure.forms import FUSED
 from mnistfast.measure.time_to import Entrant
-from mnistfast.options import TimeToOptions
+from mnistfast.options.commands import TimeToOptions
 from mnistfast.report.screen import Screen
 
 CPU = torch.device("cpu")

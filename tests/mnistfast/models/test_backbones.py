@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 
 import convpool
-from mnistfast.config import BACKBONES as CONFIGURED
 from mnistfast.models import backbones
 from mnistfast.models.adapters import choose
 from mnistfast.models.zoo import BACKBONES, build
+from mnistfast.options.config import BACKBONES as CONFIGURED
 
 torchvision = pytest.importorskip("torchvision")
 

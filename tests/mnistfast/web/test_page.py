@@ -13,7 +13,7 @@ import urllib.request
 
 import pytest
 
-from mnistfast.engine.predictor import Predictor
+from mnistfast.results.predictor import Predictor
 from mnistfast.web.server import DemoServer
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -15,8 +15,8 @@ from PIL import Image
 
 from mnistfast import demo
 from mnistfast.data.sources import load
-from mnistfast.engine.predictor import Predictor
 from mnistfast.errors import DataError, StorageError
+from mnistfast.results.predictor import Predictor
 from mnistfast.web import server as web
 from mnistfast.web.server import DemoServer
 

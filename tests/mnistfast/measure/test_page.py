@@ -1,0 +1,106 @@
+"""The tables and the pictures of what was measured, from made-up figures."""
+
+import pytest
+
+from convpool.testing.timing import PLAIN
+from mnistfast.measure import page as bench_page
+from mnistfast.measure import plots as bench_plots
+from mnistfast.measure.forms import FUSED, FUSED_LAST
+
+SECONDS = {"eager": 4e-3, "eager, channels_last": 3e-3, "pool before ReLU, channels_last": 2e-3, FUSED: 1e-3}
+SECONDS |= {FUSED_LAST: 5e-4, "torch.compile of eager": 1.5e-3}
+
+
+def row(group, name, device="cpu"):
+    ours, others = (FUSED, FUSED_LAST), (*PLAIN, "torch.compile of eager")
+    return {
+        "group": group,
+        "name": name,
+        "device": device,
+        "seconds": {form: {"median": s, "low": 0.9 * s, "high": 1.1 * s, "rounds": 7} for form, s in SECONDS.items()},
+        "times_faster": {mine: {other: SECONDS[other] / SECONDS[mine] for other in others} for mine in ours},
+        "missing": {"torch.compile of eager, max-autotune": "RuntimeError: no"},
+        "kept_bytes": {"eager": 12_345_678, FUSED: 9_876},
+        "work": {"flops": 10**7, "bytes": 10**6},
+        "bound_seconds": 1e-4,
+        "share_of_roofline": {form: 1e-4 / s for form, s in SECONDS.items()},
+    }
+
+
+@pytest.fixture
+def result():
+    rows = [row("layer, training", "cnn-1"), row("layer, inference", "cnn-1")]
+    rows += [row("growth with batch", "1"), row("growth with batch", "64"), row("growth with channels", "8")]
+    return {"command": "mnistfast bench", "setting": "one machine", "rows": rows, "wrong": []}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(12.345, "12.3 s"), (1.0, "1.00 s"), (0.0123, "12.3 ms"), (4.56e-7, "0.46 µs"), (2e-4, "200 µs")],
+)
+def test_durations_have_three_digits(seconds, text):
+    assert bench_page.duration(seconds) == text
+
+
+def test_sizes():
+    assert [bench_page.size(n) for n in (999, 1_234, 12_345_678, 2 * 10**9)] == [
+        "999 B",
+        "1.23 kB",
+        "12.3 MB",
+        "2.00 GB",
+    ]
+
+
+def test_the_report_holds_every_figure(result):
+    page = bench_page.report(result, {"Roofline": "roofline.png"})
+    assert "| cnn-1 | 4.00 ms ± 10 % | 3.00 ms ± 10 % | 2.00 ms ± 10 % | 1.50 ms ± 10 % | 1.00 ms ± 10 % |" in page
+    assert "| 4.00 / 8.00 | 1.50 / 3.00 | 12.3 MB / 9.88 kB | 10 % / 20 % |" in page
+    assert "![Roofline](roofline.png)" in page
+    assert "- torch.compile of eager, max-autotune: RuntimeError: no" in page
+    assert page.count("\n## ") == 5
+    assert "GPU: not measured" in page
+
+
+def test_what_an_error_says_is_no_markdown(result):
+    result["wrong"] = [{"workload": "layer: a", "why": "<b>\n# no"}]
+    result["command"] = "mnistfast bench --only '`'"
+    page = bench_page.report(result, {})
+    assert "\n- layer: a: &lt;b>\\n# no\n" in page
+    assert page.endswith("Again: ``mnistfast bench --only '`'``\n")
+
+
+def test_a_form_that_took_no_part_was_not_measured(result):
+    for each in result["rows"]:
+        del each["seconds"]["torch.compile of eager"]
+    page = bench_page.report(result, {})
+    assert "| 2.00 ms ± 10 % | not measured | 1.00 ms ± 10 % |" in page
+    assert "| 4.00 / 8.00 | 2.00 / 4.00 |" in page  # the best other is torch's own form then
+
+
+def test_the_readme_says_what_was_not_measured(result):
+    nothing = bench_page.readme(None, None)
+    assert nothing.count("not measured") == 2
+    page = bench_page.readme(result, None)
+    (line,) = [line for line in page.splitlines() if "cnn-1" in line]
+    assert line.startswith(
+        "| layer, training: cnn-1 | 4.00 ms ± 10 % | 1.50 ms ± 10 % (torch.compile of eager) | 1.00 ms"
+    )
+    assert line.endswith("| 4.00 / 8.00 | 1.50 / 3.00 | 12.3 MB / 9.88 kB |")
+
+
+def test_the_readme_has_the_time_to_an_accuracy():
+    entrant = {"n": 3, "steps": 100, "seconds": {"median": 0.5, "low": 0.4, "high": 0.6}}
+    entrant["accuracy"] = {"mean": 0.99012, "low": 0.989, "high": 0.9915}
+    slower = entrant | {"seconds": {"median": 3.0, "low": 2.9, "high": 3.1}, "name": "fast on eager"}
+    time_to = {"entrants": [entrant | {"name": "ours"}, slower], "training_images": 60_000, "judged_by": "10 images"}
+    page = bench_page.readme(None, time_to | {"setting": "one machine", "command": "again"})
+    assert "| ours | 0.50 s (0.40 to 0.60) | 1.00 | 99.01 % (98.90 to 99.15) | 3 | 100 |" in page
+    assert "| fast on eager | 3.00 s (2.90 to 3.10) | 6.00 |" in page
+
+
+def test_pictures_of_what_there_is(result):
+    drawn = bench_plots.pictures(result["rows"])
+    assert [name for name, _ in drawn.values()] == ["speedup.png", "roofline.png", "growth.png"]
+    assert all(content.startswith(b"\x89PNG") for _, content in drawn.values())
+    assert [name for name, _ in bench_plots.pictures(result["rows"][3:]).values()] == ["growth.png"]
+    assert bench_plots.pictures([]) == {}
