@@ -4,10 +4,11 @@ from convpool.autograd import ConvReLUMaxPool2dFunction
 from convpool.functional import conv_relu_max_pool2d, explain
 from convpool.fusion import Differences, FusionReport, fuse, fusion_report, unfuse, verify
 from convpool.module import ConvReLUMaxPool2d
-from convpool.planning import use_backend
-from convpool.protocol import Plan
+from convpool.planning import register_backend, unregister_backend, use_backend
+from convpool.protocol import Backend, Plan
 
 __all__ = [
+    "Backend",
     "ConvReLUMaxPool2d",
     "ConvReLUMaxPool2dFunction",
     "Differences",
@@ -17,7 +18,9 @@ __all__ = [
     "explain",
     "fuse",
     "fusion_report",
+    "register_backend",
     "unfuse",
+    "unregister_backend",
     "use_backend",
     "verify",
 ]

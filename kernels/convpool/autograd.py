@@ -39,11 +39,11 @@ def apply(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, pl
     differentiable = needed and torch.is_grad_enabled()
     if unseen:
         if differentiable:
-            return EagerConvReLUMaxPool2d.apply(x, weight, bias, geometry, plan)
-        return operators.compute_forward(x, weight, bias, geometry, plan, False)[0]
+            return EagerConvReLUMaxPool2d.apply(x, weight, bias, geometry, plan.call)
+        return operators.compute_forward(x, weight, bias, geometry, plan.call, False)[0]
     if differentiable:
-        return ConvReLUMaxPool2dFunction.apply(x, weight, bias, geometry.settings, plan.backend)[0]
-    return operators.forward(x, weight, bias, geometry.settings.pack(), plan.backend, False)[0]
+        return ConvReLUMaxPool2dFunction.apply(x, weight, bias, geometry.settings, plan.call)[0]
+    return operators.forward(x, weight, bias, geometry.settings.pack(), plan.call, False)[0]
 
 
 def unseen(*tensors: Tensor) -> bool:
@@ -62,22 +62,21 @@ def unseen(*tensors: Tensor) -> bool:
 
 
 class ConvReLUMaxPool2dFunction(Function):
-    """`apply(x, weight, bias, settings, backend) -> (y, code)`; see `functional.conv_relu_max_pool2d` for the shapes.
+    """`apply(x, weight, bias, settings, call) -> (y, code)`; see `functional.conv_relu_max_pool2d` for the shapes.
 
+    `call` names who computes, forward and backward: `explain(...).call`, as "cpu/fused".
     Keeps weight, code and, if weight needs a gradient, x.
     """
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(
-        x: Tensor, weight: Tensor, bias: Tensor | None, settings: Settings, backend: str
-    ) -> tuple[Tensor, Tensor]:
-        return operators.forward(x, weight, bias, settings.pack(), backend, True)
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, settings: Settings, call: str) -> tuple[Tensor, Tensor]:
+        return operators.forward(x, weight, bias, settings.pack(), call, True)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        x, weight, _, ctx.settings, ctx.backend = inputs
+        x, weight, _, ctx.settings, ctx.call = inputs
         ctx.size, ctx.weight_shape = (x.shape[2], x.shape[3]), weight.shape
         ctx.mark_non_differentiable(output[1])
         ctx.set_materialize_grads(False)
@@ -91,7 +90,7 @@ class ConvReLUMaxPool2dFunction(Function):
         x, weight, code = ctx.saved_tensors
         geometry = operators.geometry_of(code, ctx.weight_shape, ctx.size, ctx.settings)
         check_saved(dy, code, x, weight, geometry)
-        return *_gradients(dy, code, x, weight, ctx.size, ctx.settings, ctx.backend, needs), None, None
+        return *_gradients(dy, code, x, weight, ctx.size, ctx.settings, ctx.call, needs), None, None
 
 
 class EagerConvReLUMaxPool2d(Function):
@@ -103,9 +102,9 @@ class EagerConvReLUMaxPool2d(Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, plan: Plan) -> Tensor:
-        y, code = operators.compute_forward(x, weight, bias, geometry, plan, True)
-        ctx.geometry, ctx.plan = geometry, plan
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, call: str) -> Tensor:
+        y, code = operators.compute_forward(x, weight, bias, geometry, call, True)
+        ctx.geometry, ctx.call = geometry, call
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight, code)
         return y
@@ -120,9 +119,9 @@ class EagerConvReLUMaxPool2d(Function):
         if torch.is_grad_enabled() or not unseen(dy):
             size = g.height, g.width
             check_saved(dy, code, x, weight, g)
-            grads = _gradients(dy, code, x, weight, size, g.settings, ctx.plan.backend, needs)
+            grads = _gradients(dy, code, x, weight, size, g.settings, ctx.call, needs)
         else:
-            grads = _needed(operators.compute_backward(dy, code, x, weight, g, ctx.plan, needs), needs)
+            grads = _needed(operators.compute_backward(dy, code, x, weight, g, ctx.call, needs), needs)
         return *grads, None, None
 
 
@@ -139,14 +138,14 @@ class ConvReLUMaxPool2dBackward(Function):
         weight: Tensor,
         size: Size,
         settings: Settings,
-        backend: str,
+        call: str,
         needs: Needs,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        return operators.backward(dy, code, x, weight, size, settings.pack(), backend, needs)
+        return operators.backward(dy, code, x, weight, size, settings.pack(), call, needs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        dy, code, x, weight, ctx.size, ctx.settings, ctx.backend, ctx.needs = inputs
+        dy, code, x, weight, ctx.size, ctx.settings, ctx.call, ctx.needs = inputs
         ctx.weight_shape = weight.shape
         ctx.mark_non_differentiable(*(t for t, needed in zip(output, ctx.needs, strict=True) if not needed))
         ctx.set_materialize_grads(False)
@@ -157,7 +156,7 @@ class ConvReLUMaxPool2dBackward(Function):
         dy, code, x, weight = ctx.saved_tensors
         geometry = operators.geometry_of(code, ctx.weight_shape, ctx.size, ctx.settings)
         check_saved(dy, code, x, weight, geometry)
-        fixed = ctx.size, ctx.settings, ctx.backend
+        fixed = ctx.size, ctx.settings, ctx.call
         grad_dy = grad_x = grad_weight = None
         if ctx.needs_input_grad[0]:
             terms = []
@@ -187,16 +186,16 @@ def _gradients(
     weight: Tensor,
     size: Size,
     settings: Settings,
-    backend: str,
+    call: str,
     needs: Needs,
 ) -> tuple[Tensor | None, ...]:
     if forward_ad._current_level >= 0:  # entered after the forward pass: torch's own operations carry dy's tangent
         geometry = operators.geometry_of(code, weight.shape, size, settings)
         grads = torch_ops.gradients(dy, code, x, weight, geometry, needs)
     elif torch.is_grad_enabled():  # create_graph
-        grads = ConvReLUMaxPool2dBackward.apply(dy, code, x, weight, size, settings, backend, needs)
+        grads = ConvReLUMaxPool2dBackward.apply(dy, code, x, weight, size, settings, call, needs)
     else:
-        grads = operators.backward(dy, code, x, weight, size, settings.pack(), backend, needs)
+        grads = operators.backward(dy, code, x, weight, size, settings.pack(), call, needs)
     return _needed(grads, needs)
 
 

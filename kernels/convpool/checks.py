@@ -1,4 +1,6 @@
-"""What must hold of tensors before a kernel follows their pointers, seen from their metadata alone.
+"""What must hold of tensors: that they fit each other, and before a kernel follows their pointers, that they are there.
+
+All of it is seen from their metadata alone.
 
 Between forward and backward anything can happen to a saved tensor: hooks give back another one, `.data` is assigned, a
 storage shrinks. torch's layers raise then; version counters do not tell, for such writes leave them.
@@ -8,6 +10,27 @@ import torch
 from torch import Tensor
 
 from convpool.geometry import Geometry
+
+
+def check_shapes(x: tuple[int, ...], weight: tuple[int, ...], bias: tuple[int, ...] | None) -> None:
+    """Refuse shapes with another number of dimensions than the op's, or a bias that does not go with weight.
+
+    Raises:
+        ValueError: names the argument, its shape and what is allowed.
+    """
+    if len(x) not in (3, 4):
+        raise ValueError(f"x must be (N, C, H, W) or (C, H, W), got shape {x}")
+    if len(weight) != 4:
+        raise ValueError(f"weight must be (C_out, C_in / groups, kH, kW), got shape {weight}")
+    if bias is not None and bias != weight[:1]:
+        raise ValueError(f"bias must have shape ({weight[0]},) to go with weight, got {bias}")
+
+
+def check_alike(attribute: str, error: type[Exception], found: tuple[object, ...]) -> None:
+    """Raise `error` unless the attribute's values of x, weight and bias are the same."""
+    for name, value in zip(("weight", "bias"), found[1:], strict=True):
+        if value != found[0]:
+            raise error(f"{name} must have the {attribute} of x, {found[0]}, got {value}")
 
 
 def check_memory(**tensors: Tensor | None) -> None:

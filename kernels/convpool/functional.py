@@ -1,7 +1,7 @@
 """`conv_relu_max_pool2d`: checks the arguments, asks for a plan, and runs it."""
 
 import inspect
-from functools import lru_cache
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from convpool import autograd, eager, operators, planning
-from convpool.geometry import Geometry, Pair, make_settings
+from convpool.geometry import Geometry, Pair
 from convpool.protocol import Plan
 
 
@@ -89,13 +89,20 @@ _OPTIONS = tuple(_SIGNATURE.parameters)[3:]
 
 
 def explain(x: Tensor, weight: Tensor, bias: Tensor | None = None, **options: Any) -> Plan:
-    """The plan that `conv_relu_max_pool2d` would follow for these arguments: backend, plan, kernel and reason.
+    """The plan that `conv_relu_max_pool2d` would follow for these arguments: backend, plan, kernels and reason.
 
-    Takes the op's arguments (those after `bias` by name), computes nothing, and raises as the op does.
+    The kernels are those of a forward pass, and of a backward pass for what requires a gradient. Takes the op's
+    arguments (those after `bias` by name), computes nothing, and raises as the op does.
     """
     call = _SIGNATURE.bind(x, weight, bias, **options)
     call.apply_defaults()
-    return _prepare(x, weight, bias, call.args[3:] + tuple(call.kwargs.values()), False)[-1]
+    needs = x.requires_grad, weight.requires_grad, bias is not None and bias.requires_grad
+    x, weight, bias, geometry, plan = _prepare(x, weight, bias, call.args[3:] + tuple(call.kwargs.values()), False)
+    if plan.plan == "plain":
+        return plan
+    backend, word = planning.running(plan.call)
+    batched = x if x.dim() == 4 else x.unsqueeze(0)
+    return replace(plan, kernels=backend.kernels(batched, weight, geometry, word, needs))
 
 
 def _prepare(
@@ -116,8 +123,9 @@ def _prepare(
         options = tuple(tuple(value) if isinstance(value, list) else value for value in options)
     # The compiler sees no caches, and must see the comparisons of symbolic sizes that it has to guard on.
     symbolic = not unseen and (torch.compiler.is_compiling() or any(type(n) is not int for n in x.shape))
+    decide = planning.decide if symbolic or not _OPTION_TYPES.issuperset(types) else planning.decide_once
     b = weight if bias is None else bias  # no bias, nothing to find wrong with it
-    geometry, plan = (_decide if symbolic or not _OPTION_TYPES.issuperset(types) else _decide_once)(
+    geometry, plan = decide(
         (x.shape, weight.shape, None if bias is None else bias.shape),
         (x.dtype, weight.dtype, b.dtype),
         (device, weight.device, b.device),
@@ -131,30 +139,6 @@ def _prepare(
     return x, weight, bias, geometry, planning.plain(obstacle) if obstacle else plan
 
 
-def _decide(
-    shapes: tuple[torch.Size, torch.Size, torch.Size | None],
-    dtypes: tuple[torch.dtype, ...],
-    devices: tuple[torch.device, ...],
-    requested: str,
-    options: tuple[Any, ...],
-    _: tuple[type, ...],
-) -> tuple[Geometry, Plan]:
-    """All that can be wrong with x, weight and bias and the options, then the call's sizes and plan.
-
-    The last argument, the types of the options, keeps apart what is equal but not alike: 1 is a stride, True is not.
-    """
-    x_shape, weight_shape = tuple(shapes[0]), tuple(shapes[1])
-    _check_shapes(x_shape, weight_shape, None if shapes[2] is None else tuple(shapes[2]))
-    settings = make_settings(weight_shape[2:], *options)
-    if len(x_shape) == 3:
-        settings = settings._replace(contiguous_output=True)  # as torch's max-pool of three dimensions
-    _check_same("dtype", TypeError, dtypes)
-    _check_same("device", ValueError, devices)
-    batched = x_shape if len(x_shape) == 4 else (1, *x_shape)
-    return planning.choose(batched, weight_shape, settings, dtypes[0], devices[0], requested)
-
-
-_decide_once = lru_cache(4096)(_decide)
 _OPTION_TYPES = {int, tuple, list, str, bool, type(None)}  # what is hashable then; anything else is looked at anew
 
 
@@ -174,21 +158,6 @@ def _check_types(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     for name, tensor in (("x", x), ("weight", weight), ("bias", bias)):
         if not isinstance(tensor, Tensor) and not (name == "bias" and tensor is None):
             raise TypeError(f"{name} must be a Tensor, got {type(tensor).__name__}")
-
-
-def _check_shapes(x: tuple[int, ...], weight: tuple[int, ...], bias: tuple[int, ...] | None) -> None:
-    if len(x) not in (3, 4):
-        raise ValueError(f"x must be (N, C, H, W) or (C, H, W), got shape {x}")
-    if len(weight) != 4:
-        raise ValueError(f"weight must be (C_out, C_in / groups, kH, kW), got shape {weight}")
-    if bias is not None and bias != weight[:1]:
-        raise ValueError(f"bias must have shape ({weight[0]},) to go with weight, got {bias}")
-
-
-def _check_same(attribute: str, error: type[Exception], found: tuple[object, ...]) -> None:
-    for name, value in zip(("weight", "bias"), found[1:], strict=True):
-        if value != found[0]:
-            raise error(f"{name} must have the {attribute} of x, {found[0]}, got {value}")
 
 
 def _autocast(t: Tensor) -> Tensor:

@@ -124,6 +124,11 @@ class Geometry(NamedTuple):
         return self.in_channels // self.settings.groups
 
     @property
+    def group_outputs(self) -> int:
+        """Output channels of one group."""
+        return self.out_channels // self.settings.groups
+
+    @property
     def window(self) -> int:
         """Positions in a pool window."""
         return self.settings.pool_kernel[0] * self.settings.pool_kernel[1]

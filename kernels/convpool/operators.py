@@ -5,7 +5,7 @@ have no autograd kernel: differentiation is the business of `autograd`'s Functio
 """
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, TypeAlias
 
 import torch
@@ -16,14 +16,14 @@ from convpool import planning
 from convpool.checks import check_memory, check_saved
 from convpool.geometry import Geometry, Settings
 from convpool.layout import dense, has_channels_last_strides, new_code, new_gradients, new_output
-from convpool.protocol import Needs, Plan
+from convpool.protocol import Needs
 
 Size: TypeAlias = Sequence[int]  # height and width of x
 
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
 
 _library = torch.library.Library("convpool", "DEF")
-_library.define(  # settings: Settings.pack(); backend: a name, never "auto"
+_library.define(  # settings: Settings.pack(); backend: a Plan.call, as "cpu/fused": who planned the call
     "conv_relu_max_pool2d(Tensor x, Tensor weight, Tensor? bias, SymInt[] settings, str backend, bool with_code) "
     "-> (Tensor, Tensor)",
     tags=_TAGS,
@@ -47,34 +47,36 @@ def _x_shape(code: Tensor, weight_shape: tuple[int, ...], size: Size, settings: 
 
 
 def compute_forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, plan: Plan, with_code: bool
+    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, call: str, with_code: bool
 ) -> tuple[Tensor, Tensor]:
-    """Returns y and the winners' codes by the plan's backend; see `protocol.Backend.forward`."""
+    """Returns y and the winners' codes by the call's backend; see `protocol.Backend.forward`."""
     if autocasts(weight):
         with torch.autocast(weight.device.type, enabled=False):  # the arguments already have the type to compute in
-            return compute_forward(x, weight, bias, geometry, plan, with_code)
+            return compute_forward(x, weight, bias, geometry, call, with_code)
     check_memory(x=x, weight=weight, bias=bias)
-    return planning.backend(plan.backend).forward(x, weight, bias, geometry, plan, with_code)
+    backend, plan = planning.running(call)
+    return backend.forward(x, weight, bias, geometry, plan, with_code)
 
 
 def compute_backward(
-    dy: Tensor, code: Tensor, x: Tensor | None, weight: Tensor, geometry: Geometry, plan: Plan, needs: Needs
+    dy: Tensor, code: Tensor, x: Tensor | None, weight: Tensor, geometry: Geometry, call: str, needs: Needs
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns dx, dw and db by the plan's backend, which gets dy in y's memory format.
+    """Returns dx, dw and db by the call's backend, which gets dy in y's memory format.
 
     Raises:
         RuntimeError: a saved tensor is not the forward pass's any more.
     """
     if autocasts(weight):
         with torch.autocast(weight.device.type, enabled=False):
-            return compute_backward(dy, code, x, weight, geometry, plan, needs)
+            return compute_backward(dy, code, x, weight, geometry, call, needs)
     check_saved(dy, code, x, weight, geometry)
     check_memory(x=x, weight=weight, code=code, dy=dy)
     code = dense(code)
     if dy.stride() != code.stride():
         layout = torch.channels_last if has_channels_last_strides(code) else torch.contiguous_format
         dy = dy.contiguous(memory_format=layout)
-    return planning.backend(plan.backend).backward(dy, code, x, weight, geometry, plan, needs)
+    backend, plan = planning.running(call)
+    return backend.backward(dy, code, x, weight, geometry, plan, needs)
 
 
 def autocasts(t: Tensor) -> bool:
@@ -94,11 +96,9 @@ _has_autocast = cache(torch.amp.is_autocast_available)
 
 @torch.library.impl(_library, "conv_relu_max_pool2d", "CompositeExplicitAutograd")
 def _run_forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, packed: Sequence[int], backend: str, with_code: bool
+    x: Tensor, weight: Tensor, bias: Tensor | None, packed: Sequence[int], call: str, with_code: bool
 ) -> tuple[Tensor, Tensor]:
-    settings = Settings.unpack(packed)
-    geometry, plan = planning.choose(x.shape, weight.shape, settings, x.dtype, x.device, backend)
-    return compute_forward(x, weight, bias, geometry, plan, with_code)
+    return compute_forward(x, weight, bias, _geometry(x.shape, weight.shape, tuple(packed)), call, with_code)
 
 
 @torch.library.impl(_library, "conv_relu_max_pool2d_backward", "CompositeExplicitAutograd")
@@ -109,18 +109,22 @@ def _run_backward(
     weight: Tensor,
     size: list[int],
     packed: Sequence[int],
-    backend: str,
+    call: str,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    settings = Settings.unpack(packed)
-    x_shape = _x_shape(code, weight.shape, size, settings)
-    geometry, plan = planning.choose(x_shape, weight.shape, settings, weight.dtype, weight.device, backend)
-    return compute_backward(dy, code, x, weight, geometry, plan, _three(needs))
+    x_shape = _x_shape(code, weight.shape, size, Settings.unpack(packed))
+    return compute_backward(dy, code, x, weight, _geometry(x_shape, weight.shape, tuple(packed)), call, _three(needs))
+
+
+@lru_cache(4096)
+def _geometry(x_shape: tuple[int, ...], weight_shape: tuple[int, ...], packed: tuple[int, ...]) -> Geometry:
+    """As `Geometry.of`; kept, for a compiled model asks for the same one at each step."""
+    return Geometry.of(x_shape, weight_shape, Settings.unpack(packed))
 
 
 @torch.library.register_fake("convpool::conv_relu_max_pool2d", lib=_library)
 def _fake_forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, packed: Sequence[int], backend: str, with_code: bool
+    x: Tensor, weight: Tensor, bias: Tensor | None, packed: Sequence[int], call: str, with_code: bool
 ) -> tuple[Tensor, Tensor]:
     y = new_output(x, weight, Geometry.of(x.shape, weight.shape, Settings.unpack(packed)))
     return y, new_code(y, with_code)
@@ -134,7 +138,7 @@ def _fake_backward(
     weight: Tensor,
     size: list[int],
     packed: Sequence[int],
-    backend: str,
+    call: str,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     return new_gradients(code, weight, geometry_of(code, weight.shape, size, Settings.unpack(packed)), _three(needs))
@@ -148,7 +152,7 @@ def _batch_forward(
     weight: Tensor,
     bias: Tensor | None,
     packed: Sequence[int],
-    backend: str,
+    call: str,
     with_code: bool,
 ) -> tuple[tuple[Tensor, Tensor], tuple[int, int | None]]:
     size = info.batch_size
@@ -160,7 +164,7 @@ def _batch_forward(
         x, weight = _fold(x, in_dims[0], 1, size), _fold(weight, in_dims[1], 0, size)
         bias = None if bias is None else _fold(bias, in_dims[2], 0, size)
         packed = _with_groups_times(packed, size)
-    y, code = forward(x, weight, bias, packed, backend, with_code)
+    y, code = forward(x, weight, bias, packed, call, with_code)
     y = y.unflatten(axis, (size, -1))
     return (y, code.unflatten(axis, (size, -1))) if with_code else (y, code), (axis, axis if with_code else None)
 
@@ -175,14 +179,14 @@ def _batch_backward(
     weight: Tensor,
     size: list[int],
     packed: Sequence[int],
-    backend: str,
+    call: str,
     needs: list[bool],
 ) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
     mapped = info.batch_size
     dy, code = _fold(dy, in_dims[0], 1, mapped), _fold(code, in_dims[1], 1, mapped)
     x = None if x is None else _fold(x, in_dims[2], 1, mapped)
     weight = _fold(weight, in_dims[3], 0, mapped)
-    grads = backward(dy, code, x, weight, size, _with_groups_times(packed, mapped), backend, needs)
+    grads = backward(dy, code, x, weight, size, _with_groups_times(packed, mapped), call, needs)
     axes = [axis if needed else None for axis, needed in zip((1, 0, 0), needs, strict=True)]
     split = (g if axis is None else g.unflatten(axis, (mapped, -1)) for g, axis in zip(grads, axes, strict=True))
     return tuple(split), tuple(axes)
@@ -220,7 +224,7 @@ def _backward_flops(
     weight_shape: torch.Size,
     size: list[int],
     packed: Sequence[int],
-    backend: str,
+    call: str,
     needs: list[bool],
     **_: Any,
 ) -> int:

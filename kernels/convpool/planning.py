@@ -1,15 +1,30 @@
-"""Which backend and plan a call gets, and why: asks the backends in order, torch's own layers being the last resort."""
+"""Which backend and plan a call gets, and why: asks the backends in order, torch's own layers being the last resort.
+
+A call is planned once. What is planned travels with it as the name of its plan, "cpu/fused", from which `running`
+finds the backend again.
+"""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 
-from convpool.geometry import Geometry, Settings
+from convpool.checks import check_alike, check_shapes
+from convpool.geometry import Geometry, Settings, make_settings
 from convpool.protocol import Backend, Plan
+
+
+@dataclass(frozen=True)
+class _Registered:
+    """`load` imports the backend, at its first use; `auto` asks it for calls on these types of device."""
+
+    load: Callable[[], Backend]
+    devices: tuple[str, ...] = ()
 
 
 def _cpu() -> Backend:
@@ -30,9 +45,13 @@ def _triton() -> Backend:
     return BACKEND
 
 
-# Imported at first use.
-_BACKENDS: dict[str, Callable[[], Backend]] = {"cpu": _cpu, "triton": _triton, "reference": _reference}
-_AUTO: dict[str, tuple[str, ...]] = {"cpu": ("cpu",), "cuda": ("triton",)}  # by device type: whom `auto` asks
+_registered: dict[str, _Registered] = {  # `auto` asks the last one first
+    "cpu": _Registered(_cpu, ("cpu",)),
+    "triton": _Registered(_triton, ("cuda",)),
+    "reference": _Registered(_reference),
+}
+_loaded: dict[str, Backend] = {}
+_running: dict[str, tuple[Backend, str]] = {}
 
 # Read at import: to look for an absent name in os.environ takes as long as all other checks of a call together.
 _DEFAULT = os.environ.get("CONVPOOL_BACKEND") or "auto"
@@ -66,6 +85,95 @@ if torch.__version__ < "2.14":  # its compiler cannot trace ContextVar.get: the 
     requested_backend._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
+def register_backend(name: str, load: Callable[[], Backend], devices: Sequence[str] = ()) -> None:
+    """Let `use_backend(name)` and CONVPOOL_BACKEND name a backend of your own; a later one takes an earlier one's name.
+
+    Args:
+        name: of letters, digits, "-" and "_"; the plans that it makes must carry it.
+        load: returns the backend (see `convpool.Backend`); called at its first use.
+        devices: types of device, as "cuda", for whose calls `auto` asks it, before those registered earlier.
+
+    Raises:
+        ValueError: `name` is another word, or "auto" or "torch", which have a meaning of their own.
+    """
+    if not name.replace("-", "_").isidentifier() or name in ("auto", "torch"):
+        raise ValueError(f"name must be a word of letters, digits, '-' and '_', not 'auto' or 'torch', got {name!r}")
+    unregister_backend(name)
+    _registered[name] = _Registered(load, tuple(devices))
+
+
+def unregister_backend(name: str) -> None:
+    """Forget the backend `name`, if there is one; calls that were planned for it can no longer be computed."""
+    _registered.pop(name, None)
+    _loaded.pop(name, None)
+    _running.clear()
+    decide_once.cache_clear()
+
+
+def backend(name: str) -> Backend:
+    """The backend of that name, imported at first use."""
+    if name not in _loaded:  # no functools.cache: torch's compiler warns where it meets one
+        _loaded[name] = _registered[name].load()
+    return _loaded[name]
+
+
+def backend_names() -> list[str]:
+    return list(_registered)
+
+
+def running(call: str) -> tuple[Backend, str]:
+    """The backend and the plan's word for a `Plan.call`.
+
+    Raises:
+        ValueError: it is none, or of a backend that is not registered.
+        RuntimeError: the backend cannot run in this process: the call was planned in another one.
+    """
+    found = _running.get(call)
+    return found or _start(call)
+
+
+def _start(call: str) -> tuple[Backend, str]:
+    name, _, plan = call.partition("/")
+    if name not in _registered or not plan:
+        raise ValueError(f"backend must be one of {', '.join(_registered)}, and '/' and its plan, got {call!r}")
+    missing = backend(name).unavailable()
+    if missing:
+        raise RuntimeError(f"backend {name!r} cannot serve this call: {missing}")
+    _running[call] = backend(name), plan
+    return _running[call]
+
+
+def decide(
+    shapes: tuple[torch.Size, torch.Size, torch.Size | None],
+    dtypes: tuple[torch.dtype, ...],
+    devices: tuple[torch.device, ...],
+    requested: str,
+    options: tuple[Any, ...],
+    _: tuple[type, ...],
+) -> tuple[Geometry, Plan]:
+    """Geometry and plan of a call on x, weight and bias, of which everything that can be wrong is looked at first.
+
+    The last argument, the types of the options, keeps apart in a cache what is equal but not alike: 1 is a stride,
+    True is not.
+
+    Raises:
+        TypeError, ValueError: what is given does not fit.
+        RuntimeError: the backend named by `requested` cannot serve the call.
+    """
+    x_shape, weight_shape = tuple(shapes[0]), tuple(shapes[1])
+    check_shapes(x_shape, weight_shape, None if shapes[2] is None else tuple(shapes[2]))
+    settings = make_settings(weight_shape[2:], *options)
+    if len(x_shape) == 3:
+        settings = settings._replace(contiguous_output=True)  # as torch's max-pool of three dimensions
+    check_alike("dtype", TypeError, dtypes)
+    check_alike("device", ValueError, devices)
+    batched = x_shape if len(x_shape) == 4 else (1, *x_shape)
+    return choose(batched, weight_shape, settings, dtypes[0], devices[0], requested)
+
+
+decide_once = lru_cache(4096)(decide)
+
+
 def choose(
     x_shape: tuple[int, ...],
     weight_shape: tuple[int, ...],
@@ -74,49 +182,19 @@ def choose(
     device: torch.device,
     requested: str,
 ) -> tuple[Geometry, Plan]:
-    """Geometry and plan of a call on batched tensors.
+    """Geometry and plan of a call on batched tensors that fit each other in type and device.
 
     Raises:
         ValueError: the shapes do not fit each other.
         RuntimeError: the backend named by `requested` cannot serve the call.
     """
-    # The compiler's symbolic sizes do not hash, and it must see the comparisons it has to guard on.
-    symbolic = torch.compiler.is_compiling() or any(type(n) is not int for n in x_shape)
-    return (_choose if symbolic else _choose_once)(x_shape, weight_shape, settings, dtype, device, requested)
-
-
-def plain(reason: str) -> Plan:
-    """The plan of last resort, under torch's own autograd."""
-    return Plan("torch", "plain", "torch's own layers", reason, keeps_codes=False)
-
-
-_loaded: dict[str, Backend] = {}
-
-
-def backend(name: str) -> Backend:
-    """The backend of that name, imported at first use."""
-    if name not in _loaded:  # no functools.cache: torch's compiler warns where it meets one
-        _loaded[name] = _BACKENDS[name]()
-    return _loaded[name]
-
-
-def backend_names() -> list[str]:
-    return list(_BACKENDS)
-
-
-def _choose(
-    x_shape: tuple[int, ...],
-    weight_shape: tuple[int, ...],
-    settings: Settings,
-    dtype: torch.dtype,
-    device: torch.device,
-    requested: str,
-) -> tuple[Geometry, Plan]:
     geometry = Geometry.of(x_shape, weight_shape, settings)
     return geometry, (_auto if requested == "auto" else _named)(geometry, dtype, device, requested)
 
 
-_choose_once = lru_cache(4096)(_choose)
+def plain(reason: str) -> Plan:
+    """The plan of last resort, under torch's own autograd."""
+    return Plan("torch", "plain", reason, keeps_codes=False)
 
 
 def _named(geometry: Geometry, dtype: torch.dtype, device: torch.device, name: str) -> Plan:
@@ -128,7 +206,7 @@ def _named(geometry: Geometry, dtype: torch.dtype, device: torch.device, name: s
 
 def _auto(geometry: Geometry, dtype: torch.dtype, device: torch.device, _: str) -> Plan:
     reasons = []
-    for name in _AUTO.get(device.type, ()):
+    for name in reversed([name for name, entry in _registered.items() if device.type in entry.devices]):
         plan = _ask(name, geometry, dtype, device)
         if isinstance(plan, Plan) and plan.profitable:
             return plan
@@ -149,7 +227,7 @@ _unavailable._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _check_name(name: str, source: str) -> str:
-    if name != "auto" and name not in _BACKENDS:
-        allowed = ", ".join(["auto", *_BACKENDS])
+    if name != "auto" and name not in _registered:
+        allowed = ", ".join(["auto", *_registered])
         raise ValueError(f"{source} must be one of {allowed}, got {name!r}")
     return name

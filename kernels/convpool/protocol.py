@@ -1,7 +1,7 @@
 """What a backend is: the seam between the op and the kernels that compute it."""
 
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,26 +17,40 @@ BAD_CODES = "backward needs its winners as the forward pass left them: a saved c
 class Plan:
     """How one call is computed, and why; `str(plan)` is the sentence that `explain` shows.
 
-    `keeps_codes`: between forward and backward only x, weight and one byte per pooled output stay alive.
-    `profitable`: whether `auto` should take it, by the backend's own written rule; one that was named serves anyway.
+    Made once, before the forward pass; its name `call` then goes with the call, through backward, compiler and vmap.
+
+    Attributes:
+        backend: who computes, "torch" being torch's own layers.
+        plan: which of the backend's ways; "fused" and "split" are those of the op's own backends.
+        keeps_codes: between forward and backward only x, weight and one byte per pooled output stay alive.
+        profitable: whether `auto` should take it, by the backend's own written rule; one that was named serves anyway.
+        kernels: the kernels that run, in their order, where the tensors' strides were known: in `explain`'s answer.
     """
 
     backend: str
-    plan: Literal["fused", "split", "reference", "plain"]
-    kernel: str
+    plan: str
     reason: str
     keeps_codes: bool = True
     profitable: bool = True
+    kernels: tuple[str, ...] = ()
+
+    @property
+    def call(self) -> str:
+        """What the operators take: "triton/fused"."""
+        return f"{self.backend}/{self.plan}"
 
     def __str__(self) -> str:
         kept = "keeps one byte per pooled output" if self.keeps_codes else "keeps what torch's layers keep"
-        return f"{self.backend}, {self.plan} plan, {self.kernel}: {self.reason} ({kept})"
+        kernels = f", {' + '.join(self.kernels)}" if self.kernels else ""
+        return f"{self.backend}, {self.plan} plan{kernels}: {self.reason} ({kept})"
 
 
 class Backend(Protocol):
-    """Kernels behind one name. Every tensor is batched (4-d); shapes are those of `Geometry`."""
+    """Kernels behind one name. Every tensor is batched (4-d); shapes are those of `Geometry`.
 
-    name: str
+    `plan` is the word of the plan that `serves` made. Under vmap the call has more images or more groups than what was
+    planned; whoever cannot compute that raises RuntimeError.
+    """
 
     def unavailable(self) -> str | None:
         """Why the backend cannot run in this process, or None."""
@@ -46,18 +60,22 @@ class Backend(Protocol):
         """The plan for a call, or in words why there is none. Must not depend on anything but its arguments."""
         ...
 
+    def kernels(self, x: Tensor, weight: Tensor, geometry: Geometry, plan: str, needs: Needs) -> tuple[str, ...]:
+        """The names of what a forward pass on tensors of these strides runs, and then a backward pass with `needs`."""
+        ...
+
     def forward(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, plan: Plan, with_code: bool
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, plan: str, with_code: bool
     ) -> tuple[Tensor, Tensor]:
         """y and its winners, as `layout.new_output` and `new_code` allocate them; x and weight may have any strides."""
         ...
 
     def backward(
-        self, dy: Tensor, code: Tensor, x: Tensor | None, weight: Tensor, geometry: Geometry, plan: Plan, needs: Needs
+        self, dy: Tensor, code: Tensor, x: Tensor | None, weight: Tensor, geometry: Geometry, plan: str, needs: Needs
     ) -> tuple[Tensor, Tensor, Tensor]:
         """dx, dw, db, as `layout.new_gradients` allocates them; dy has code's strides; x is given if dw is needed.
 
-        The tensors' sizes, types and memory are checked (`saved.check`), what stands in code is not: a code that names
+        The tensors' sizes, types and memory are checked (`checks`), what stands in code is not: a code that names
         no conv output raises RuntimeError(BAD_CODES) on CPUs, and counts as dead on GPUs, where to ask is to wait.
         """
         ...

@@ -15,18 +15,19 @@ _CHUNK = 1 << 22  # gathered elements at a time: 16 MiB in float32
 
 
 class ReferenceBackend:
-    name = "reference"
-
     def unavailable(self) -> str | None:
         return None
 
     def serves(self, geometry: Geometry, dtype: torch.dtype, device: torch.device) -> Plan | str:
         if not dtype.is_floating_point:
             return f"dtype {dtype} is not a floating-point type"
-        return Plan("reference", "reference", "torch ops", "named outright", profitable=False)
+        return Plan("reference", "reference", "named outright", profitable=False)
+
+    def kernels(self, x: Tensor, weight: Tensor, geometry: Geometry, plan: str, needs: Needs) -> tuple[str, ...]:
+        return ("torch's own operations",)
 
     def forward(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, plan: Plan, with_code: bool
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, plan: str, with_code: bool
     ) -> tuple[Tensor, Tensor]:
         dtype = accumulator(x.dtype)
         y = new_output(x, weight, geometry)
@@ -42,7 +43,7 @@ class ReferenceBackend:
         return y, code
 
     def backward(
-        self, dy: Tensor, code: Tensor, x: Tensor | None, weight: Tensor, geometry: Geometry, plan: Plan, needs: Needs
+        self, dy: Tensor, code: Tensor, x: Tensor | None, weight: Tensor, geometry: Geometry, plan: str, needs: Needs
     ) -> tuple[Tensor, Tensor, Tensor]:
         if code.device.type == "cpu" and not bool(((code == DEAD) | winners(code, geometry).live).all()):
             raise RuntimeError(BAD_CODES)

@@ -7,23 +7,18 @@ from collections.abc import Sequence
 from functools import cache, lru_cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from convpool import eager
+from convpool.cpu.kernels import FUSED_PRODUCTS, Choice, Kernel, Strides, backward_kernel, forward_kernel, is_split
 from convpool.geometry import Geometry
 from convpool.layout import new_code, new_gradients, new_output
 from convpool.protocol import BAD_CODES, Needs, Plan
 
-Strides: TypeAlias = tuple[int, ...]
-
 _INSTRUCTION_SETS = {"avx512": "AVX512", "avx2": "AVX2"}  # by what torch calls them; best first
-# Products for each conv output above which torch's convolution is no slower, and differs less by shape. Forward
-# passes, ratio to the best plain form, split and fused: 4,165 products 0.99 and 0.80; 2,009: 1.01 and 0.80; 1,960: 0.97
-# and 0.78; but 300: 0.94 and 0.86; 275: 1.09 and 1.22.
-_FUSED_PRODUCTS = 1500
 _MAX_ELEMENTS = 2**31 - 1  # of one image: a winner's place in it is a 32-bit offset
 
 
@@ -54,14 +49,12 @@ class _Problem(ctypes.Structure):
             ("dx_stride", 4),
             ("dw_stride", 4),
             ("threads", 1),
-            ("winograd", 1),
+            ("chosen", 1),
         )
     ]
 
 
 class NativeBackend:
-    name = "cpu"
-
     def unavailable(self) -> str | None:
         library = _library()
         return library if isinstance(library, str) else None
@@ -71,37 +64,43 @@ class NativeBackend:
             return f"the tensors are on {device}"
         if dtype != torch.float32:
             return f"dtype {dtype}: the kernels are written for float32"
-        padded = geometry.conv_height * geometry.settings.stride[0] + geometry.kernel[0] * geometry.settings.dilation[0]
-        if geometry.in_channels * padded * geometry.width > _MAX_ELEMENTS // 16:
-            return "one image has too many elements for 32-bit offsets"
+        if _too_large(geometry):
+            return _TOO_LARGE
         loss = _why_slow(geometry)
-        if _takes_winograd(geometry):
-            kernel = "winograd"
-        elif geometry.reduction > _FUSED_PRODUCTS:
-            reason = f"more than {_FUSED_PRODUCTS} products for each conv output: torch's convolution is best there"
-            return Plan("cpu", "split", "torch's convolution, then pooling", loss or reason, profitable=not loss)
-        else:
-            kernel = "direct"
-        reason = loss or "conv, ReLU and pool in one pass; gradients from the winners alone"
-        return Plan("cpu", "fused", kernel, reason, profitable=not loss)
+        if is_split(geometry):
+            products = f"more than {FUSED_PRODUCTS} products for each conv output"
+            reason = f"{products}: torch's convolution is best there"
+            return Plan("cpu", "split", loss or reason, profitable=not loss)
+        reason = "conv, ReLU and pool in one pass; gradients from the winners alone"
+        return Plan("cpu", "fused", loss or reason, profitable=not loss)
+
+    def kernels(self, x: Tensor, weight: Tensor, geometry: Geometry, plan: str, needs: Needs) -> tuple[str, ...]:
+        threads = torch.get_num_threads()
+        forward = _forward_call(geometry, x.stride(), weight.stride(), plan, threads)
+        if forward.empty:
+            return ()
+        names = ["torch's convolution"] if plan == "split" else []
+        names.append(forward.kernel.name.lower())
+        if any(needs):
+            names.append(backward_kernel(geometry, needs).name.lower())
+        return tuple(names)
 
     def forward(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, plan: Plan, with_code: bool
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, plan: str, with_code: bool
     ) -> tuple[Tensor, Tensor]:
-        winograd = plan.kernel == "winograd"
-        if winograd and not (weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)):
-            weight = weight.contiguous()  # the kernel turns all that lies between a channel's first and last weight
-        call = _forward_call(geometry, x.stride(), weight.stride(), winograd, torch.get_num_threads())
+        call = _forward_call(geometry, x.stride(), weight.stride(), plan, torch.get_num_threads())
         y = x.new_empty_strided(*call.results[0])
         code = x.new_empty_strided(*call.results[1], dtype=torch.uint8) if with_code else new_code(y, False)
         if call.empty:
             return y, code
         winners = code.data_ptr() if with_code else None
-        if plan.plan == "split":  # torch convolves best where channels are innermost, whatever format is asked for
+        if plan == "split":  # torch convolves best where channels are innermost, whatever format is asked for
             z = eager.conv(x.contiguous(memory_format=torch.channels_last), weight, bias, geometry.settings)
             z = z.contiguous(memory_format=torch.channels_last)
             _library().convpool_pool(call.problem, z.data_ptr(), y.data_ptr(), winners)
             return y, code
+        if call.copies_weight:
+            weight = weight.contiguous()
         if bias is not None:
             bias = bias.contiguous()
         _library().convpool_forward(
@@ -115,14 +114,14 @@ class NativeBackend:
         return y, code
 
     def backward(
-        self, dy: Tensor, code: Tensor, x: Tensor | None, weight: Tensor, geometry: Geometry, plan: Plan, needs: Needs
+        self, dy: Tensor, code: Tensor, x: Tensor | None, weight: Tensor, geometry: Geometry, plan: str, needs: Needs
     ) -> tuple[Tensor, Tensor, Tensor]:
         x_stride = None if x is None else x.stride()
         call = _backward_call(geometry, x_stride, weight.stride(), code.stride(), needs, torch.get_num_threads())
         dx, dw, db = (weight.new_empty_strided(*layout) for layout in call.results)
         if call.empty:
             return dx.zero_(), dw.zero_(), db.zero_()
-        right = _library().convpool_backward(
+        kernel = _library().convpool_backward(
             call.problem,
             x.data_ptr() if x is not None and needs[1] else None,
             weight.data_ptr(),
@@ -132,27 +131,24 @@ class NativeBackend:
             dw.data_ptr() if needs[1] else None,
             db.data_ptr() if needs[2] else None,
         )
-        if not right:
+        if kernel < 0:
             raise RuntimeError(BAD_CODES)
         return dx, dw, db
 
 
-def _takes_winograd(g: Geometry) -> bool:
-    """What forward_winograd.h is written for, and enough input channels for the transforms to pay."""
-    s = g.settings
-    plain_pool = (s.pool_kernel, s.pool_stride, s.pool_padding, s.pool_dilation) == ((2, 2), (2, 2), (0, 0), (1, 1))
-    fits = g.pooled_height * 2 <= g.conv_height and g.pooled_width * 2 <= g.conv_width
-    unit = (g.kernel, s.stride, s.dilation) == ((3, 3), (1, 1), (1, 1))
-    return plain_pool and fits and unit and g.group_channels >= 12
+_TOO_LARGE = "one image has too many elements for 32-bit offsets"
+
+
+def _too_large(g: Geometry) -> bool:
+    padded = g.conv_height * g.settings.stride[0] + g.kernel[0] * g.settings.dilation[0]
+    return g.in_channels * padded * g.width > _MAX_ELEMENTS // 16
 
 
 def _why_slow(g: Geometry) -> str:
     """In words why torch's own layers are no slower, or nothing."""
-    s = g.settings
-    outputs = g.out_channels // s.groups
     # Both counted, not timed: lanes that do nothing, and positions that save nothing.
-    if s.groups > 1 and outputs < 8:
-        return f"{outputs} output channels a group leave most of a vector's lanes idle"
+    if g.settings.groups > 1 and g.group_outputs < 8:
+        return f"{g.group_outputs} output channels a group leave most of a vector's lanes idle"
     if 2 * g.pooled_height * g.pooled_width > g.conv_height * g.conv_width:
         return "with more than one window for two conv outputs, the winners save no arithmetic"
     return ""
@@ -163,26 +159,42 @@ class _Call:
     than a kernel does for a small layer.
 
     Attributes:
+        kernel: what computes it.
         problem: address of a filled `_Problem`, which the library reads and nobody changes, so that threads share it.
         results: sizes and strides of the tensors to return.
         empty: whether there is nothing to compute.
+        dense_weight: whether the weight must first be copied into contiguous memory.
     """
 
-    def __init__(self, problem: _Problem, results: Sequence[Tensor], empty: bool) -> None:
+    def __init__(
+        self, problem: _Problem, results: Sequence[Tensor], empty: bool, *, dense_weight: bool = False
+    ) -> None:
         self._problem = problem
+        self.kernel = Kernel(problem.chosen)
         self.problem = ctypes.addressof(problem)
         self.results = [(tuple(t.shape), t.stride()) for t in results]
         self.empty = empty
+        self.copies_weight = copies_weight
 
 
 @lru_cache(4096)
-def _forward_call(geometry: Geometry, x_stride: Strides, w_stride: Strides, winograd: bool, threads: int) -> _Call:
+def _forward_call(geometry: Geometry, x_stride: Strides, w_stride: Strides, plan: str, threads: int) -> _Call:
+    """Raises RuntimeError where the geometry is none that `serves` planned: a batch of weights makes it larger."""
+    if _too_large(geometry):
+        raise RuntimeError(f"backend 'cpu' cannot serve this call: {_TOO_LARGE}")
     x = torch.empty_strided(geometry.x_shape, x_stride, device="meta")
     weight = torch.empty_strided(geometry.weight_shape, w_stride, device="meta")
     y = new_output(x, weight, geometry)
-    problem = _problem(geometry, threads, x=x_stride, w=w_stride, y=y.stride())
-    problem.winograd = winograd
-    return _Call(problem, (y, new_code(y, True)), y.numel() == 0)
+    choice = (
+        Choice(Kernel.POOL, threads)
+        if plan == "split"
+        else forward_kernel(geometry, x_stride, y.stride(), threads, _lanes())
+    )
+    # The transforms turn all that lies between a channel's first and last weight.
+    dense = choice.kernel is not Kernel.FORWARD_WINOGRAD or _is_dense(weight)
+    w_stride = w_stride if dense else weight.contiguous().stride()
+    problem = _problem(geometry, choice, x=x_stride, w=w_stride, y=y.stride())
+    return _Call(problem, (y, new_code(y, True)), empty=y.numel() == 0, copies_weight=not dense)
 
 
 @lru_cache(4096)
@@ -198,17 +210,22 @@ def _backward_call(
     if needs[1]:
         assert x_stride is not None
         strides |= {"x": x_stride, "dw": dw.stride()}
-    return _Call(_problem(geometry, threads, **strides), (dx, dw, db), code.numel() == 0)
+    choice = Choice(backward_kernel(geometry, needs), threads)
+    return _Call(_problem(geometry, choice, **strides), (dx, dw, db), empty=code.numel() == 0)
 
 
-def _problem(geometry: Geometry, threads: int, **strides: Strides) -> _Problem:
+def _is_dense(weight: Tensor) -> bool:
+    return weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def _problem(geometry: Geometry, choice: Choice, **strides: Strides) -> _Problem:
     """Of the tensors named in `strides`; those of the others stay 0."""
     s = geometry.settings
     return _Problem(
         batch=geometry.batch,
         groups=s.groups,
         in_channels=geometry.group_channels,
-        out_channels=geometry.out_channels // s.groups,
+        out_channels=geometry.group_outputs,
         size=(geometry.height, geometry.width),
         conv_size=(geometry.conv_height, geometry.conv_width),
         pooled_size=(geometry.pooled_height, geometry.pooled_width),
@@ -220,7 +237,8 @@ def _problem(geometry: Geometry, threads: int, **strides: Strides) -> _Problem:
         pool_stride=s.pool_stride,
         pool_padding=s.pool_padding,
         pool_dilation=s.pool_dilation,
-        threads=threads,
+        threads=choice.threads,
+        chosen=choice.kernel,
         **{f"{name}_stride": stride for name, stride in strides.items()},
     )
 
@@ -247,6 +265,12 @@ def _library() -> Any:
     return reason
 
 
+def _lanes() -> int:
+    """Floats in a vector of the library in use."""
+    lanes: int = _library().convpool_lanes()
+    return lanes
+
+
 def _rank(capability: str) -> int:
     return {"AVX512": 2, "AVX2": 1}.get(capability, 0)
 
@@ -260,13 +284,12 @@ def _load(path: Path) -> ctypes.CDLL | str:
     library.convpool_problem_size.restype = ctypes.c_int64
     if library.convpool_problem_size() != ctypes.sizeof(_Problem):
         return f"{path.name} is from another version; install the project again"
-    for function, arguments, result in (
-        (library.convpool_forward, 6, None),
-        (library.convpool_pool, 4, None),
-        (library.convpool_backward, 8, ctypes.c_int),
-    ):
+    for name, arguments in (("forward", 6), ("pool", 4), ("backward", 8), ("lanes", 0)):
+        function = getattr(library, f"convpool_{name}")
         function.argtypes = [ctypes.c_void_p] * arguments
-        function.restype = result
+        function.restype = ctypes.c_int64
+    library.convpool_kernel_name.argtypes = [ctypes.c_int64]
+    library.convpool_kernel_name.restype = ctypes.c_char_p
     return library
 
 

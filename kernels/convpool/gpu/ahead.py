@@ -19,7 +19,6 @@ from triton.backends.compiler import GPUTarget
 from convpool.gpu import launch
 from convpool.gpu.backend import BACKEND
 from convpool.gpu.offline import compiled_launches
-from convpool.protocol import Plan
 from convpool.testing import parity
 from convpool.testing.cases import Case
 from convpool.testing.isolated import CONTEXT, end_with_caller
@@ -87,11 +86,10 @@ def compile_work(work: Work, target: GPUTarget) -> int:
     torch.backends.cudnn.allow_tf32 = work.precision == "tf32"
     inputs = parity.make_inputs(work.case, work.dtype, work.layout, device="meta")
     x, weight, bias, geometry = inputs.x, inputs.weight, inputs.bias, inputs.geometry
-    plan = (
-        Plan("triton", work.plan, "", "") if work.plan else BACKEND.serves(geometry, work.dtype, torch.device("cuda"))
-    )
-    if isinstance(plan, str):
+    served = BACKEND.serves(geometry, work.dtype, torch.device("cuda"))
+    if isinstance(served, str):
         return 0
+    plan = work.plan or served.plan
     with compiled_launches(target) as launched:
         y, code = launch.forward(x, weight, bias, geometry, plan, True)
         launch.backward(y, code, x, weight, geometry, plan, (True, True, bias is not None))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from convpool.geometry import Geometry
+from convpool.gpu import config
 from convpool.protocol import Needs, Plan
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton reads it once too, when a kernel is defined
@@ -29,8 +30,6 @@ _OLDEST_GPU = (7, 5)  # the oldest of the compile gate
 class TritonBackend:
     """Serves floating-point tensors on GPUs, and on CPUs where Triton interprets its kernels (slow: for tests)."""
 
-    name = "triton"
-
     def unavailable(self) -> str | None:
         if find_spec("triton") is None:
             return "Triton is not installed (it comes with torch for GPUs: pip install triton)"
@@ -48,15 +47,25 @@ class TritonBackend:
             return f"dtype {dtype} is not one of float32, float16, bfloat16, float64"
         return _plan(geometry, dtype)
 
+    def kernels(self, x: Tensor, weight: Tensor, geometry: Geometry, plan: str, needs: Needs) -> tuple[str, ...]:
+        if 0 in geometry.output_shape:
+            return ()
+        if plan == "split":
+            gradients = ("expand", "the vendor's gradients") if needs[0] or needs[1] else ()
+            return "the vendor's convolution", "pool", *gradients
+        forward = "forward_direct" if config.takes_direct(geometry) else "forward_dot"
+        weights = ("weight_grad", "sum_partials") if needs[1] or needs[2] else ()
+        return forward, *weights, *(("input_grad",) if needs[0] else ())
+
     def forward(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, plan: Plan, with_code: bool
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, plan: str, with_code: bool
     ) -> tuple[Tensor, Tensor]:
         from convpool.gpu import launch
 
         return launch.forward(x, weight, bias, geometry, plan, with_code)
 
     def backward(
-        self, dy: Tensor, code: Tensor, x: Tensor | None, weight: Tensor, geometry: Geometry, plan: Plan, needs: Needs
+        self, dy: Tensor, code: Tensor, x: Tensor | None, weight: Tensor, geometry: Geometry, plan: str, needs: Needs
     ) -> tuple[Tensor, Tensor, Tensor]:
         from convpool.gpu import launch
 
@@ -119,9 +128,7 @@ def _plan(g: Geometry, dtype: torch.dtype) -> Plan:
             f"; a conv output below {_PROFITABLE_BYTES >> 20} MiB gains on a GPU where a CUDA graph replays the "
             "launches, and costs more where Python makes them: for those who name it"
         )
-    if fused:
-        return Plan("triton", "fused", "Triton kernels", reason, profitable=profitable)
-    return Plan("triton", "split", "the vendor's convolution and Triton's pooling pass", reason, profitable=profitable)
+    return Plan("triton", "fused" if fused else "split", reason, profitable=profitable)
 
 
 BACKEND = TritonBackend()

@@ -95,8 +95,8 @@ _BLOCKS_WANTED = 528  # four blocks for each of 132 multiprocessors; fixed, so t
 
 
 def forward(g: Geometry, precision: str, itemsize: int, arch: Architecture, y_last: bool) -> Launch:
-    """`summed` is 0 for forward_direct; else the launch is forward_dot's."""
-    if _fits_registers(g):
+    """Of forward_direct where `takes_direct` says so, else of forward_dot."""
+    if takes_direct(g):
         return _forward_direct(g, arch, y_last)
     return _forward_dot(g, precision, itemsize, arch)
 
@@ -186,7 +186,8 @@ def _on_matrix_unit(precision: str, itemsize: int) -> bool:
     return precision == "tf32" or (precision == "ieee" and itemsize == 2)
 
 
-def _fits_registers(g: Geometry) -> bool:
+def takes_direct(g: Geometry) -> bool:
+    """Whether forward_direct computes it, which keeps a patch in registers; else forward_dot does."""
     s = g.settings
     patch = g.group_channels
     for axis in (0, 1):

@@ -16,13 +16,13 @@ from convpool.gpu.input_grad import input_grad
 from convpool.gpu.tiles import Shape, Sizes
 from convpool.gpu.weight_grad import sum_partials, weight_grad
 from convpool.layout import has_channels_last_strides, new_code, new_gradients, new_output
-from convpool.protocol import Needs, Plan
+from convpool.protocol import Needs
 
 
 def forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, plan: Plan, with_code: bool
+    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, plan: str, with_code: bool
 ) -> tuple[Tensor, Tensor]:
-    if plan.plan == "split":
+    if plan == "split":
         return split.forward(x, weight, bias, geometry, with_code, pool)
     y = new_output(x, weight, geometry)
     code = new_code(y, with_code)
@@ -54,7 +54,7 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry,
         "INDEX": _index_type(positions + launch.rows, x, weight, y),
     }
     grid = (geometry.settings.groups * triton.cdiv(positions, launch.rows) * parts,)
-    if launch.summed == 0:
+    if config.takes_direct(geometry):
         forward_direct[grid](
             *common, INPUTS=geometry.group_channels, CHANNELS=launch.channels, **flags, **launch.options
         )
@@ -71,9 +71,9 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry,
 
 
 def backward(
-    dy: Tensor, code: Tensor, x: Tensor | None, weight: Tensor, geometry: Geometry, plan: Plan, needs: Needs
+    dy: Tensor, code: Tensor, x: Tensor | None, weight: Tensor, geometry: Geometry, plan: str, needs: Needs
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if plan.plan == "split":
+    if plan == "split":
         return split.backward(dy, code, x, weight, geometry, needs, expand)
     dx, dw, db = new_gradients(code, weight, geometry, needs)
     with _on_device_of(weight):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from convpool import eager
+from convpool import eager, planning
 from convpool.autograd import ConvReLUMaxPool2dFunction
 from convpool.geometry import DEAD, Geometry, Settings
 from convpool.testing.cases import Case
@@ -89,7 +89,9 @@ def make_inputs(
 def check(inputs: Inputs, backend: str, *, exact: bool = False) -> Parity:
     """Hold one forward and backward of `backend` against the oracle; `exact` asks for equality (integer data)."""
     leaves = [t.detach().requires_grad_() for t in inputs.tensors]
-    y, code = ConvReLUMaxPool2dFunction.apply(*_three(leaves), inputs.settings, backend)
+    x, weight = inputs.x, inputs.weight
+    _, plan = planning.choose(tuple(x.shape), tuple(weight.shape), inputs.settings, x.dtype, x.device, backend)
+    y, code = ConvReLUMaxPool2dFunction.apply(*_three(leaves), inputs.settings, plan.call)
     grads = torch.autograd.grad(y, leaves, inputs.dy)
     return compare(inputs, y.detach(), code, dict(zip(("dx", "dw", "db"), grads, strict=False)), exact=exact)
 

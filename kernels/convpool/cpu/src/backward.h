@@ -449,9 +449,9 @@ inline int64_t band_height(const Problem& p, const Side& side) {
     return rows;
 }
 
-// Returns whether the codes were right; if not, what it wrote is not to be used.
-inline bool backward(const Problem& p, const float* x, const float* w, const float* dy, const uint8_t* code, float* dx, float* dw,
-                     float* db) {
+// Nothing where a code was wrong: what it wrote is then not to be used.
+inline std::optional<Kernel> backward(const Problem& p, const float* x, const float* w, const float* dy, const uint8_t* code, float* dx,
+                                      float* dw, float* db) {
     static thread_local Scratch x_memory, dx_memory, weight_memory, partial_memory;
     Backward b{p, x, w, dy, code, dx, dw, db, nullptr, nullptr, nullptr, nullptr, 1, 1, p.pooled_size[ROW], p.pooled()};
     std::optional<Side> x_side, dx_side;
@@ -498,7 +498,8 @@ inline bool backward(const Problem& p, const float* x, const float* w, const flo
         for (int64_t channel = 0; channel < p.groups * p.out_channels; channel++)
             reduce(b, channel / p.out_channels, channel % p.out_channels);
     }
-    return right;
+    if (!right) return std::nullopt;
+    return Kernel::backward;
 }
 
 }  // namespace

@@ -6,17 +6,11 @@
 #pragma once
 
 #include <atomic>
+#include <optional>
 
 #include "winners.h"
 
 namespace {
-
-constexpr int64_t FEW_PRODUCTS = 32;  // beyond, the lists of live positions are faster (measured at 27 and 50)
-
-inline bool few_products(const Problem& p) {
-    const bool known_kernel = p.kernel[ROW] == p.kernel[COLUMN] && (p.kernel[ROW] == 3 || p.kernel[ROW] == 5);
-    return p.plain_pool() && known_kernel && p.reduction() <= FEW_PRODUCTS;
-}
 
 // The values of x that the taps of a band meet, in coordinates of its first row and column: floats from one quad to that of
 // the next channel, row and column.
@@ -110,8 +104,9 @@ void few_taps(const Problem& p, const Band& band, const Quads& quads, const Pool
     }
 }
 
-// Returns whether the codes were right; if not, what it wrote is not to be used.
-inline bool backward_few(const Problem& p, const float* x, const float* dy, const uint8_t* code, float* dw, float* db) {
+// Nothing where a code was wrong: what it wrote is then not to be used.
+inline std::optional<Kernel> backward_few(const Problem& p, const float* x, const float* dy, const uint8_t* code, float* dw,
+                                          float* db) {
     static thread_local Scratch partial_memory;
     const int64_t channels = round_up(p.out_channels, L), block = (p.reduction() + 1) * L;
     const int64_t floats = p.groups * channels / L * block;  // [group][channel vector]{[in channel][tap][lane], db [lane]}
@@ -156,7 +151,8 @@ inline bool backward_few(const Problem& p, const float* x, const float* dy, cons
                     dw[out * p.dw_stride[BATCH] + ci * p.dw_stride[CHANNEL] + kh * p.dw_stride[HEIGHT] + kw * p.dw_stride[WIDTH]] = *from;
         if (db) db[out] = *from;
     }
-    return right;
+    if (!right) return std::nullopt;
+    return Kernel::backward_few;
 }
 
 }  // namespace

@@ -154,7 +154,7 @@ void direct_block(const DirectBand& band, int64_t channel, Scratch& z) {
     pool_rows<VECTORS>(p, {rows, conv.begin, VECTORS * L}, band.out, band.rows, channel);
 }
 
-inline void forward_direct(const Problem& p, const float* x, const float* w, const float* bias, float* y, uint8_t* code) {
+inline Kernel forward_direct(const Problem& p, const float* x, const float* w, const float* bias, float* y, uint8_t* code) {
     static thread_local Scratch weight_memory, bias_memory;
     const int64_t channels = round_up(p.out_channels, L);
     float* weights = weight_memory.get<float>(p.groups * channels * p.reduction());
@@ -180,6 +180,7 @@ inline void forward_direct(const Problem& p, const float* x, const float* w, con
             channels - c > L ? direct_block<2>(band, c, z) : direct_block<1>(band, c, z);
         out.finish();
     }
+    return Kernel::forward_direct;
 }
 
 }  // namespace

@@ -33,19 +33,6 @@ struct ImagesBand {
     }
 };
 
-// Whether this kernel serves, and is faster than output channels as lanes. Measured at batch 128, times of the two in ms:
-// 1 to 32 channels 1.22 and 1.98 for NCHW, 1.17 and 0.94 for channels_last (whose result needs no transposing there);
-// 1 to 6 channels 0.68 and 2.16, 0.66 and 1.68; 6 to 16 channels 0.74 and 1.28, 0.72 and 1.10 (one vector of channels
-// leaves the direct kernel waiting for loads); 3 to 32 channels 3.7 and 4.9, 3.9 and 2.9. L images that two threads have to
-// share are turned in pieces: 1 to 32 channels 112 us for 16 images, where one thread takes 74, and direct two threads 49.
-inline bool lanes_are_images(const Problem& p) {
-    const bool innermost = p.x_stride[CHANNEL] == 1 && p.x_stride[WIDTH] == p.in_channels && p.groups == 1;
-    if (!p.plain_pool() || !(innermost || p.x_stride[WIDTH] == 1)) return false;  // an image's rows lie in one piece
-    if (3 * p.batch < 2 * round_up(p.batch, L)) return false;
-    if (p.out_channels <= L) return true;
-    return p.y_stride[CHANNEL] != 1 && ((p.batch - 1) / L + 1) * p.groups >= p.threads;
-}
-
 // x of a band as vectors, zeros in the padding.
 struct ImagesInput {
     float* data;
@@ -191,7 +178,7 @@ inline void images_band(const ImagesPlan& plan, const ImagesBand& band, const fl
     }
 }
 
-inline void forward_images(const Problem& p, const float* x, const float* w, const float* bias, float* y, uint8_t* code) {
+inline Kernel forward_images(const Problem& p, const float* x, const float* w, const float* bias, float* y, uint8_t* code) {
     static thread_local Scratch weights;
     const ImagesPlan plan(p, w, bias, weights);
     const int64_t batches = (p.batch - 1) / L + 1;
@@ -202,6 +189,7 @@ inline void forward_images(const Problem& p, const float* x, const float* w, con
         images_band(plan, {p, first, std::min<int64_t>(L, p.batch - first), unit / bands.count % p.groups, bands.rows(unit % bands.count)},
                     x, y, code);
     }
+    return Kernel::forward_images;
 }
 
 }  // namespace

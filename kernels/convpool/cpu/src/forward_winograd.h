@@ -178,7 +178,7 @@ inline void winograd_block(const WinogradPlan& plan, const Patches& x, int64_t g
     }
 }
 
-inline void forward_winograd(const Problem& p, const float* x, const float* w, const float* bias, float* y, uint8_t* code) {
+inline Kernel forward_winograd(const Problem& p, const float* x, const float* w, const float* bias, float* y, uint8_t* code) {
     static thread_local Scratch u_memory;
     const int64_t inputs = round_up(p.in_channels, L), channels = round_up(p.out_channels, L);
     const bool copied = p.x_stride[CHANNEL] != 1 || p.in_channels != inputs || reads_padding(p);
@@ -213,6 +213,7 @@ inline void forward_winograd(const Problem& p, const float* x, const float* w, c
             out.finish();
         }
     }
+    return Kernel::forward_winograd;
 }
 
 }  // namespace

@@ -64,7 +64,7 @@ void pool_plain_rows(const Problem& p, const ConvRows& z, const OutputBand& out,
 }
 
 // y and code of the whole conv output z, channels innermost.
-inline void pool(const Problem& p, const float* z, float* y, uint8_t* code) {
+inline Kernel pool(const Problem& p, const float* z, float* y, uint8_t* code) {
     const int64_t pixel = p.groups * p.out_channels, image_size = p.conv_size[ROW] * p.conv_size[COLUMN] * pixel;
     const Bands bands(p, p.batch * p.groups, p.pool_stride[ROW] * p.conv_size[COLUMN] * p.out_channels);
 #pragma omp parallel for schedule(static) num_threads((int)p.threads) if (p.threads > 1)
@@ -80,6 +80,7 @@ inline void pool(const Problem& p, const float* z, float* y, uint8_t* code) {
         }
         out.finish();
     }
+    return Kernel::pool;
 }
 
 }  // namespace

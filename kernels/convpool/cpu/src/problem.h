@@ -11,6 +11,12 @@ constexpr uint8_t DEAD = 255;  // no gradient flows through this pooled output
 enum { ROW = 0, COLUMN = 1 };
 enum { BATCH = 0, CHANNEL = 1, HEIGHT = 2, WIDTH = 3 };
 
+// Each kernel that Python can ask for, by the name of its function, which returns it: what ran is told by what ran.
+#define EACH_KERNEL(X) X(forward_direct) X(forward_images) X(forward_winograd) X(pool) X(backward) X(backward_few)
+#define NAMED(name) name,
+enum class Kernel : int64_t { EACH_KERNEL(NAMED) count };
+#undef NAMED
+
 struct Problem {
     int64_t batch, groups;
     int64_t in_channels, out_channels;  // of one group
@@ -19,7 +25,7 @@ struct Problem {
     int64_t pool_kernel[2], pool_stride[2], pool_padding[2], pool_dilation[2];
     int64_t x_stride[4], w_stride[4], y_stride[4], dx_stride[4], dw_stride[4];  // in elements; code and dy are laid out as y
     int64_t threads;
-    int64_t winograd;  // whether the forward pass takes that kernel; the planner's choice
+    Kernel chosen;  // in Python, by kernels.py
 
     int64_t taps() const { return kernel[ROW] * kernel[COLUMN]; }
     int64_t reduction() const { return in_channels * taps(); }
@@ -40,17 +46,6 @@ struct Problem {
         return true;
     }
 };
-
-// The same with one thread where a forward pass is too short to wake more. With one thread and two: 0.24 million products take
-// the direct kernel 7 and 12 us, 0.78 million 22 and 14; 50 windows take Winograd's 52 and 62 us, 100 windows 85 and 79 (each
-// thread fetches all of the transformed weights). All or one: libgomp ends the threads that a smaller team leaves out.
-inline Problem with_busy_threads(const Problem& p, int64_t winograd_windows) {
-    constexpr int64_t PRODUCTS = 1 << 18;
-    const int64_t windows = p.batch * p.groups * p.pooled(), products = windows * p.window() * p.out_channels * p.reduction();
-    Problem busy = p;
-    if (p.winograd ? windows < 2 * winograd_windows : products < 2 * PRODUCTS) busy.threads = 1;
-    return busy;
-}
 
 struct Range {
     int64_t begin, end;

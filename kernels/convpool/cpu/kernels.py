@@ -1,0 +1,98 @@
+"""Which kernel of the libraries computes a call, and on how many threads: the one place where that is decided.
+
+Geometry and strides decide, and nothing that changes between forward and backward.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TypeAlias
+
+from convpool.geometry import Geometry
+from convpool.protocol import Needs
+
+Strides: TypeAlias = tuple[int, ...]
+
+# Products for each conv output above which torch's convolution is no slower, and differs less by shape. Forward
+# passes, ratio to the best plain form, split and fused: 4,165 products 0.99 and 0.80; 2,009: 1.01 and 0.80; 1,960: 0.97
+# and 0.78; but 300: 0.94 and 0.86; 275: 1.09 and 1.22.
+FUSED_PRODUCTS = 1500
+_FEW_PRODUCTS = 32  # beyond, backward's lists of live positions are faster than backward_few (measured at 27 and 50)
+_WINOGRAD_CHANNELS = 12  # of the input, in a group: with fewer the transforms do not pay
+# A forward pass shorter than these wakes no second thread. With one thread and two: 0.24 million products take
+# forward_direct 7 and 12 us, 0.78 million 22 and 14; 50 windows take forward_winograd 52 and 62 us, 100 windows 85 and
+# 79 (each thread fetches all of the transformed weights).
+_BUSY_PRODUCTS, _BUSY_WINDOWS = 1 << 19, 64
+
+
+class Kernel(IntEnum):
+    """The kernels of the libraries, in the order of `Kernel` in src/problem.h."""
+
+    FORWARD_DIRECT = 0
+    FORWARD_IMAGES = 1
+    FORWARD_WINOGRAD = 2
+    POOL = 3  # after torch's convolution
+    BACKWARD = 4
+    BACKWARD_FEW = 5
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A kernel, and the threads that it works on: all there are, or one. libgomp ends those that a team leaves out."""
+
+    kernel: Kernel
+    threads: int
+
+
+def is_split(g: Geometry) -> bool:
+    """Whether torch convolves, and only pooling and the gradients are ours."""
+    return not _takes_winograd(g) and g.reduction > FUSED_PRODUCTS
+
+
+def forward_kernel(g: Geometry, x_stride: Strides, y_stride: Strides, threads: int, lanes: int) -> Choice:
+    """What computes the forward pass of the fused plan, with vectors of so many lanes."""
+    windows = g.batch * g.settings.groups * g.pooled_height * g.pooled_width
+    if _takes_winograd(g):
+        return Choice(Kernel.FORWARD_WINOGRAD, threads if windows >= _BUSY_WINDOWS else 1)
+    products = windows * g.window * g.group_outputs * g.reduction
+    threads = threads if products >= _BUSY_PRODUCTS else 1
+    images = _lanes_are_images(g, x_stride, y_stride, threads, lanes)
+    return Choice(Kernel.FORWARD_IMAGES if images else Kernel.FORWARD_DIRECT, threads)
+
+
+def backward_kernel(g: Geometry, needs: Needs) -> Kernel:
+    """What computes the gradients that are asked for."""
+    known = g.kernel in ((3, 3), (5, 5))
+    few = needs[1] and not needs[0] and _plain_pool(g) and known and g.reduction <= _FEW_PRODUCTS
+    return Kernel.BACKWARD_FEW if few else Kernel.BACKWARD
+
+
+def _plain_pool(g: Geometry) -> bool:
+    """The 2x2 window that kernels with pooling in registers are written for, all of it in the conv output."""
+    s = g.settings
+    window = (s.pool_kernel, s.pool_stride, s.pool_padding, s.pool_dilation) == ((2, 2), (2, 2), (0, 0), (1, 1))
+    return window and g.pooled_height * 2 <= g.conv_height and g.pooled_width * 2 <= g.conv_width
+
+
+def _takes_winograd(g: Geometry) -> bool:
+    """What forward_winograd is written for, and enough input channels."""
+    unit = (g.kernel, g.settings.stride, g.settings.dilation) == ((3, 3), (1, 1), (1, 1))
+    return unit and _plain_pool(g) and g.group_channels >= _WINOGRAD_CHANNELS
+
+
+def _lanes_are_images(g: Geometry, x_stride: Strides, y_stride: Strides, threads: int, lanes: int) -> bool:
+    """Whether forward_images serves, and is faster than output channels as lanes.
+
+    Measured at batch 128, times of the two in ms: 1 to 32 channels 1.22 and 1.98 for NCHW, 1.17 and 0.94 for
+    channels_last (whose result needs no transposing there); 1 to 6 channels 0.68 and 2.16, 0.66 and 1.68; 6 to 16
+    channels 0.74 and 1.28, 0.72 and 1.10 (one vector of channels leaves forward_direct waiting for loads); 3 to 32
+    channels 3.7 and 4.9, 3.9 and 2.9. A vector of images that two threads have to share is turned in pieces: 1 to 32
+    channels 112 us for 16 images, where one thread takes 74, and forward_direct on two threads 49.
+    """
+    groups, vectors = g.settings.groups, -(-g.batch // lanes)
+    innermost = x_stride[1] == 1 and x_stride[3] == g.in_channels and groups == 1
+    in_one_piece = innermost or x_stride[3] == 1  # the rows of an image
+    if not _plain_pool(g) or not in_one_piece or 3 * g.batch < 2 * vectors * lanes:
+        return False
+    if g.group_outputs <= lanes:
+        return True
+    return y_stride[1] != 1 and vectors * groups >= threads
