@@ -30,21 +30,21 @@ def seconds_of(run: Callable[[], object], seconds: float) -> float:
 def rows(case: Case, layout: Layout, dx: bool, seconds: float) -> Iterator[tuple[str, ...]]:
     """The table's rows of a layer: forward and backward."""
     g, inputs = case.geometry, timing.in_layout(make_inputs(case), layout)
-    _, plan = planning.choose(g.x_shape, g.weight_shape, g.settings, torch.float32, CPU, "cpu")
-    backend = planning.backend("cpu")
     x, weight, bias, dy = inputs.x, inputs.weight, inputs.bias, inputs.dy
+    backend, plan = planning.running(planning.plan_for(x, weight, g.settings, "cpu").call)
+    *_, computing, learning = backend.kernels(x, weight, g, plan, (dx, True, True))
     y, code = backend.forward(x, weight, bias, g, plan, True)
 
     moved = x.nbytes + y.nbytes + code.nbytes
     peaks = roofline.peaks(CPU, torch.float32, moved)
-    needed = WINOGRAD_SHARE if plan.kernel == "winograd" else 1
+    needed = WINOGRAD_SHARE if computing == "forward_winograd" else 1
     products = needed * g.window * y.numel() * g.reduction
     winners = int((code != DEAD).sum()) * g.reduction * (1 + dx)
     for name, kernel, run, count, traffic in (
-        ("forward", plan.kernel, lambda: backend.forward(x, weight, bias, g, plan, True), products, moved),
+        ("forward", computing, lambda: backend.forward(x, weight, bias, g, plan, True), products, moved),
         (
             "backward",
-            "winners",
+            learning,
             lambda: backend.backward(dy, code, x, weight, g, plan, (dx, True, True)),
             winners,
             moved + dx * x.nbytes,

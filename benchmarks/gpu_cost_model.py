@@ -34,7 +34,6 @@ from convpool.gpu import launch
 from convpool.gpu.input_grad import windows_of_cell
 from convpool.gpu.offline import TARGETS, Launched, compiled_launches, machine_code, resources
 from convpool.gpu.tiles import unrolled
-from convpool.protocol import Plan
 from convpool.testing.cases import Case, by_name
 from convpool.testing.parity import Layout
 
@@ -49,7 +48,6 @@ LAYERS = {  # in the memory format that they prefer
     "lenet5-2": "nchw",
 }
 NUMBERS = {"tf32": torch.float32, "bfloat16": torch.bfloat16}
-_FUSED = Plan("triton", "fused", "", "")
 _MATRIX_OPS = ("HGMMA", "HMMA", "UTCHMMA", "UTCQMMA", "DMMA")
 _MATH = ("FFMA", "HFMA2", "FFMA2", *_MATRIX_OPS)
 
@@ -81,8 +79,8 @@ def layer_costs(case: Case, dtype: torch.dtype, layout: Layout) -> list[Cost]:
     weight = torch.empty(case.weight_shape, **like).to(memory_format=fmt)
     bias = torch.empty(case.out_channels, **like)
     with compiled_launches(TARGETS["sm_90"]) as launched:
-        y, code = launch.forward(x, weight, bias, case.geometry, _FUSED, True)
-        launch.backward(y, code, x, weight, case.geometry, _FUSED, (True, True, True))
+        y, code = launch.forward(x, weight, bias, case.geometry, "fused", True)
+        launch.backward(y, code, x, weight, case.geometry, "fused", (True, True, True))
     return [cost(each) for each in launched]
 
 

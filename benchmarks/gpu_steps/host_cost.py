@@ -45,16 +45,15 @@ def rows(bench: Bench) -> Rows:
         "three layers, forward and backward": lambda: torch.autograd.grad(plain(*leaves), leaves, i.dy),
     }
     if not bench.rehearses:
-        from benchmarks.gpu_steps.launches import FUSED
         from convpool.gpu import launch
 
         g, needs = i.geometry, (True, True, True)
-        _, code = launch.forward(i.x, i.weight, i.bias, g, FUSED, True)
+        _, code = launch.forward(i.x, i.weight, i.bias, g, "fused", True)
         calls |= {
             "architecture()": launch.architecture,
             "device guard": lambda: _guard(i.x.device),
-            "launch.forward, 1 kernel": lambda: launch.forward(i.x, i.weight, i.bias, g, FUSED, True),
-            "launch.backward, 3 kernels": lambda: launch.backward(i.dy, code, i.x, i.weight, g, FUSED, needs),
+            "launch.forward, 1 kernel": lambda: launch.forward(i.x, i.weight, i.bias, g, "fused", True),
+            "launch.backward, 3 kernels": lambda: launch.backward(i.dy, code, i.x, i.weight, g, "fused", needs),
         }
     for name, call in calls.items():
         yield {"part": name}, partial(_timed, bench, call)

@@ -14,17 +14,15 @@ from benchmarks.gpu_steps.subjects import Layer, precise
 from convpool.gpu import config, launch
 from convpool.gpu.config import Launch
 from convpool.layout import memory_format, new_code, new_output
-from convpool.protocol import Needs, Plan
+from convpool.protocol import Needs
 from convpool.testing.parity import Inputs
-
-FUSED, SPLIT = (Plan("triton", plan, "", "") for plan in ("fused", "split"))
 
 
 def launch_fused(inputs: Inputs, needs: Needs) -> tuple[Any, ...]:
     """Launch the fused plan's kernels for one forward and backward pass: y, code, dx, dw, db."""
     i, g = inputs, inputs.geometry
-    y, code = launch.forward(i.x, i.weight, i.bias, g, FUSED, True)
-    return y, code, *launch.backward(i.dy, code, i.x, i.weight, g, FUSED, needs)
+    y, code = launch.forward(i.x, i.weight, i.bias, g, "fused", True)
+    return y, code, *launch.backward(i.dy, code, i.x, i.weight, g, "fused", needs)
 
 
 def launch_split(inputs: Inputs) -> None:
@@ -108,10 +106,10 @@ def pass_of(kernel: str, inputs: Inputs, code: Tensor | None) -> tuple[Any, ...]
     """
     i, g = inputs, inputs.geometry
     if kernel.startswith("forward"):
-        return launch.forward(i.x, i.weight, i.bias, g, FUSED, True)
+        return launch.forward(i.x, i.weight, i.bias, g, "fused", True)
     assert code is not None
     needs = (True, False, False) if kernel == "input_grad" else (False, True, True)
-    found = launch.backward(i.dy, code, i.x, i.weight, g, FUSED, needs)
+    found = launch.backward(i.dy, code, i.x, i.weight, g, "fused", needs)
     return tuple(each for each, need in zip(found, needs, strict=True) if need)
 
 

@@ -15,7 +15,6 @@ from torch import Tensor
 from benchmarks.gpu_steps.subjects import LARGE_BATCH, Bench, Layer, Rows, layers, precise
 from convpool import eager
 from convpool.autograd import EagerConvReLUMaxPool2d
-from convpool.protocol import Plan
 from convpool.testing.parity import Inputs
 
 PLAIN = {"eager": eager.relu_then_pool, "pool_first": eager.pool_then_relu}
@@ -57,16 +56,16 @@ def forms(inputs: Inputs, dx: bool, bench: Bench) -> dict[str, dict[str, Callabl
         return {"train": lambda: torch.autograd.grad(layer(x, weight, bias, *more), wanted, inputs.dy), "infer": infer}
 
     found = {name: calls(layer, inputs.settings) for name, layer in PLAIN.items()}
-    for name, plan in plans(bench).items():
-        found[name] = calls(EagerConvReLUMaxPool2d.apply, inputs.geometry, plan)
+    for name, call in kernel_calls(bench).items():
+        found[name] = calls(EagerConvReLUMaxPool2d.apply, inputs.geometry, call)
     return found
 
 
-def plans(bench: Bench) -> dict[str, Plan]:
-    """The plans of the backend under test, by name."""
+def kernel_calls(bench: Bench) -> dict[str, str]:
+    """What names the plans of the backend under test to the op (`Plan.call`), by plan."""
     if bench.rehearses:
-        return {"fused": Plan(bench.kernels, "reference", "", "")}
-    return {name: Plan(bench.kernels, name, "", "") for name in ("fused", "split")}
+        return {"fused": "reference/reference"}
+    return {plan: f"{bench.kernels}/{plan}" for plan in ("fused", "split")}
 
 
 def _measure(bench: Bench, layer: Layer) -> dict[str, Any]:

@@ -15,7 +15,6 @@ import torch
 from benchmarks.gpu_steps.subjects import LAYOUTS, Bench, Rows, precise
 from convpool import planning
 from convpool.layout import memory_format
-from convpool.protocol import Plan
 from convpool.testing import parity
 from convpool.testing.cases import CASES, Case, by_name
 
@@ -103,15 +102,15 @@ def _check(bench: Bench, case: Case, layout: parity.Layout, plan: Which, numbers
     for data in ("integers",) if numbers == "tf32" else ("integers", "random"):
         integers = data == "integers"
         inputs = parity.make_inputs(case, dtype, layout, integers=integers, device=bench.device)
-        found = compare(inputs, Plan(bench.kernels, plan, "", ""), exact=exact and integers)
+        found = compare(inputs, bench.kernels, plan, exact=exact and integers)
         row[data] = {name: float(f"{error:.3g}") for name, error in found.error.items()}
         row["ok"] = row["ok"] and found.ok
     return row
 
 
-def compare(inputs: parity.Inputs, plan: Plan, *, exact: bool) -> parity.Parity:
-    """Hold a forward and backward pass by this very plan against the oracle."""
-    backend, i, g = planning.backend(plan.backend), inputs, inputs.geometry
+def compare(inputs: parity.Inputs, kernels: str, plan: str, *, exact: bool) -> parity.Parity:
+    """Hold a forward and backward pass by this very plan of a backend against the oracle."""
+    backend, i, g = planning.backend(kernels), inputs, inputs.geometry
     y, code = backend.forward(i.x, i.weight, i.bias, g, plan, True)
     dy = i.dy.contiguous(memory_format=memory_format(i.x, i.weight, i.settings))
     gradients = backend.backward(dy, code, i.x, i.weight, g, plan, (True, True, i.bias is not None))

@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from convpool.checks import check_alike, check_shapes
 from convpool.geometry import Geometry, Settings, make_settings
@@ -190,6 +191,11 @@ def choose(
     """
     geometry = Geometry.of(x_shape, weight_shape, settings)
     return geometry, (_auto if requested == "auto" else _named)(geometry, dtype, device, requested)
+
+
+def plan_for(x: Tensor, weight: Tensor, settings: Settings, requested: str) -> Plan:
+    """The plan of a call on batched tensors; raises as `choose`."""
+    return choose(tuple(x.shape), tuple(weight.shape), settings, x.dtype, x.device, requested)[1]
 
 
 def plain(reason: str) -> Plan:

@@ -7,7 +7,17 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from convpool import planning
+from convpool.autograd import ConvReLUMaxPool2dFunction
+from convpool.geometry import Settings
 from convpool.testing.cases import Case
+
+
+def apply(x: Tensor, weight: Tensor, bias: Tensor | None, settings: Settings, backend: str) -> tuple[Tensor, Tensor]:
+    """y and code by the op's Function, planned for a backend."""
+    call = planning.plan_for(x, weight, settings, backend).call
+    return ConvReLUMaxPool2dFunction.apply(x, weight, bias, settings, call)
+
 
 Change: TypeAlias = Callable[[Tensor], Tensor]
 

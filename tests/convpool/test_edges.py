@@ -7,10 +7,10 @@ import torch
 from torch.nn import functional as F
 
 from convpool import conv_relu_max_pool2d, eager, explain, planning
-from convpool.autograd import ConvReLUMaxPool2dFunction
 from convpool.geometry import DEAD, make_settings
 from convpool.testing import cases, parity
 from convpool.torch_ops import winner_values
+from tests.convpool.samples import apply
 
 SHAPES = ("cnn-1", "cnn-2", "lenet5-2", "vgg-1", "resnet-stem", "depthwise", "pool-overlap", "stride-2", "ceil-padded")
 IDENTITY = torch.ones(1, 1, 1, 1)  # z is x itself
@@ -20,7 +20,7 @@ def run(backend, x, weight, bias=None, dy=None, **options):
     """y, code, and the gradients of x, weight and bias for dy (ones by default)."""
     leaves = [None if t is None else t.detach().clone().requires_grad_() for t in (x, weight, bias)]
     settings = make_settings(tuple(weight.shape[2:]), **options)
-    y, code = ConvReLUMaxPool2dFunction.apply(*leaves, settings, backend)
+    y, code = apply(*leaves, settings, backend)
     grads = torch.autograd.grad(y, [t for t in leaves if t is not None], torch.ones_like(y) if dy is None else dy)
     return y.detach(), code, grads
 
@@ -102,7 +102,7 @@ def test_what_goes_back_into_a_dead_window_is_lost(name, value, wanted, backend)
     def gradients(dy):
         leaves = [t.clone().requires_grad_() for t in (bias, inputs.weight, inputs.x)[:wanted]]
         x = leaves[2] if wanted == 3 else inputs.x
-        y, _ = ConvReLUMaxPool2dFunction.apply(x, leaves[1], leaves[0], inputs.settings, backend)
+        y, _ = apply(x, leaves[1], leaves[0], inputs.settings, backend)
         return torch.autograd.grad(y, leaves, dy)
 
     spoilt = inputs.dy.clone()
@@ -276,7 +276,7 @@ def test_each_gradient_alone(name, needs, backend) -> None:
     leaves = [
         t.clone().requires_grad_(bool(n)) for t, n in zip((inputs.x, inputs.weight, inputs.bias), needs, strict=True)
     ]
-    y, _ = ConvReLUMaxPool2dFunction.apply(*leaves, inputs.settings, backend)
+    y, _ = apply(*leaves, inputs.settings, backend)
     y.backward(inputs.dy)
     for leaf, needed, full in zip(leaves, needs, everything, strict=True):
         assert (leaf.grad is not None) == bool(needed)
@@ -290,7 +290,7 @@ def test_offsets_beyond_32_bits(backend) -> None:
     storage = torch.empty_strided((2, 1, 6, 6), (2**31, 36, 6, 1))
     x = storage.copy_(torch.randn(2, 1, 6, 6)).requires_grad_()
     weight = torch.randn(3, 1, 3, 3, requires_grad=True)
-    y, _ = ConvReLUMaxPool2dFunction.apply(x, weight, None, make_settings((3, 3)), backend)
+    y, _ = apply(x, weight, None, make_settings((3, 3)), backend)
     near = run(backend, x.detach().contiguous(), weight.detach())
     torch.testing.assert_close(y, near[0])
     for a, b in zip(torch.autograd.grad(y.sum(), (x, weight)), near[2], strict=True):

@@ -5,6 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from convpool import ConvReLUMaxPool2d, operators
+from convpool.planning import plan_for
 from convpool.testing import cases, parity
 
 
@@ -15,12 +16,12 @@ def test_opcheck(name, backend) -> None:
     inputs = parity.make_inputs(case)
     checks = ("test_schema", "test_faketensor")
     for x in (inputs.x, inputs.x.contiguous(memory_format=torch.channels_last)):
-        settings = inputs.settings.pack()
-        arguments = (x, inputs.weight, inputs.bias, settings, backend, True)
+        settings, call = inputs.settings.pack(), plan_for(x, inputs.weight, inputs.settings, backend).call
+        arguments = (x, inputs.weight, inputs.bias, settings, call, True)
         torch.library.opcheck(operators.forward, arguments, test_utils=checks)
         y, code = operators.forward(*arguments)
         for needs in ([True, True, True], [False, True, True], [True, False, False]):
-            arguments = (torch.ones_like(y), code, x, inputs.weight, x.shape[2:], settings, backend, needs)
+            arguments = (torch.ones_like(y), code, x, inputs.weight, x.shape[2:], settings, call, needs)
             torch.library.opcheck(operators.backward, arguments, test_utils=checks)
 
 

@@ -11,10 +11,11 @@ from itertools import product
 import pytest
 import torch
 
-from convpool import conv_relu_max_pool2d, explain, functional, planning, use_backend
+from convpool import conv_relu_max_pool2d, explain, planning, use_backend
 from convpool.gpu import backend as gpu_backend
 from convpool.protocol import Plan
 from convpool.testing.cases import by_name
+from tests.convpool.own_backend import own_backend
 
 X, WEIGHT = torch.randn(1, 1, 8, 8), torch.randn(2, 1, 3, 3)
 
@@ -111,16 +112,11 @@ def test_no_backend_for_a_device() -> None:
     assert not plan.keeps_codes
 
 
-def test_unprofitable_plans_are_left_to_those_who_ask(monkeypatch) -> None:
-    monkeypatch.setitem(planning._AUTO, "cpu", ("reference",))
-    for module, cached, once in (
-        (planning, "_choose_once", planning._choose),
-        (functional, "_decide_once", functional._decide),
-    ):
-        monkeypatch.setattr(module, cached, once)
-    plan = explain(X, WEIGHT)
-    assert plan.plan == "plain"
-    assert "reference: named outright" in plan.reason
+def test_unprofitable_plans_are_left_to_those_who_ask() -> None:
+    with own_backend(profitable=False):
+        plan = explain(X.double(), WEIGHT.double())
+        assert plan.plan == "plain"
+        assert plan.reason.startswith("own: dtype torch.float64 is none of ours; cpu: dtype torch.float64")
 
 
 def test_the_environment_names_the_default(monkeypatch) -> None:
@@ -164,8 +160,8 @@ def test_wrapper_subclasses_stay_with_torch() -> None:
 
 
 def test_a_plan_reads_as_a_sentence() -> None:
-    plan = Plan("torch", "plain", "torch's own layers", "why", keeps_codes=False)
-    assert str(plan) == "torch, plain plan, torch's own layers: why (keeps what torch's layers keep)"
+    plan = Plan("torch", "plain", "why", keeps_codes=False)
+    assert str(plan) == "torch, plain plan: why (keeps what torch's layers keep)"
 
 
 def test_import_is_cheap() -> None:

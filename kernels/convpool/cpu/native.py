@@ -56,8 +56,8 @@ class _Problem(ctypes.Structure):
 
 class NativeBackend:
     def unavailable(self) -> str | None:
-        library = _library()
-        return library if isinstance(library, str) else None
+        found = library()
+        return found if isinstance(found, str) else None
 
     def serves(self, geometry: Geometry, dtype: torch.dtype, device: torch.device) -> Plan | str:
         if device.type != "cpu":
@@ -97,13 +97,13 @@ class NativeBackend:
         if plan == "split":  # torch convolves best where channels are innermost, whatever format is asked for
             z = eager.conv(x.contiguous(memory_format=torch.channels_last), weight, bias, geometry.settings)
             z = z.contiguous(memory_format=torch.channels_last)
-            _library().convpool_pool(call.problem, z.data_ptr(), y.data_ptr(), winners)
+            library().convpool_pool(call.problem, z.data_ptr(), y.data_ptr(), winners)
             return y, code
         if call.copies_weight:
             weight = weight.contiguous()
         if bias is not None:
             bias = bias.contiguous()
-        _library().convpool_forward(
+        library().convpool_forward(
             call.problem,
             x.data_ptr(),
             weight.data_ptr(),
@@ -121,7 +121,7 @@ class NativeBackend:
         dx, dw, db = (weight.new_empty_strided(*layout) for layout in call.results)
         if call.empty:
             return dx.zero_(), dw.zero_(), db.zero_()
-        kernel = _library().convpool_backward(
+        kernel = library().convpool_backward(
             call.problem,
             x.data_ptr() if x is not None and needs[1] else None,
             weight.data_ptr(),
@@ -163,11 +163,11 @@ class _Call:
         problem: address of a filled `_Problem`, which the library reads and nobody changes, so that threads share it.
         results: sizes and strides of the tensors to return.
         empty: whether there is nothing to compute.
-        dense_weight: whether the weight must first be copied into contiguous memory.
+        copies_weight: whether the weight must first be copied into contiguous memory.
     """
 
     def __init__(
-        self, problem: _Problem, results: Sequence[Tensor], empty: bool, *, dense_weight: bool = False
+        self, problem: _Problem, results: Sequence[Tensor], *, empty: bool, copies_weight: bool = False
     ) -> None:
         self._problem = problem
         self.kernel = Kernel(problem.chosen)
@@ -244,7 +244,7 @@ def _problem(geometry: Geometry, choice: Choice, **strides: Strides) -> _Problem
 
 
 @cache
-def _library() -> Any:
+def library() -> Any:
     """The ctypes.CDLL for this processor, or a str: why there is none (and one warning if none was built)."""
     requested = os.environ.get("CONVPOOL_CPU_ISA", "")
     if requested and requested not in _INSTRUCTION_SETS:
@@ -267,7 +267,7 @@ def _library() -> Any:
 
 def _lanes() -> int:
     """Floats in a vector of the library in use."""
-    lanes: int = _library().convpool_lanes()
+    lanes: int = library().convpool_lanes()
     return lanes
 
 

@@ -48,14 +48,21 @@ class TritonBackend:
         return _plan(geometry, dtype)
 
     def kernels(self, x: Tensor, weight: Tensor, geometry: Geometry, plan: str, needs: Needs) -> tuple[str, ...]:
-        if 0 in geometry.output_shape:
-            return ()
+        some = 0 not in geometry.output_shape
         if plan == "split":
-            gradients = ("expand", "the vendor's gradients") if needs[0] or needs[1] else ()
-            return "the vendor's convolution", "pool", *gradients
+            gradients = needs[0] or needs[1]
+            return (
+                "the vendor's convolution",
+                *(("pool",) if some else ()),
+                *(("expand",) if some and gradients else ()),
+                *(("the vendor's gradients",) if gradients else ()),
+            )
         forward = "forward_direct" if config.takes_direct(geometry) else "forward_dot"
-        weights = ("weight_grad", "sum_partials") if needs[1] or needs[2] else ()
-        return forward, *weights, *(("input_grad",) if needs[0] else ())
+        return (
+            *((forward,) if some else ()),
+            *(("weight_grad", "sum_partials") if needs[1] or needs[2] else ()),
+            *(("input_grad",) if needs[0] and 0 not in geometry.x_shape else ()),
+        )
 
     def forward(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, plan: str, with_code: bool

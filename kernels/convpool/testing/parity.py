@@ -89,9 +89,8 @@ def make_inputs(
 def check(inputs: Inputs, backend: str, *, exact: bool = False) -> Parity:
     """Hold one forward and backward of `backend` against the oracle; `exact` asks for equality (integer data)."""
     leaves = [t.detach().requires_grad_() for t in inputs.tensors]
-    x, weight = inputs.x, inputs.weight
-    _, plan = planning.choose(tuple(x.shape), tuple(weight.shape), inputs.settings, x.dtype, x.device, backend)
-    y, code = ConvReLUMaxPool2dFunction.apply(*_three(leaves), inputs.settings, plan.call)
+    call = planning.plan_for(inputs.x, inputs.weight, inputs.settings, backend).call
+    y, code = ConvReLUMaxPool2dFunction.apply(*_three(leaves), inputs.settings, call)
     grads = torch.autograd.grad(y, leaves, inputs.dy)
     return compare(inputs, y.detach(), code, dict(zip(("dx", "dw", "db"), grads, strict=False)), exact=exact)
 

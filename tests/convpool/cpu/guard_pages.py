@@ -23,7 +23,7 @@ from torch import Tensor
 
 from convpool import eager
 from convpool.cpu import native
-from convpool.geometry import Geometry, Pair
+from convpool.geometry import Pair
 from convpool.protocol import Plan
 from convpool.testing.cases import Case
 from convpool.testing.parity import Inputs, compare
@@ -86,13 +86,13 @@ class Guarded:
 
 def call(
     function: Callable[..., Any], problem: int, inputs: list[Guarded | None], outputs: list[Guarded | None]
-) -> list[Tensor | None]:
-    """What a function of the library writes to its outputs, which follow its inputs."""
+) -> tuple[list[Tensor | None], int]:
+    """What a function of the library writes to its outputs, which follow its inputs, and what it returns."""
     before = [None if given is None else given.bits() for given in inputs]
-    function(problem, *(None if each is None else each.tensor.data_ptr() for each in inputs + outputs))
+    kernel = function(problem, *(None if each is None else each.tensor.data_ptr() for each in inputs + outputs))
     for given, bits in zip(inputs, before, strict=True):
         assert given is None or bits is None or torch.equal(given.bits(), bits), "a kernel wrote to its input"
-    return [None if output is None else output.take() for output in outputs]
+    return [None if output is None else output.take() for output in outputs], kernel
 
 
 def draw_case(draw: random.Random) -> Case:
@@ -167,13 +167,13 @@ def check(seed: int, library: Any) -> tuple[int, set[str]]:
     print(f"seed {seed}: {case!r}, x {x_strides}, weight {w_strides}, {threads} threads, shift {shift}", flush=True)
     plan = native.BACKEND.serves(g, torch.float32, torch.device("cpu"))
     assert isinstance(plan, Plan), plan
-    winograd = plan.kernel == "winograd"
-    calls = 0
+    calls, ran = 0, set[str]()
     expected: dict[str, Tensor] = {}  # each call's results must be equal to the first, which torch's layers are held to
 
-    def agree(names: tuple[str, ...], results: list[Tensor | None]) -> None:
+    def agree(names: tuple[str, ...], results: list[Tensor | None], kernel: int) -> None:
         nonlocal calls
         calls += 1
+        ran.add(library.convpool_kernel_name(kernel).decode())
         for name, result in zip(names, results, strict=True):
             if result is not None:
                 assert torch.equal(expected.setdefault(name, result), result), f"{name} differs between two calls"
@@ -187,37 +187,31 @@ def check(seed: int, library: Any) -> tuple[int, set[str]]:
 
         x, w = (new(s, t).put(numbers(s)) for s, t in ((g.x_shape, x_strides), (g.weight_shape, w_strides)))
         bias = new((g.out_channels,), (1,)).put(numbers((g.out_channels,))) if case.bias else None
-        forward_w = w
-        if winograd and not any(
-            w.tensor.is_contiguous(memory_format=f) for f in (torch.contiguous_format, torch.channels_last)
-        ):
-            forward_w = new(g.weight_shape, torch.empty(g.weight_shape).stride()).put(w.tensor)
-        forward = native._forward_call(g, x_strides, forward_w.tensor.stride(), winograd, threads)
+        forward, pool = (native._forward_call(g, x_strides, w_strides, word, threads) for word in ("fused", "split"))
+        forward_w = (
+            new(g.weight_shape, torch.empty(g.weight_shape).stride()).put(w.tensor) if forward.copies_weight else w
+        )
         y, code = new(*forward.results[0]), new(*forward.results[1], torch.uint8)
         dy = new(*forward.results[0]).put(numbers(g.output_shape))
         if plan.plan != "split":
             for winners in (code, None):
-                agree(
-                    ("y", "code"), call(library.convpool_forward, forward.problem, [x, forward_w, bias], [y, winners])
-                )
+                given = [x, forward_w, bias]
+                agree(("y", "code"), *call(library.convpool_forward, forward.problem, given, [y, winners]))
         # torch gets copies: its float64 weight gradient of a grouped layer is wrong (2.14.1) where a single image in
         # channels_last has an unusual stride.
         inputs = Inputs(_plain(x), _plain(w), None if bias is None else bias.tensor, dy.tensor, case.settings)
         z = eager.conv(inputs.x, inputs.weight, inputs.bias, g.settings)
         z_strides = torch.empty(z.shape, memory_format=torch.channels_last).stride()
         for winners in (code, None):
-            agree(
-                ("y", "code"),
-                call(library.convpool_pool, forward.problem, [new(z.shape, z_strides).put(z)], [y, winners]),
-            )
+            given = [new(z.shape, z_strides).put(z)]
+            agree(("y", "code"), *call(library.convpool_pool, pool.problem, given, [y, winners]))
         code.put(expected["code"])
         for needs in NEEDS if case.bias else [needs for needs in NEEDS if not needs[2]]:
-            given = x if needs[1] else None
-            backward = native._backward_call(
-                g, None if given is None else x_strides, w_strides, code.tensor.stride(), needs, threads
-            )
+            strides = (x_strides if needs[1] else None), w_strides, code.tensor.stride()
+            backward = native._backward_call(g, *strides, needs, threads)
             results = [new(*layout) if needed else None for layout, needed in zip(backward.results, needs, strict=True)]
-            agree(("dx", "dw", "db"), call(library.convpool_backward, backward.problem, [given, w, dy, code], results))
+            given = [x if needs[1] else None, w, dy, code]
+            agree(("dx", "dw", "db"), *call(library.convpool_backward, backward.problem, given, results))
         if at_end:
             grads = {name: value for name, value in expected.items() if name.startswith("d")}
             parity = compare(inputs, expected["y"], expected["code"], grads, exact=True)
@@ -226,42 +220,33 @@ def check(seed: int, library: Any) -> tuple[int, set[str]]:
             x.put(torch.full(g.x_shape, torch.inf))
             call(library.convpool_forward, forward.problem, [x, forward_w, bias], [y, code])
             calls += 1
-    return calls, _kernels(g, plan, x_strides)
+    return calls, ran
 
 
 def _plain(given: Guarded) -> Tensor:
     return given.tensor.clone(memory_format=torch.contiguous_format)
 
 
-def _kernels(g: Geometry, plan: Plan, x_strides: tuple[int, ...]) -> set[str]:
-    """What serves a geometry; of the kernels that the library chooses by itself, where any instruction set does."""
-    s = g.settings
-    plain = (s.pool_kernel, s.pool_stride, s.pool_padding, s.pool_dilation) == ((2, 2), (2, 2), (0, 0), (1, 1))
-    plain = plain and not s.ceil_mode
-    narrow = g.batch in (16, 33) and g.out_channels // s.groups <= 8 and x_strides[3] == 1
-    forward = "split" if plan.plan == "split" else plan.kernel
-    if forward == "direct" and plain and narrow:
-        forward = "images"
-    few = plain and g.kernel in ((3, 3), (5, 5)) and g.reduction <= 32
-    return {f"forward {forward}", f"backward {'few' if few else 'lists'}"}
-
-
 def faulty(library: Any, fault: str) -> Any:
     """The library with one mistake in its forward pass, to see that it is found."""
 
-    def forward(problem: int, x: int, w: int, bias: int | None, y: int, code: int | None) -> None:
+    def forward(problem: int, x: int, w: int, bias: int | None, y: int, code: int | None) -> int:
         if fault == "idle":
-            return
+            return 0
         if fault == "read":  # all of x one float late: the last one lies beyond it
             library.convpool_forward(problem, x + 4, w, bias, y, code)
-        library.convpool_forward(problem, x, w, bias, y, code)
+        kernel: int = library.convpool_forward(problem, x, w, bias, y, code)
         if fault == "write":
             ctypes.c_float.from_address(y - 4).value = 0
         if fault == "input":
             ctypes.c_float.from_address(x).value += 1
+        return kernel
 
     return SimpleNamespace(
-        convpool_forward=forward, convpool_pool=library.convpool_pool, convpool_backward=library.convpool_backward
+        convpool_forward=forward,
+        convpool_pool=library.convpool_pool,
+        convpool_backward=library.convpool_backward,
+        convpool_kernel_name=library.convpool_kernel_name,
     )
 
 
@@ -273,7 +258,7 @@ def main() -> None:
     arguments = parser.parse_args()
     faulthandler.enable()
     torch.set_num_threads(1)  # of the oracle; the kernels get their own count
-    library = native._library()
+    library = native.library()
     if isinstance(library, str):
         raise SystemExit(library)
     if arguments.fault:

@@ -1,4 +1,5 @@
-// Runs the kernels, compiled with sanitizers, on problems read from standard input: each line the integers of one Problem.
+// Runs the kernels, compiled with sanitizers, on problems read from standard input: each line the integers of one Problem and,
+// as the last one, the kernel for the gradients of a network's first layer.
 // Every tensor is exactly as large as its sizes and strides ask for, so an access beyond any of them is reported.
 #include "entry.h"
 
@@ -34,6 +35,8 @@ int main() {
     while (scanf("%ld", fields) == 1) {
         for (size_t i = 1; i < sizeof(Problem) / sizeof(int64_t); i++)
             if (scanf("%ld", fields + i) != 1) return 2;
+        int64_t first_layer;
+        if (scanf("%ld", &first_layer) != 1) return 2;
         const int64_t channels = p.groups * p.out_channels;
         const int64_t x_size[4] = {p.batch, p.groups * p.in_channels, p.size[0], p.size[1]};
         const int64_t w_size[4] = {channels, p.in_channels, p.kernel[0], p.kernel[1]};
@@ -49,11 +52,13 @@ int main() {
             convpool_pool(&p, z.data(), y.data(), code.data());
             convpool_forward(&p, x.data(), w.data(), nullptr, y.data(), nullptr);
             convpool_forward(&p, x.data(), w.data(), bias.data(), y.data(), code.data());
-            convpool_backward(&p, x.data(), w.data(), dy.data(), code.data(), nullptr, dw.data(), db.data());
-            convpool_backward(&p, x.data(), w.data(), dy.data(), code.data(), nullptr, dw.data(), nullptr);
-            convpool_backward(&p, x.data(), w.data(), dy.data(), code.data(), nullptr, nullptr, db.data());
-            convpool_backward(&p, nullptr, w.data(), dy.data(), code.data(), dx.data(), nullptr, nullptr);
-            convpool_backward(&p, x.data(), w.data(), dy.data(), code.data(), dx.data(), dw.data(), db.data());
+            Problem few = p, others = p;
+            few.chosen = (Kernel)first_layer, others.chosen = Kernel::backward;
+            convpool_backward(&few, x.data(), w.data(), dy.data(), code.data(), nullptr, dw.data(), db.data());
+            convpool_backward(&few, x.data(), w.data(), dy.data(), code.data(), nullptr, dw.data(), nullptr);
+            convpool_backward(&others, x.data(), w.data(), dy.data(), code.data(), nullptr, nullptr, db.data());
+            convpool_backward(&others, nullptr, w.data(), dy.data(), code.data(), dx.data(), nullptr, nullptr);
+            convpool_backward(&others, x.data(), w.data(), dy.data(), code.data(), dx.data(), dw.data(), db.data());
             std::vector<float> all(y);
             for (const auto* part : {&dx, &dw, &db}) all.insert(all.end(), part->begin(), part->end());
             if (first.empty()) first = all;

@@ -49,10 +49,10 @@ def results(inputs: Inputs) -> list[Tensor]:
     geometry = inputs.geometry
     plan = native.BACKEND.serves(geometry, torch.float32, HERE)
     assert isinstance(plan, Plan)
-    y, code = native.BACKEND.forward(inputs.x, inputs.weight, inputs.bias, geometry, plan, True)
+    y, code = native.BACKEND.forward(inputs.x, inputs.weight, inputs.bias, geometry, plan.plan, True)
     dy = torch.empty_like(y).copy_(inputs.dy)
-    every = native.BACKEND.backward(dy, code, inputs.x, inputs.weight, geometry, plan, (True, True, True))
-    first = native.BACKEND.backward(dy, code, inputs.x, inputs.weight, geometry, plan, (False, True, True))
+    every = native.BACKEND.backward(dy, code, inputs.x, inputs.weight, geometry, plan.plan, (True, True, True))
+    first = native.BACKEND.backward(dy, code, inputs.x, inputs.weight, geometry, plan.plan, (False, True, True))
     return [y, code, *every, *first[1:]]
 
 
@@ -103,7 +103,7 @@ import sys
 from convpool.testing import cases
 from convpool.cpu import native
 from convpool.testing.parity import check, make_inputs
-assert "_avx2" in native._library()._name, native._library()
+assert "_avx2" in native.library()._name, native.library()
 for name in sys.argv[1:]:
     for layout in ("nchw", "channels_last"):
         for integers in (False, True):
@@ -169,13 +169,12 @@ def test_other_dtypes_are_refused() -> None:
 def test_a_tile_that_is_not_finite_is_computed_directly() -> None:
     """Winograd would give inf - inf to windows beside an infinity; eager gives them numbers."""
     inputs = make_inputs(cases.by_name("cnn-2"))
-    plan = native.BACKEND.serves(inputs.geometry, torch.float32, HERE)
-    assert isinstance(plan, Plan)
-    assert plan.kernel == "winograd"
+    needs = (False, False, False)
+    assert native.BACKEND.kernels(inputs.x, inputs.weight, inputs.geometry, "fused", needs) == ("forward_winograd",)
     x = inputs.x.clone()
     x[0, 3, 5, 5] = torch.inf
     x[1, 0, 2, 9] = torch.nan
-    y = native.BACKEND.forward(x, inputs.weight, inputs.bias, inputs.geometry, plan, False)[0]
+    y = native.BACKEND.forward(x, inputs.weight, inputs.bias, inputs.geometry, "fused", False)[0]
     expected = torch.nn.functional.max_pool2d(torch.nn.functional.conv2d(x, inputs.weight, inputs.bias).relu(), 2)
     assert torch.equal(y.isnan(), expected.isnan())
     assert torch.equal(y.isinf(), expected.isinf())
@@ -187,13 +186,14 @@ import random, resource, time
 from convpool.testing import cases
 from convpool.testing.parity import make_inputs
 from convpool.autograd import ConvReLUMaxPool2dFunction
+from convpool.planning import plan_for
 import torch
 torch.set_num_threads(2)
 layers = [make_inputs(case) for case in cases.CASES if case.batch][:40]
 def step(i):
     leaves = [t.detach().requires_grad_() for t in i.tensors]
-    s = i.settings
-    y = ConvReLUMaxPool2dFunction.apply(*leaves, *[None] * (3 - len(leaves)), i.settings, "cpu")[0]
+    call = plan_for(i.x, i.weight, i.settings, "cpu").call
+    y = ConvReLUMaxPool2dFunction.apply(*leaves, *[None] * (3 - len(leaves)), i.settings, call)[0]
     torch.autograd.grad(y, leaves, i.dy)
 def resident():
     with open("/proc/self/statm") as f: return int(f.read().split()[1]) * resource.getpagesize()

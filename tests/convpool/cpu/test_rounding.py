@@ -5,13 +5,13 @@ import torch
 from torch import Tensor
 
 from convpool import eager
-from convpool.autograd import ConvReLUMaxPool2dFunction
 from convpool.cpu import native
 from convpool.geometry import DEAD
 from convpool.protocol import Plan
 from convpool.testing import cases
 from convpool.testing.parity import Inputs, make_inputs
 from convpool.torch_ops import offset_in_window, winner_values
+from tests.convpool.samples import apply
 
 SEEDS, MANY_OUTPUTS = 8, 20_000  # the largest of few errors says little: small cases are drawn several times
 NAMES = ("y", "dx", "dw", "db")
@@ -51,7 +51,7 @@ def by_torch(inputs: Inputs) -> dict[str, tuple[float, float]]:
 
 def by_kernels(inputs: Inputs) -> dict[str, tuple[float, float]]:
     leaves = leaves_of(inputs)
-    y, code = ConvReLUMaxPool2dFunction.apply(*leaves, inputs.settings, "cpu")
+    y, code = apply(*leaves, inputs.settings, "cpu")
     return errors(inputs, y, code, leaves)
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from convpool.cpu import native
+from convpool.cpu.kernels import backward_kernel, forward_kernel
 from convpool.layout import new_code, new_gradients, new_output
-from convpool.protocol import Plan
 from convpool.testing import cases
 from convpool.testing.parity import Layout, make_inputs
 
@@ -21,19 +21,18 @@ FLAGS = {
 }
 
 
-def problem(case: cases.Case, layout: Layout) -> str:
-    """The integers of the struct that the backend would pass for a call, with all three gradients asked for."""
+def problem(case: cases.Case, layout: Layout, lanes: int) -> str:
+    """The integers of the struct a backend passes for a call, and the kernel for a first layer's gradients."""
     inputs = make_inputs(case, layout=layout)
     geometry = case.geometry
-    plan = native.BACKEND.serves(geometry, torch.float32, torch.device("cpu"))
-    assert isinstance(plan, Plan)
     y = new_output(inputs.x, inputs.weight, geometry)
     code = new_code(y, True)
     dx, dw, _ = new_gradients(code, inputs.weight, geometry, (True, True, True))
     tensors = {"x": inputs.x, "w": inputs.weight, "y": y, "dx": dx, "dw": dw}
-    filled = native._problem(geometry, 1, **{name: tensor.stride() for name, tensor in tensors.items()})
-    filled.winograd = plan.kernel == "winograd"
-    return " ".join(map(str, memoryview(filled).cast("B").cast("q")))
+    choice = forward_kernel(geometry, inputs.x.stride(), y.stride(), 1, lanes)
+    filled = native._problem(geometry, choice, **{name: tensor.stride() for name, tensor in tensors.items()})
+    first_layer = backward_kernel(geometry, (False, True, True))
+    return " ".join(map(str, [*memoryview(filled).cast("B").cast("q"), int(first_layer)]))
 
 
 @pytest.mark.slow
@@ -50,7 +49,8 @@ def test_no_access_outside_and_no_undefined_behaviour(capability: str, tmp_path:
     source = Path(__file__).with_name("sanitize.cpp")
     subprocess.run([compiler, *flags, *FLAGS[capability], f"-I{SOURCES}", source, "-o", driver], check=True)
     drawn = [case for case in cases.CASES if case.batch]
-    lines = [problem(case, layout) for case in drawn for layout in ("nchw", "channels_last")]
+    lanes = 16 if capability == "AVX512" else 8
+    lines = [problem(case, layout, lanes) for case in drawn for layout in ("nchw", "channels_last")]
     result = subprocess.run([driver], input="\n".join(lines), capture_output=True, text=True, timeout=500)
     print(result.stderr[-6000:], file=sys.stderr)
     assert result.returncode == 0

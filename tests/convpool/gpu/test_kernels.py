@@ -12,10 +12,8 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from convpool import conv_relu_max_pool2d, planning
-from convpool.autograd import ConvReLUMaxPool2dFunction
 from convpool.geometry import DEAD
 from convpool.gpu import backend as gpu_backend
-from convpool.protocol import Plan
 from convpool.testing import cases, parity
 
 if not gpu_backend.INTERPRETED:
@@ -26,8 +24,9 @@ if missing := gpu_backend.BACKEND.unavailable():
 from triton.runtime import interpreter
 
 from convpool.gpu import config, launch
+from tests.convpool.samples import apply
 
-FUSED = Plan("triton", "fused", "", "")
+FUSED = "fused"
 
 
 @contextmanager
@@ -71,7 +70,7 @@ def guarded() -> Iterator[None]:
 
 def run(inputs: parity.Inputs) -> list[torch.Tensor]:
     x, weight = inputs.x.requires_grad_(), inputs.weight.requires_grad_()
-    y, code = ConvReLUMaxPool2dFunction.apply(x, weight, inputs.bias, inputs.settings, "triton")
+    y, code = apply(x, weight, inputs.bias, inputs.settings, "triton")
     return [y, code, *torch.autograd.grad(y, (x, weight), inputs.dy)]
 
 
@@ -98,7 +97,7 @@ def test_the_guard_sees_one_step_too_far(monkeypatch) -> None:
 
 def split_results(inputs: parity.Inputs) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
     """y, code and gradients of the split plan, whatever the planner would choose."""
-    g, plan = inputs.geometry, Plan("triton", "split", "", "")
+    g, plan = inputs.geometry, "split"
     y, code = launch.forward(inputs.x, inputs.weight, inputs.bias, g, plan, True)
     needs = (True, True, inputs.bias is not None)
     grads = launch.backward(inputs.dy, code, inputs.x, inputs.weight, g, plan, needs)
@@ -126,8 +125,7 @@ def test_codes_that_name_no_position_are_dead(name: str, plan: str, where: str) 
 
     def gradients(codes: torch.Tensor) -> tuple[torch.Tensor, ...]:
         with guarded():
-            given = Plan("triton", plan, "", "")  # type: ignore[arg-type]
-            return launch.backward(inputs.dy, codes, inputs.x, inputs.weight, g, given, (True, True, True))
+            return launch.backward(inputs.dy, codes, inputs.x, inputs.weight, g, plan, (True, True, True))
 
     for ours, dead in zip(gradients(codes), gradients(torch.where(codes < window, codes, DEAD)), strict=True):
         torch.testing.assert_close(ours, dead, rtol=0, atol=0, equal_nan=True)
@@ -157,9 +155,9 @@ def test_the_device_is_asked_under_its_guard(plan, monkeypatch) -> None:
     monkeypatch.setattr(launch, "_on_device_of", guard)
     monkeypatch.setattr(launch, "architecture", lambda: asked.append(current[-1]) or config.INTERPRETER)
     inputs = parity.make_inputs(cases.by_name("one-channel-each"))
-    g, chosen = inputs.geometry, Plan("triton", plan, "", "")
-    _, code = launch.forward(inputs.x, inputs.weight, inputs.bias, g, chosen, True)
-    launch.backward(inputs.dy, code, inputs.x, inputs.weight, g, chosen, (True, True, True))
+    g = inputs.geometry
+    _, code = launch.forward(inputs.x, inputs.weight, inputs.bias, g, plan, True)
+    launch.backward(inputs.dy, code, inputs.x, inputs.weight, g, plan, (True, True, True))
     assert len(asked) >= 2
 
 
@@ -234,10 +232,7 @@ def test_offsets_beyond_32_bits() -> None:
     assert x.stride(0) > 1 << 31
     x.copy_(torch.randn(2, 3, 9, 9))
     weight = dense.weight.half()
-    near, far = (
-        ConvReLUMaxPool2dFunction.apply(t, weight, dense.bias.half(), dense.settings, "triton")[0]
-        for t in (x.contiguous(), x)
-    )
+    near, far = (apply(t, weight, dense.bias.half(), dense.settings, "triton")[0] for t in (x.contiguous(), x))
     assert torch.equal(near, far)
 
 

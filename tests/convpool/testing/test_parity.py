@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from convpool import eager, planning
-from convpool.autograd import ConvReLUMaxPool2dFunction
 from convpool.geometry import DEAD
 from convpool.testing import cases, parity
 from convpool.testing.cases import CASES, Case
 from convpool.torch_ops import winner_values
+from tests.convpool.samples import apply
 
 DTYPES = (torch.float64, torch.float16, torch.bfloat16)
 A_FEW = ("cnn-2", "lenet5-1", "resnet-stem", "same-even-dilated", "groups-2", "mixed-1", "batch-0")
@@ -43,7 +43,7 @@ def test_repeats_are_bit_identical(name: str, backend: str) -> None:
 
     def run() -> list[torch.Tensor]:
         x, weight = inputs.x.clone().requires_grad_(), inputs.weight.clone().requires_grad_()
-        y, code = ConvReLUMaxPool2dFunction.apply(x, weight, inputs.bias, inputs.settings, backend)
+        y, code = apply(x, weight, inputs.bias, inputs.settings, backend)
         return [y, code, *torch.autograd.grad(y, (x, weight), inputs.dy)]
 
     assert all(torch.equal(a, b) for a, b in zip(run(), run(), strict=True))
@@ -53,7 +53,7 @@ def test_gradients_at_torchs_winners_are_torchs_gradients() -> None:
     """What rounded gradients are held against is torch's own result where the winners are torch's own."""
     inputs = parity.make_inputs(cases.by_name("mixed-1"), torch.float64)
     leaves = [t.clone().requires_grad_() for t in (inputs.x, inputs.weight, inputs.bias)]
-    code = ConvReLUMaxPool2dFunction.apply(*leaves, inputs.settings, "reference")[1]
+    code = apply(*leaves, inputs.settings, "reference")[1]
     gathered = winner_values(*leaves, code, inputs.geometry)
     layers = eager.relu_then_pool(*leaves, inputs.settings)
     torch.testing.assert_close(gathered, layers)
@@ -68,7 +68,7 @@ def test_gradients_at_torchs_winners_are_torchs_gradients() -> None:
 def wrong_tie(inputs, y, code, grads):
     """The right column wins where both are equal: the layer run on mirrored data, its winners mirrored back."""
     x, weight = inputs.x.flip(3), inputs.weight.flip(3)
-    mirrored = ConvReLUMaxPool2dFunction.apply(x, weight, inputs.bias, inputs.settings, "reference")[1].flip(3)
+    mirrored = apply(x, weight, inputs.bias, inputs.settings, "reference")[1].flip(3)
     code.copy_(torch.where(mirrored == DEAD, DEAD, mirrored ^ 1))
 
 
@@ -127,7 +127,7 @@ def negative_passes(inputs, y, code, grads):
 def test_the_check_catches(bug) -> None:
     inputs = parity.make_inputs(cases.by_name("cnn-1"), integers=True)
     leaves = [t.clone().requires_grad_() for t in (inputs.x, inputs.weight, inputs.bias)]
-    y, code = ConvReLUMaxPool2dFunction.apply(*leaves, inputs.settings, "reference")
+    y, code = apply(*leaves, inputs.settings, "reference")
     grads = dict(zip(("dx", "dw", "db"), torch.autograd.grad(y, leaves, inputs.dy), strict=True))
     y = y.detach()
     assert parity.compare(inputs, y, code, grads, exact=True).ok

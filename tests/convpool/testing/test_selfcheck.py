@@ -204,7 +204,7 @@ def test_only_our_own_sums_must_be_exact_on_a_gpu(plan, device, dtype, exact, mo
     monkeypatch.setattr(
         selfcheck.parity, "check", lambda inputs, _, exact: asked.append((inputs, exact)) or parity.Parity()
     )
-    monkeypatch.setattr(type(planning.backend("reference")), "serves", lambda *_: Plan("reference", plan, "", ""))
+    monkeypatch.setattr(type(planning.backend("reference")), "serves", lambda *_: Plan("reference", plan, ""))
     check = Check("batch-1", False, dtype, "nchw", "reference")
     assert selfcheck.check_case(check, torch.device(device)).verdict == "ok"
     assert asked == [(True, exact), (False, False)]

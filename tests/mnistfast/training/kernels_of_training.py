@@ -71,9 +71,9 @@ def compiled(preset: str) -> list[str]:
                 geometry = Geometry.of(tuple(x.shape), tuple(weight.shape), settings)
                 plan = backend.BACKEND.serves(geometry, x.dtype, torch.device("cuda"))
                 training = needs_x or needs_weight
-                y, code = launch.forward(x, weight, bias, geometry, plan, training)
+                y, code = launch.forward(x, weight, bias, geometry, plan.plan, training)
                 if training:
-                    launch.backward(y, code, x, weight, geometry, plan, (needs_x, needs_weight, needs_weight))
+                    launch.backward(y, code, x, weight, geometry, plan.plan, (needs_x, needs_weight, needs_weight))
         assert launches, f"{preset}: {layer_name} launched nothing"
     return names
 
