@@ -28,7 +28,7 @@ def test_what_it_declines_goes_to_the_next() -> None:
         assert explain(X, WEIGHT).backend != "own"
         with use_backend("own"):
             assert explain(X, WEIGHT).backend == "own"
-            with pytest.raises(RuntimeError, match="backend 'own' cannot serve this call: dtype torch.float64"):
+            with pytest.raises(RuntimeError, match=r"backend 'own' cannot serve this call: dtype torch\.float64"):
                 conv_relu_max_pool2d(X.double(), WEIGHT.double())
 
 
@@ -77,14 +77,9 @@ def test_words_that_are_no_names(name: str) -> None:
 def test_a_forgotten_backend_is_named() -> None:
     with own_backend():
         y = conv_relu_max_pool2d(X, WEIGHT.clone().requires_grad_())
-    with pytest.raises(
-        ValueError, match="backend must be one of cpu, triton, reference, and '/' and its plan, got 'own"
-    ):
+    with pytest.raises(ValueError, match=r"backend must be one of cpu, triton, reference, .* got 'own/narrow'"):
         y.sum().backward()
-    with (
-        pytest.raises(ValueError, match="use_backend must be one of auto, cpu, triton, reference, got 'own'"),
-        use_backend("own"),
-    ):
+    with pytest.raises(ValueError, match=r"use_backend must be one of .*, got 'own'"), use_backend("own"):
         pass
 
 
