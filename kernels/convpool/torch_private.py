@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.fx.node import map_aggregate
 from torch.nn import Parameter
 
 T = TypeVar("T", bound=Callable[..., Any])
@@ -119,13 +120,29 @@ CHILDREN = _tables(("register_module", ("name", None)))
 TABLES = *_tables(("register_parameter", ("name", None)), ("register_buffer", ("name", None))), *CHILDREN
 
 
+BATCH_NORMS = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm  # their common class is private
+
+
 def reversed_padding(conv: nn.Conv2d) -> Sequence[int] | None:
     """What conv gives F.pad where its padding_mode is not "zeros": settled when it was made, whatever `padding` says
     by now. None where it does not tell."""
     return getattr(conv, "_reversed_padding_repeated_twice", None)
 
 
-# Optimisers and the compiler ------------------------------------------------------------------------------------------
+# Trees of tensors, averages, the compiler -----------------------------------------------------------------------------
+
+
+def _leaves(tree: Any) -> list[Any]:
+    found: list[Any] = []
+    map_aggregate(tree, found.append)
+    return found
+
+
+# Without torch's own these know tuples, lists and dicts, but none of the containers that are registered with torch.
+tree_leaves: Callable[[Any], list[Any]] = _found("utils._pytree.tree_leaves", _leaves)
+tree_map: Callable[[Callable[[Any], Any], Any], Any] = _found(
+    "utils._pytree.tree_map", lambda function, tree: map_aggregate(tree, function)
+)
 
 
 def _lerp_each(tensors: Sequence[Tensor], ends: Sequence[Tensor], weights: Sequence[Tensor]) -> None:

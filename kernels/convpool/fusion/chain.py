@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from convpool.functional import conv_relu_max_pool2d
 from convpool.module import computes_as, is_hooked, padded_input
-from convpool.torch_private import has_any_global_hook
+from convpool.torch_private import BATCH_NORMS, has_any_global_hook
 
 
 class ReLU(NamedTuple):
@@ -46,7 +46,7 @@ class Call(NamedTuple):
 
 Layer: TypeAlias = nn.Module | ReLU | MaxPool2d | Call
 
-_BATCH_NORMS = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm
+_NORMS = *BATCH_NORMS, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d
 _FUNCTIONAL_NORMS = frozenset({"batch_norm", "group_norm", "instance_norm", "layer_norm", "local_response_norm"})
 _FUNCTIONAL_ACTIVATIONS = frozenset(
     {"celu", "elu", "gelu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "logsigmoid", "mish", "prelu"}
@@ -213,7 +213,7 @@ def _is_conv(layer: Any) -> bool:
 def _is_norm(layer: Any) -> bool:
     if isinstance(layer, Call):
         return layer.name in _FUNCTIONAL_NORMS
-    return isinstance(layer, _BATCH_NORMS) or "Norm" in _kind(layer)
+    return isinstance(layer, _NORMS) or "Norm" in _kind(layer)
 
 
 def _is_activation(layer: Any) -> bool:

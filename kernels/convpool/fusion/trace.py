@@ -203,8 +203,9 @@ class _Tracer(fx.Tracer):
         return super().create_proxy(*args, **kwargs)
 
     def create_arg(self, a: Any) -> Any:
+        attributes = len(vars(self.root))
         arg = super().create_arg(a)
-        if isinstance(a, Tensor) and "_tensor_constant" in str(getattr(arg, "target", "")):
+        if isinstance(a, Tensor) and len(vars(self.root)) > attributes:  # where torch.fx puts what it finds nowhere
             raise RuntimeError("makes tensors of its own")
         return arg
 
