@@ -5,36 +5,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function, forward_ad
-from torch.nn import Parameter
+from torch.autograd import Function
 
 from convpool import operators, torch_ops
 from convpool.checks import check_saved
 from convpool.geometry import Geometry, Settings
 from convpool.operators import Size
 from convpool.protocol import Needs, Plan
-
-_PLAIN_TYPES = {Tensor, Parameter}
-
-
-def _plain_keys() -> frozenset[int]:
-    """The dispatch keys of tensors that are numbers in memory, and no more: made in inference mode, and otherwise."""
-    key, keys = torch._C.DispatchKey, torch._C.DispatchKeySet
-    found: list[torch._C.DispatchKeySet] = []
-    for dense, autocast, autograd in (
-        (key.CPU, key.AutocastCPU, key.AutogradCPU),
-        (key.CUDA, key.AutocastCUDA, key.AutogradCUDA),
-    ):
-        inference = keys(dense) | keys(autocast)
-        found += [inference, inference | keys(autograd) | keys(key.ADInplaceOrView)]
-    return frozenset(each.raw_repr() for each in found)
-
-
-_PLAIN_KEYS = _plain_keys()
+from convpool.torch_private import in_forward_mode, unseen
 
 
 def apply(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, plan: Plan, unseen: bool) -> Tensor:
-    """y of a checked, batched call; winners are kept only where a gradient can be asked for. `unseen`: by `unseen`."""
+    """y of a checked, batched call; winners are kept only where a gradient can be asked for.
+
+    `unseen`: by `torch_private.unseen`.
+    """
     needed = x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     differentiable = needed and torch.is_grad_enabled()
     if unseen:
@@ -44,21 +29,6 @@ def apply(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, pl
     if differentiable:
         return ConvReLUMaxPool2dFunction.apply(x, weight, bias, geometry.settings, plan.call)[0]
     return operators.forward(x, weight, bias, geometry.settings.pack(), plan.call, False)[0]
-
-
-def unseen(*tensors: Tensor) -> bool:
-    """Whether nothing has to see the operators: no compiler, `torch.func`, forward-mode level, dispatch mode or tensor
-    subclass, and no tensor that is not simply its memory, as a lazy negation and a batch of gradients are not."""
-    if not _PLAIN_TYPES.issuperset(map(type, tensors)):
-        return False
-    # What torch.jit.is_tracing and is_in_torch_dispatch_mode come to, without a Python function each.
-    return not (
-        torch.compiler.is_compiling()
-        or torch._C._is_tracing()
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack()
-        or forward_ad._current_level >= 0
-    ) and all(torch._C._dispatch_keys(t).raw_repr() in _PLAIN_KEYS for t in tensors)
 
 
 class ConvReLUMaxPool2dFunction(Function):
@@ -189,7 +159,7 @@ def _gradients(
     call: str,
     needs: Needs,
 ) -> tuple[Tensor | None, ...]:
-    if forward_ad._current_level >= 0:  # entered after the forward pass: torch's own operations carry dy's tangent
+    if in_forward_mode(dy, x, weight):  # entered after the forward pass: torch's own operations carry dy's tangent
         geometry = operators.geometry_of(code, weight.shape, size, settings)
         grads = torch_ops.gradients(dy, code, x, weight, geometry, needs)
     elif torch.is_grad_enabled():  # create_graph

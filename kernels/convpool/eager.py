@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from convpool.geometry import Geometry, Settings, has_empty_windows, pooled_size
 from convpool.layout import memory_format
+from convpool.torch_private import are_functorch_transforms_active
 
 
 def conv(x: Tensor, weight: Tensor, bias: Tensor | None, settings: Settings) -> Tensor:
@@ -17,7 +18,7 @@ def conv(x: Tensor, weight: Tensor, bias: Tensor | None, settings: Settings) -> 
         return F.conv2d(x, weight, bias, settings.stride, (top, left), settings.dilation, settings.groups)
     plain = _contiguous_strides(x), _contiguous_strides(weight)
     z = F.conv2d(*plain, bias, settings.stride, (top, left), settings.dilation, settings.groups)
-    if x.dim() == 3 or torch._C._are_functorch_transforms_active():  # one image or a batch of tensors: of no format
+    if x.dim() == 3 or are_functorch_transforms_active():  # one image or a batch of tensors: of no format
         return z
     return z.contiguous(memory_format=memory_format(x, weight, settings))
 
@@ -84,7 +85,7 @@ def fastest(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) 
         return relu_then_pool(x, weight, bias, settings)
     # Under torch.func's transforms a tensor may be a batch of them, which has no memory format to ask for.
     vectorized = x.device.type == "cpu" and x.dtype == torch.float32 and x.layout is torch.strided
-    if not vectorized or torch._C._are_functorch_transforms_active():
+    if not vectorized or are_functorch_transforms_active():
         return pool_then_relu(x, weight, bias, settings)
     y = pool_then_relu(x.contiguous(memory_format=torch.channels_last), weight, bias, settings)
     return y.contiguous(memory_format=memory_format(x, weight, settings))

@@ -6,11 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.overrides import handle_torch_function, has_torch_function
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from convpool import autograd, eager, operators, planning
+from convpool import autograd, eager, operators, planning, torch_private
 from convpool.geometry import Geometry, Pair
 from convpool.protocol import Plan
 
@@ -69,7 +67,7 @@ def conv_relu_max_pool2d(
     if has_torch_function(tensors):
         named: dict[str, Any] = dict(zip(_OPTIONS, options, strict=True))
         return handle_torch_function(conv_relu_max_pool2d, tensors, x, weight, bias, **named)
-    unseen = autograd.unseen(*tensors)
+    unseen = torch_private.unseen(*tensors)
     x, weight, bias, geometry, plan = _prepare(x, weight, bias, options, unseen)
     batched = x if x.dim() == 4 else x.unsqueeze(0)
     if plan.plan == "plain":
@@ -98,6 +96,9 @@ def explain(x: Tensor, weight: Tensor, bias: Tensor | None = None, **options: An
     call.apply_defaults()
     needs = x.requires_grad, weight.requires_grad, bias is not None and bias.requires_grad
     x, weight, bias, geometry, plan = _prepare(x, weight, bias, call.args[3:] + tuple(call.kwargs.values()), False)
+    lost = torch_private.missing()
+    if lost:
+        plan = replace(plan, reason=f"{plan.reason}; a fast path is off: this torch has no {', '.join(lost)}")
     if plan.plan == "plain":
         return plan
     backend, word = planning.running(plan.call)
@@ -110,7 +111,7 @@ def _prepare(
 ) -> tuple[Tensor, Tensor, Tensor | None, Geometry, Plan]:
     """The tensors, in autocast's type where that is on, and what is to be done with them.
 
-    Python's share is most of a small layer's time, so what `autograd.unseen` rules out is not looked at again.
+    Python's share is most of a small layer's time, so what `torch_private.unseen` rules out is not looked at again.
     """
     if not unseen:
         _check_types(x, weight, bias)
@@ -133,7 +134,7 @@ def _prepare(
         options,
         types,
     )
-    obstacle = _obstacle(x, weight, unseen)
+    obstacle = _obstacle(x, weight, bias, unseen)
     if obstacle and requested != "auto":
         raise RuntimeError(f"backend {requested!r} cannot serve this call: {obstacle}")
     return x, weight, bias, geometry, planning.plain(obstacle) if obstacle else plan
@@ -142,14 +143,14 @@ def _prepare(
 _OPTION_TYPES = {int, tuple, list, str, bool, type(None)}  # what is hashable then; anything else is looked at anew
 
 
-def _obstacle(x: Tensor, weight: Tensor, unseen: bool) -> str | None:
+def _obstacle(x: Tensor, weight: Tensor, bias: Tensor | None, unseen: bool) -> str | None:
     """What keeps every backend from a call, whatever its geometry."""
     for tensor in () if unseen else (x, weight):
-        if is_traceable_wrapper_subclass(tensor):
+        if type(tensor) is not Tensor and hasattr(tensor, "__tensor_flatten__"):  # torch's wrapper subclasses have it
             return f"no backend for tensors of type {type(tensor).__name__}"
         if tensor.layout is not torch.strided:
             return f"no backend for tensors of layout {tensor.layout}"
-    if forward_ad._current_level >= 0:
+    if not unseen and torch_private.in_forward_mode(x, weight, bias):
         return "no backend computes forward-mode derivatives"
     return None
 

@@ -1,5 +1,6 @@
 """`ConvReLUMaxPool2d`: an nn.Conv2d whose forward goes on through ReLU and max-pool."""
 
+from types import FunctionType
 from typing import Any, Literal, Self
 
 import torch
@@ -11,6 +12,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from convpool import eager
 from convpool.functional import conv_relu_max_pool2d
 from convpool.geometry import Pair, make_settings
+from convpool.torch_private import call_hooks, reversed_padding
 
 # What repr leaves out.
 _DEFAULTS = {"pool_padding": 0, "pool_dilation": 1, "ceil_mode": False, "contiguous_output": False, "plain": False}
@@ -154,22 +156,23 @@ def conv_arguments(conv: nn.Conv2d) -> dict[str, Any]:
     return {name: getattr(conv, name) for name in names} | {"bias": conv.bias is not None, "device": "meta"}
 
 
+# "forward", and what it calls: the methods that nn.Conv2d itself defines.
+_CONV_METHODS = tuple(
+    name for name, value in vars(nn.Conv2d).items() if isinstance(value, FunctionType) and name[:2] != "__"
+)
+
+
 def computes_as(kind: type[nn.Module], layer: nn.Module) -> bool:
     """Whether the layer computes what `kind` does: subclasses may add parametrizations, not another forward."""
     cls = type(layer)
-    methods = ("__call__", "forward", *(("_conv_forward",) if kind is nn.Conv2d else ()))
+    methods = ("__call__", *(_CONV_METHODS if kind is nn.Conv2d else ("forward",)))
     return isinstance(layer, kind) and all(getattr(cls, name) is getattr(kind, name) for name in methods)
 
 
 def is_hooked(layer: Any) -> bool:
     """Whether calling the layer does more than its class's forward: hooks, or a method of it set on the instance."""
     return isinstance(layer, nn.Module) and bool(
-        layer._forward_hooks
-        or layer._forward_pre_hooks
-        or layer._backward_hooks
-        or layer._backward_pre_hooks
-        or "forward" in layer.__dict__
-        or "_conv_forward" in layer.__dict__
+        any(call_hooks(layer)) or not layer.__dict__.keys().isdisjoint(_CONV_METHODS)
     )
 
 
@@ -177,4 +180,9 @@ def padded_input(conv: nn.Conv2d, x: Tensor) -> tuple[Tensor, Any]:
     """x as conv's kernel gets it (a padding_mode other than zeros pads first), and what the op still has to pad."""
     if conv.padding_mode == "zeros":
         return x, conv.padding
-    return F.pad(x, conv._reversed_padding_repeated_twice, mode=conv.padding_mode), 0
+    around = reversed_padding(conv)
+    if around is None:
+        settings = make_settings(conv.kernel_size, padding=conv.padding, dilation=conv.dilation)  # type: ignore[arg-type]
+        top, bottom, left, right = settings.padding
+        around = left, right, top, bottom
+    return F.pad(x, around, mode=conv.padding_mode), 0

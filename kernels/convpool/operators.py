@@ -17,6 +17,7 @@ from convpool.checks import check_memory, check_saved
 from convpool.geometry import Geometry, Settings
 from convpool.layout import dense, has_channels_last_strides, new_code, new_gradients, new_output
 from convpool.protocol import Needs
+from convpool.torch_private import is_any_autocast_enabled
 
 Size: TypeAlias = Sequence[int]  # height and width of x
 
@@ -85,7 +86,7 @@ def autocasts(t: Tensor) -> bool:
     The first question is the cheap one: where a kernel has emptied the caches, `device.type`, a string made anew, takes
     30 us, and torch's lookup by that string 20.
     """
-    if not torch._C._is_any_autocast_enabled():
+    if not is_any_autocast_enabled():
         return False
     device_type = t.device.type
     return _has_autocast(device_type) and torch.is_autocast_enabled(device_type)

@@ -18,6 +18,7 @@ from torch import Tensor
 from convpool.checks import check_alike, check_shapes
 from convpool.geometry import Geometry, Settings, make_settings
 from convpool.protocol import Backend, Plan
+from convpool.torch_private import constant_when_compiled
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def requested_backend() -> str:
 
 
 if torch.__version__ < "2.14":  # its compiler cannot trace ContextVar.get: the choice at compile time then holds
-    requested_backend._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    constant_when_compiled(requested_backend)
 
 
 def register_backend(name: str, load: Callable[[], Backend], devices: Sequence[str] = ()) -> None:
@@ -224,12 +225,9 @@ def _ask(name: str, geometry: Geometry, dtype: torch.dtype, device: torch.device
     return geometry.obstacle or _unavailable(name) or backend(name).serves(geometry, dtype, device)
 
 
+@constant_when_compiled
 def _unavailable(name: str) -> str | None:
     return backend(name).unavailable()
-
-
-# What torch.compiler.assume_constant_result sets; calling that imports the whole compiler, 3 s at import time.
-_unavailable._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _check_name(name: str, source: str) -> str:

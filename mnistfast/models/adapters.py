@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
+from convpool.torch_private import BATCH_NORMS
 from mnistfast.errors import UsageError
 from mnistfast.models.zoo import Classifier
 
@@ -87,7 +87,7 @@ class FineTuning(Tuning):
             parameter.requires_grad_(parameter in learning)
         model.train()
         for module in model.modules():
-            if isinstance(module, _BatchNorm) and module.weight not in learning:
+            if isinstance(module, BATCH_NORMS) and module.weight not in learning:
                 module.eval()
 
     @property
@@ -145,7 +145,7 @@ def _layers(model: Classifier) -> Iterator[list[nn.Module]]:
     body += [module for module in model.head[: model.cut] if _parameters(module)]
     layers: list[list[nn.Module]] = []
     for module in body:
-        if isinstance(module, _BatchNorm):
+        if isinstance(module, BATCH_NORMS):
             layers[-1].append(module)
         else:
             layers.append([module])

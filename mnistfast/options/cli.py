@@ -101,7 +101,7 @@ def translate(error: Exception) -> MnistfastError | None:
     text = str(error)
     if is_out_of_memory(error):
         return DeviceError("out of memory", text.splitlines()[0] if text else "", "a smaller --batch-size")
-    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+    if _is_compilers(error):
         return DeviceError("torch.compile failed", text.splitlines()[0] if text else "", "leave --compile out")
     if isinstance(error, RuntimeError) and "does not have a deterministic implementation" in text:
         return DeviceError("no deterministic algorithm", text.splitlines()[0], "leave --deterministic out")
@@ -111,6 +111,15 @@ def translate(error: Exception) -> MnistfastError | None:
         where = error.filename or "a file"
         return StorageError(f"cannot write or read {where}", STORAGE[error.errno], "another --out folder")
     return None
+
+
+def _is_compilers(error: Exception) -> bool:
+    """Whether it is torch.compile's own."""
+    if not type(error).__module__.startswith("torch."):  # torch need not be imported to know that
+        return False
+    from convpool.torch_private import is_compilers
+
+    return is_compilers(error)
 
 
 def _fail(code: int, kind: str, message: str, as_json: bool, hint: str = "") -> int:

@@ -7,6 +7,7 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
+from convpool.torch_private import foreach_lerp_
 from mnistfast.models.zoo import Classifier
 
 
@@ -42,7 +43,7 @@ class Average(nn.Module):
         share = self._shares.index_select(0, self.n_averaged).squeeze()
         averages = tuple(self.module.parameters())
         weights = tuple(model.parameters())
-        torch._foreach_lerp_(averages, weights, [share] * len(weights))
+        foreach_lerp_(averages, weights, [share] * len(weights))
         for kept, latest in zip(self.module.buffers(), model.buffers(), strict=True):
             kept.copy_(latest)
         self.n_averaged += 1

@@ -10,12 +10,10 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
-from torch.nn.modules.module import _has_any_global_hook
 
 from convpool.functional import conv_relu_max_pool2d
 from convpool.module import computes_as, is_hooked, padded_input
+from convpool.torch_private import BATCH_NORMS, has_any_global_hook
 
 
 class ReLU(NamedTuple):
@@ -48,6 +46,7 @@ class Call(NamedTuple):
 
 Layer: TypeAlias = nn.Module | ReLU | MaxPool2d | Call
 
+_NORMS = *BATCH_NORMS, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d
 _FUNCTIONAL_NORMS = frozenset({"batch_norm", "group_norm", "instance_norm", "layer_norm", "local_response_norm"})
 _FUNCTIONAL_ACTIVATIONS = frozenset(
     {"celu", "elu", "gelu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "logsigmoid", "mish", "prelu"}
@@ -128,7 +127,7 @@ class Run(NamedTuple):
 
 def run_chain(x: Tensor, layers: Sequence[Any]) -> Any:
     """`for layer in layers: x = layer(x)`, with each run that can be fused at this moment as one op."""
-    if _has_any_global_hook():
+    if has_any_global_hook():
         for layer in layers:
             x = layer(x)
         return x
@@ -184,7 +183,8 @@ def _layers_of(layer: Any) -> list[Any] | None:
     if not isinstance(layer, nn.Module) or is_hooked(layer) or type(layer).__call__ is not nn.Module.__call__:
         return None
     if type(layer).forward is nn.Sequential.forward:
-        return list(layer._modules.values())
+        sequence: Any = layer
+        return list(sequence)
     rewritten = getattr(type(layer), "convpool_layers", None)
     return rewritten(layer) if rewritten else None
 
@@ -207,13 +207,13 @@ def _folded(weight: Tensor, bias: Tensor | None, norm: Any) -> tuple[Tensor, Ten
 def _is_conv(layer: Any) -> bool:
     if isinstance(layer, Call):
         return layer.name in ("conv1d", "conv2d", "conv3d")
-    return isinstance(layer, _ConvNd) and not isinstance(layer, _ConvTransposeNd)
+    return isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d)
 
 
 def _is_norm(layer: Any) -> bool:
     if isinstance(layer, Call):
         return layer.name in _FUNCTIONAL_NORMS
-    return isinstance(layer, _NormBase) or "Norm" in _kind(layer)
+    return isinstance(layer, _NORMS) or "Norm" in _kind(layer)
 
 
 def _is_activation(layer: Any) -> bool:

@@ -81,7 +81,7 @@ class Survey:
     def layers(self, module: nn.Module, training: bool) -> list[Link] | None:
         """The links that a module's forward consists of, if it only calls one layer after another."""
         if runs_in_order(module):
-            return [Link(layer, name) for name, layer in module._modules.items() if layer is not None]
+            return [Link(layer, name) for name, layer in _children(module)]
         if not _is_users(module) or not _is_called_plainly(module) or next(module.children(), None) is None:
             return None
         traced = self.traced(module, training)
@@ -144,6 +144,13 @@ def runs_in_order(module: nn.Module) -> bool:
     """Whether calling the module is calling its children in order, nn.Sequential's own way."""
     cls = original_class(module)
     return issubclass(cls, nn.Sequential) and cls.forward is nn.Sequential.forward and _is_called_plainly(module)
+
+
+def _children(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """All children with their names; `named_children` names one that is there twice only once."""
+    for name, inner in module.named_modules(remove_duplicate=False):
+        if name and "." not in name:
+            yield name, inner
 
 
 def _is_called_plainly(module: nn.Module) -> bool:

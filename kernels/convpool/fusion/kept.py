@@ -5,9 +5,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from convpool.torch_private import TABLES
+
 _PLAIN = (bool, int, float, str, bytes, type(None))  # compared by value, all others by identity
 _WHOLE = (nn.Module, Tensor, type, FunctionType, BuiltinFunctionType, MethodType, ModuleType)  # not looked into
-_TABLES = ("_parameters", "_buffers", "_modules")  # where an nn.Module keeps what it registers
 
 
 class _Nothing:
@@ -86,11 +87,11 @@ def attribute(module: nn.Module, name: str) -> Any:
     Of what is registered that is whether it exists and is not None: the layers themselves are looked at in each call.
     """
     own = vars(module)
-    if name in _TABLES:
+    if name in TABLES:
         return {key: value is None for key, value in own[name].items()}
     if name in own:
         return own[name]
-    for table in _TABLES:
+    for table in TABLES:
         if name in own[table]:
             return None if own[table][name] is None else REGISTERED
     return NOTHING

@@ -176,7 +176,7 @@ def _derived(base: Any) -> Any:
 
     @functools.wraps(base.forward)
     def sequential_forward(self: nn.Sequential, input: Any) -> Any:
-        return run_chain(input, list(self._modules.values()))
+        return run_chain(input, list(self))
 
     def convpool_layers(self: nn.Module) -> list[Layer] | None:
         """The layers that calling this module calls in order, if it does no more than that."""
@@ -186,7 +186,7 @@ def _derived(base: Any) -> Any:
         return [self.get_submodule(layer) if isinstance(layer, str) else layer for layer in fused.layers]
 
     def sequential_layers(self: nn.Sequential) -> list[Layer] | None:
-        return list(self._modules.values())
+        return list(self)
 
     def extra_repr(self: nn.Module) -> str:
         return "\n".join(filter(None, [base.extra_repr(self), "fused by convpool"]))

@@ -18,11 +18,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from convpool.fusion.kept import Kept, attribute
+from convpool.torch_private import CHILDREN, TABLES
 
 # What reading these of a module shows is the same at every call, or looked at in each (`forward`, by `is_hooked`).
-_UNNOTED = {"forward", *(name for name in vars(nn.Module()) if name not in ("training", "_modules"))}
+_UNNOTED = {"forward", *(name for name in vars(nn.Module()) if name not in ("training", *CHILDREN))}
 
 # Names whose presence in a forward, or in the methods it calls, means that a stand-in gives another answer than a
 # tensor (isinstance), or that the graph would lose something (the rest).
@@ -83,9 +85,11 @@ def trace(module: nn.Module, cls: type[nn.Module], training: bool) -> Traced | s
 
     The module is left as it was, whatever its forward did.
     """
+    if len(TABLES) < 3:
+        return "this torch keeps a module's parameters, buffers or layers where convpool does not see them change"
     if "forward" in vars(module):
         return "forward was replaced on the instance"
-    if "parametrizations" in module._modules:
+    if is_parametrized(module):
         return "the module itself is parametrized, which needs its class as it is"
     forward: Any = cls.forward
     if not isinstance(forward, FunctionType) or hasattr(forward, "__wrapped__"):
@@ -199,8 +203,9 @@ class _Tracer(fx.Tracer):
         return super().create_proxy(*args, **kwargs)
 
     def create_arg(self, a: Any) -> Any:
+        attributes = len(vars(self.root))
         arg = super().create_arg(a)
-        if isinstance(a, Tensor) and "_tensor_constant" in str(getattr(arg, "target", "")):
+        if isinstance(a, Tensor) and len(vars(self.root)) > attributes:  # where torch.fx puts what it finds nowhere
             raise RuntimeError("makes tensors of its own")
         return arg
 

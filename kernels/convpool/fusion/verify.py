@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
 
 from convpool.fusion.rewrite import checked
+from convpool.torch_private import tree_leaves, tree_map
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,8 @@ def _step(model: nn.Module, args: tuple[Any, ...], training: bool, dtype: torch.
 
     model = deepcopy(model).train(training)
     if dtype is not None:
-        model._apply(converted)  # unlike `to`, which would make complex tensors real
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.data = converted(tensor.data)  # `model.to` would make complex tensors real
     args = tree_map(leaf, args)
     with torch.random.fork_rng():
         torch.manual_seed(0)

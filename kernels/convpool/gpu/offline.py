@@ -22,6 +22,8 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
+from convpool.torch_private import forget_driver
+
 TARGETS = {
     **{f"sm_{capability}": GPUTarget("cuda", capability, 32) for capability in (75, 80, 86, 89, 90, 100, 120)},
     "gfx942": GPUTarget("hip", "gfx942", 64),
@@ -73,7 +75,7 @@ def compiled_launches(target: GPUTarget) -> Iterator[list[Launched]]:
         yield launched
     finally:
         JITFunction.run = run
-        driver._active = None  # reset_active() looks for a GPU
+        forget_driver(driver)
 
 
 class _Driver:

@@ -1,0 +1,178 @@
+"""Every private name of torch and Triton, looked up once at import; no other file of the project knows one.
+
+A torch that renames one of them still gets right results: each name has a safe answer, which takes a longer way, and
+`missing` lists it for `explain`. What can be found out by public means needs no name at all.
+"""
+
+from collections.abc import Callable, Sequence
+from operator import attrgetter
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.fx.node import map_aggregate
+from torch.nn import Parameter
+
+T = TypeVar("T", bound=Callable[..., Any])
+
+_missing: list[str] = []
+
+
+def _found(path: str, otherwise: Any = None) -> Any:
+    """Returns what torch keeps at `path`, or `otherwise`."""
+    try:
+        return attrgetter(path)(torch)
+    except AttributeError:
+        _missing.append(f"torch.{path}")
+        return otherwise
+
+
+def missing() -> tuple[str, ...]:
+    """The names that this torch does not have, and without which convpool is slower: `("torch._C._is_tracing",)`."""
+    return tuple(_missing)
+
+
+# Calls that nothing but autograd sees ---------------------------------------------------------------------------------
+
+are_functorch_transforms_active: Callable[[], bool] = _found("_C._are_functorch_transforms_active", lambda: True)
+_is_tracing = _found("_C._is_tracing")
+_len_torch_dispatch_stack = _found("_C._len_torch_dispatch_stack")
+_dispatch_keys = _found("_C._dispatch_keys")
+_HAS_LEVEL = _found("autograd.forward_ad._current_level") is not None
+
+
+def _plain_keys() -> frozenset[int]:
+    """The dispatch keys of tensors that are numbers in memory, and no more: made in inference mode, and otherwise."""
+    keys, raw = _found("_C.DispatchKeySet"), _found("_C.DispatchKeySet.raw_repr")
+    named = [
+        [_found(f"_C.DispatchKey.{name}") for name in (device, f"Autocast{device}", f"Autograd{device}")]
+        for device in ("CPU", "CUDA")
+    ]
+    inplace_or_view = _found("_C.DispatchKey.ADInplaceOrView")
+    if _missing:
+        return frozenset()
+    found: list[Any] = []
+    for dense, autocast, autograd in named:
+        inference = keys(dense) | keys(autocast)
+        found += [inference, inference | keys(autograd) | keys(inplace_or_view)]
+    return frozenset(map(raw, found))
+
+
+_PLAIN_KEYS = _plain_keys()
+_PLAIN_TYPES = {Tensor, Parameter} if _PLAIN_KEYS else set()  # none is plain where one of the questions has no answer
+
+
+def unseen(*tensors: Tensor) -> bool:
+    """Whether nothing has to see the operators: no compiler, `torch.func`, forward-mode level, dispatch mode or tensor
+    subclass, and no tensor that is not simply its memory, as a lazy negation and a batch of gradients are not."""
+    if not _PLAIN_TYPES.issuperset(map(type, tensors)):
+        return False
+    # What torch.jit.is_tracing and is_in_torch_dispatch_mode come to, without a Python function each.
+    return not (
+        torch.compiler.is_compiling()
+        or _is_tracing()
+        or are_functorch_transforms_active()
+        or _len_torch_dispatch_stack()
+        or forward_ad._current_level >= 0
+    ) and all(_dispatch_keys(t).raw_repr() in _PLAIN_KEYS for t in tensors)
+
+
+def in_forward_mode(*tensors: Tensor | None) -> bool:
+    """Whether derivatives are taken forward, inside a level; without torch's word for it: whether a tensor has one."""
+    if _HAS_LEVEL:
+        return forward_ad._current_level >= 0
+    return any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
+
+
+# True costs only the question, device by device.
+is_any_autocast_enabled: Callable[[], bool] = _found("_C._is_any_autocast_enabled", lambda: True)
+
+# Modules --------------------------------------------------------------------------------------------------------------
+
+# Where there may be some, nothing is fused: they see each layer.
+has_any_global_hook: Callable[[], bool] = _found("nn.modules.module._has_any_global_hook", lambda: True)
+
+
+def _tables(*registrations: tuple[str, tuple[Any, ...]]) -> tuple[str, ...]:
+    """The attributes in which a module keeps what these methods register when they are called with these arguments."""
+    names = []
+    for method, arguments in registrations:
+        module = nn.Module()
+        getattr(module, method)(*arguments)
+        filled = [name for name, value in vars(module).items() if isinstance(value, dict) and value]
+        if not filled:
+            _missing.append(f"table of a module's that {method} fills")
+        names += filled
+    return tuple(names)
+
+
+_HOOKS = _tables(
+    ("register_forward_hook", (print,)),
+    ("register_forward_pre_hook", (print,)),
+    ("register_full_backward_hook", (print,)),
+    ("register_full_backward_pre_hook", (print,)),
+)
+# What runs at a module's call besides its forward. Where that cannot be seen there may be something.
+call_hooks: Callable[[nn.Module], tuple[Any, ...]] = attrgetter(*_HOOKS) if len(_HOOKS) == 4 else lambda _: (True,)
+
+CHILDREN = _tables(("register_module", ("name", None)))
+TABLES = *_tables(("register_parameter", ("name", None)), ("register_buffer", ("name", None))), *CHILDREN
+
+
+BATCH_NORMS = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm  # their common class is private
+
+
+def reversed_padding(conv: nn.Conv2d) -> Sequence[int] | None:
+    """What conv gives F.pad where its padding_mode is not "zeros": settled when it was made, whatever `padding` says
+    by now. None where it does not tell."""
+    return getattr(conv, "_reversed_padding_repeated_twice", None)
+
+
+# Trees of tensors, averages, the compiler -----------------------------------------------------------------------------
+
+
+def _leaves(tree: Any) -> list[Any]:
+    found: list[Any] = []
+    map_aggregate(tree, found.append)
+    return found
+
+
+# Without torch's own these know tuples, lists and dicts, but none of the containers that are registered with torch.
+tree_leaves: Callable[[Any], list[Any]] = _found("utils._pytree.tree_leaves", _leaves)
+tree_map: Callable[[Callable[[Any], Any], Any], Any] = _found(
+    "utils._pytree.tree_map", lambda function, tree: map_aggregate(tree, function)
+)
+
+
+def _lerp_each(tensors: Sequence[Tensor], ends: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
+    for tensor, end, weight in zip(tensors, ends, weights, strict=True):
+        tensor.lerp_(end, weight)
+
+
+foreach_lerp_: Callable[..., Any] = _found("_foreach_lerp_", _lerp_each)
+
+
+def constant_when_compiled(function: T) -> T:
+    """Marks as `torch.compiler.assume_constant_result` does, which imports the whole compiler, 3 s at import time.
+
+    A compiler that looks for another mark follows the function instead, or breaks its graph there.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+def is_compilers(error: BaseException) -> bool:
+    """Whether torch.compile raised it for reasons of its own. Without these names it is an error like others."""
+    return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
+
+
+# Triton ---------------------------------------------------------------------------------------------------------------
+
+
+def forget_driver(drivers: Any) -> None:
+    """Undoes `set_active` of Triton's driver configuration; `reset_active` looks for a GPU at once."""
+    if hasattr(drivers, "_active"):
+        drivers._active = None
+    else:
+        drivers.reset_active()
