@@ -87,6 +87,9 @@ def check_autocast(op):
 
 
 def check_transforms(op):
+    from convpool import eager as layers
+    from convpool.geometry import Geometry, make_settings
+
     x, w, b = inputs()
 
     def per_image(function):
@@ -96,16 +99,11 @@ def check_transforms(op):
         return torch.func.vmap(torch.func.grad(loss, (0, 1)), (None, None, 0))(w, b, x)
 
     assert_close(per_image(op), per_image(eager), rtol=1e-4, atol=1e-4)
-    one_column = x[..., :3]  # what `eager.conv` looks at more closely
-    assert_close(
-        *(
-            torch.func.vmap(lambda image, f=f: f(image, w, b, (1, 2)))(one_column)
-            for f in (
-                lambda x, w, b, stride: op(x, w, b, stride, pool_kernel_size=(2, 1)),
-                lambda x, w, b, stride: F.max_pool2d(F.relu(F.conv2d(x, w, b, stride)), (2, 1)),
-            )
-        )
-    )
+    settings = make_settings((3, 3), stride=(1, 2), pool_kernel_size=(2, 1))
+    one_column = torch.stack([x, -x])[..., :3]  # torch's own layers, by a way around a fault of theirs
+    geometry = Geometry.of(one_column.shape[1:], w.shape, settings)
+    y = torch.func.vmap(lambda x: layers.fastest(x, w, b, geometry))(one_column)
+    assert_close(y[1], F.max_pool2d(F.relu(F.conv2d(-x[..., :3], w, b, (1, 2))), (2, 1)))
 
 
 def check_forward_mode(op):
@@ -150,6 +148,9 @@ def check_fuse(convpool):
     fused = convpool.fuse(model)
     assert_close(fused(x), model(x), rtol=1e-4, atol=1e-4)
     assert convpool.verify(model, fused, x, dtype=torch.float64).within(1e-9)
+    other = deepcopy(model)
+    nn.init.zeros_(other[3].weight)
+    assert not convpool.verify(model, other, x).within(1e-2)
     calls = []
     for run in (nn.modules.module.register_module_forward_hook, fused[1].register_forward_hook):
         hook = run(lambda layer, *_: calls.append(type(layer)) if isinstance(layer, nn.ReLU) else None)
