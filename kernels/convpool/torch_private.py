@@ -16,21 +16,23 @@ from torch.nn import Parameter
 
 T = TypeVar("T", bound=Callable[..., Any])
 
-_missing: list[str] = []
+_asked: dict[str, bool] = {}  # by name, whether this torch has it
 
 
 def _found(path: str, otherwise: Any = None) -> Any:
     """Returns what torch keeps at `path`, or `otherwise`."""
     try:
-        return attrgetter(path)(torch)
+        found = attrgetter(path)(torch)
     except AttributeError:
-        _missing.append(f"torch.{path}")
+        _asked[f"torch.{path}"] = False
         return otherwise
+    _asked[f"torch.{path}"] = True
+    return found
 
 
 def missing() -> tuple[str, ...]:
     """The names that this torch does not have, and without which convpool is slower: `("torch._C._is_tracing",)`."""
-    return tuple(_missing)
+    return tuple(name for name, found in _asked.items() if not found)
 
 
 # Calls that nothing but autograd sees ---------------------------------------------------------------------------------
@@ -44,18 +46,18 @@ _HAS_LEVEL = _found("autograd.forward_ad._current_level") is not None
 
 def _plain_keys() -> frozenset[int]:
     """The dispatch keys of tensors that are numbers in memory, and no more: made in inference mode, and otherwise."""
-    keys, raw = _found("_C.DispatchKeySet"), _found("_C.DispatchKeySet.raw_repr")
-    named = [
-        [_found(f"_C.DispatchKey.{name}") for name in (device, f"Autocast{device}", f"Autograd{device}")]
-        for device in ("CPU", "CUDA")
-    ]
-    inplace_or_view = _found("_C.DispatchKey.ADInplaceOrView")
-    if _missing:
+    keys, key = _found("_C.DispatchKeySet"), _found("_C.DispatchKey")
+    if keys is None or key is None:
+        return frozenset()
+    names = "CPU", "AutocastCPU", "AutogradCPU", "CUDA", "AutocastCUDA", "AutogradCUDA", "ADInplaceOrView"
+    one = {name: _found(f"_C.DispatchKey.{name}") for name in names}
+    raw = _found("_C.DispatchKeySet.raw_repr")
+    if missing():
         return frozenset()
     found: list[Any] = []
-    for dense, autocast, autograd in named:
-        inference = keys(dense) | keys(autocast)
-        found += [inference, inference | keys(autograd) | keys(inplace_or_view)]
+    for device in ("CPU", "CUDA"):
+        inference = keys(one[device]) | keys(one[f"Autocast{device}"])
+        found += [inference, inference | keys(one[f"Autograd{device}"]) | keys(one["ADInplaceOrView"])]
     return frozenset(map(raw, found))
 
 
@@ -101,8 +103,7 @@ def _tables(*registrations: tuple[str, tuple[Any, ...]]) -> tuple[str, ...]:
         module = nn.Module()
         getattr(module, method)(*arguments)
         filled = [name for name, value in vars(module).items() if isinstance(value, dict) and value]
-        if not filled:
-            _missing.append(f"table of a module's that {method} fills")
+        _asked[f"table that torch.nn.Module.{method} fills"] = bool(filled)
         names += filled
     return tuple(names)
 
