@@ -18,6 +18,7 @@ from benchmarks.gpu_steps.children import Run, Setting
 from benchmarks.gpu_steps.result import Result, read
 from benchmarks.gpu_steps.table import STEPS, Step, box
 
+pytestmark = pytest.mark.triton
 ROOT = Path(__file__).parents[2]
 
 

@@ -271,7 +271,7 @@ def _compiling_ahead(checks: Sequence[Check]) -> Iterator[None]:
     """Idle cores compile what `checks` will launch; where that fails each check compiles for itself."""
     with ExitStack() as stack:
         try:
-            from convpool.gpu.ahead import Work, compiling
+            from convpool.testing.ahead import Work, compiling
 
             launching = [check for check in checks if check.backend == "triton"]
             works = [Work(check.layer, getattr(torch, check.dtype), check.layout) for check in launching]

@@ -27,6 +27,7 @@ from triton.runtime import interpreter
 
 from convpool.gpu import config, launch
 
+pytestmark = pytest.mark.triton
 FUSED = Plan("triton", "fused", "", "")
 
 

@@ -239,7 +239,7 @@ def test_a_timing_that_fails_is_told(as_on_a_gpu, monkeypatch, tmp_path, capsys)
 
 
 def test_workers_compile_what_is_checked_and_end_with_the_run(as_on_a_gpu, monkeypatch) -> None:
-    ahead = pytest.importorskip("convpool.gpu.ahead")
+    ahead = pytest.importorskip("convpool.testing.ahead")
     seen = []
 
     @contextlib.contextmanager

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("triton")
+pytestmark = pytest.mark.triton
 ROOT = Path(__file__).parents[3]
 
 COMPILES = """
 import json, multiprocessing, os, time, torch
 from convpool.testing.cases import by_name
-from convpool.gpu.ahead import Work, compile_work, compiling
+from convpool.testing.ahead import Work, compile_work, compiling
 from convpool.gpu.offline import TARGETS
 
 def cached():
@@ -61,7 +62,7 @@ def test_what_is_compiled_ahead_is_not_compiled_again(tmp_path) -> None:
 
 
 def test_interpreted_kernels_are_not_compiled(tmp_path) -> None:
-    script = "from convpool.gpu.ahead import compiling\nwith compiling([]): pass"
+    script = "from convpool.testing.ahead import compiling\nwith compiling([]): pass"
     result = run(script, tmp_path, TRITON_INTERPRET="1")
     assert (
         result.stderr.splitlines()[-1] == "RuntimeError: TRITON_INTERPRET is set: interpreted kernels are not compiled"
