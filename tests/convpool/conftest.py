@@ -1,8 +1,8 @@
 """Every test here runs on poisoned memory; tests that take `backend` run once for each backend of this process.
 
-Interpreted Triton kernels take from a second to minutes a test, so each of these tests is marked `slow`, unless it says
-otherwise itself: `quick_interpreted`, with the cases that are (all where it names none), or `minutes_interpreted`, which
-makes it `exhaustive`.
+Interpreted Triton kernels take from a second to minutes a test, so each of these tests is marked `slow`, unless it has
+a mark of its own: `quick_interpreted` runs the cases that it names with everything else (all where it names none),
+`minutes_interpreted` makes the test `exhaustive`.
 """
 
 from collections.abc import Iterator

@@ -23,9 +23,10 @@ import torch
 
 from convpool import planning
 from convpool.testing import parity
+from convpool.testing.candidates import ParityError, compare_layer
 from convpool.testing.cases import CASES, SMALL_NETWORKS, Case, by_name
 from convpool.testing.isolated import Failure, Isolated
-from convpool.testing.timing import ParityError, compare_layer, pin_precision, setting
+from convpool.testing.machine import pin_precision, setting
 
 Answer = TypeVar("Answer")
 Verdict: TypeAlias = Literal["ok", "WRONG", "not served", "raised", "crashed", "hung", "not reached"]

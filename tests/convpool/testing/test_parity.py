@@ -12,7 +12,7 @@ from convpool.torch_ops import winner_values
 
 DTYPES = (torch.float64, torch.float16, torch.bfloat16)
 A_FEW = ("cnn-2", "lenet5-1", "resnet-stem", "same-even-dilated", "groups-2", "mixed-1", "batch-0")
-# For Triton's interpreter: direct, by channels, flattened, none, one, dilated, with padded pools, with overlapping ones.
+# A layer of each kind: direct, by channels, flattened, empty, single, dilated, with padded and with overlapping pools.
 A_KIND_EACH = ("cnn-1", "cnn-2", "lenet5-2", "batch-0", "batch-1", "same-even-dilated", "pool-padded", "pool-overlap")
 
 
@@ -135,9 +135,9 @@ def test_the_check_catches(bug) -> None:
     y, code = ConvReLUMaxPool2dFunction.apply(*leaves, inputs.settings, "reference")
     grads = dict(zip(("dx", "dw", "db"), torch.autograd.grad(y, leaves, inputs.dy), strict=True))
     y = y.detach()
-    assert parity.compare(inputs, y, code, grads, exact=True).ok
+    assert parity.check_results(inputs, y, code, grads, exact=True).ok
     bug(inputs, y, code, grads)
-    assert not parity.compare(inputs, y, code, grads, exact=True).ok
+    assert not parity.check_results(inputs, y, code, grads, exact=True).ok
 
 
 @pytest.mark.parametrize(("error", "ok"), [(1e-6, True), (1e-3, False)])

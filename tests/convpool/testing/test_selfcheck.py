@@ -13,7 +13,7 @@ import torch
 
 from convpool import planning
 from convpool.protocol import Plan
-from convpool.testing import cases, parity, selfcheck, timing
+from convpool.testing import candidates, cases, parity, selfcheck, timing
 from convpool.testing.isolated import CONTEXT, Failure
 from convpool.testing.selfcheck import Check, Result
 
@@ -269,7 +269,7 @@ def test_speeds_are_those_of_torch_and_of_the_kernels(monkeypatch) -> None:
     assert asked == [((256, 1, 28, 28), ("triton",))]
 
     def inexact(*_):
-        raise timing.ParityError("wrong result on integers")
+        raise candidates.ParityError("wrong result on integers")
 
     monkeypatch.setattr(selfcheck, "compare_layer", inexact)
     assert selfcheck.speeds(cases.by_name("fast-1"), CPU) == "not timed: wrong result on integers"
