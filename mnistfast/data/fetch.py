@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from mnistfast.errors import DataError, StorageError
+from mnistfast.files.atomic import make_folder, write_atomic
 
 _log = logging.getLogger(__name__)
 
@@ -24,6 +25,9 @@ MIN_RATE = 64 * 1024
 
 MAX_BYTES = 1 << 26
 """The largest answer that is read unless the caller allows more, 64 MiB. MNIST's largest file has 47 MB, unpacked."""
+
+ROOM = "set MNISTFAST_CACHE to a folder with room"
+"""What helps where the cache cannot be written."""
 
 _CHUNK = 16 * 1024
 
@@ -49,10 +53,7 @@ def fetch(
     Raises:
         StorageError: every mirror failed (the message has a reason for each), or the folder cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _cannot_write(folder, error) from error
+    make_folder(folder, fix=ROOM)
     missing = list(names)
     failures = []
     for mirror in mirrors:
@@ -63,7 +64,7 @@ def fetch(
                 _log.info("downloading %s", url)
                 content = _get(url, patience, max_bytes or MAX_BYTES)
                 verify(missing[0], content, url)
-                write_atomically(folder / missing[0], content)
+                write_atomic(folder / missing[0], content, fix=ROOM)
                 del missing[0]
             return
         except _Unavailable as error:
@@ -168,25 +169,3 @@ def _reason(error: BaseException) -> str:
     while error.__context__ is not None:
         error = error.__context__
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
-
-
-def write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """Writes a file so that it is there whole or not at all, whatever happens meanwhile."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        try:
-            with part.open("wb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
-    except OSError as error:
-        raise _cannot_write(path, error) from error
-
-
-def _cannot_write(path: Path, error: OSError) -> StorageError:
-    return StorageError(
-        f"cannot write {path}", error.strerror or str(error), "set MNISTFAST_CACHE to a folder with room"
-    )

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from mnistfast import train
-from mnistfast.data import formats, published
+from mnistfast.data import cifar, published
 from mnistfast.data.idx import header
 
 SECONDS = 10  # of a core, for any refusal
@@ -166,10 +166,10 @@ def socket_at(path):
 
 
 def cifar_folder(path, make):
-    for name in (*formats.CIFAR_FILES, formats.CIFAR_TEST):
+    for name in (*cifar.TRAIN_FILES, cifar.TEST_FILE):
         (path / name).write_bytes(bytes(3073))
-    (path / formats.CIFAR_FILES[2]).unlink()
-    make(path / formats.CIFAR_FILES[2])
+    (path / cifar.TRAIN_FILES[2]).unlink()
+    make(path / cifar.TRAIN_FILES[2])
     return path
 
 
