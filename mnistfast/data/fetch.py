@@ -57,7 +57,7 @@ def fetch(
     missing = list(names)
     failures = []
     for mirror in mirrors:
-        patience = _Patience(PATIENCE_S / len(mirrors))
+        patience = Patience(PATIENCE_S / len(mirrors))
         try:
             while missing:
                 url = mirror + missing[0]
@@ -90,31 +90,32 @@ class _Unavailable(Exception):
     """A mirror did not deliver; the text says why in a few words."""
 
 
-class _Patience:
+class Patience:
     """How long one mirror may take: some seconds, and what its bytes buy, but never more than those seconds ahead.
 
     So silence ends the wait after `seconds` at the latest, whatever came before it.
     """
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.seconds = seconds
         self.received = 0
-        self._deadline = time.monotonic() + seconds
+        self._clock = clock
+        self._deadline = clock() + seconds
 
     def add(self, received: int) -> None:
         """Counts bytes that have come in."""
         self.received += received
-        self._deadline = min(self._deadline + received / MIN_RATE, time.monotonic() + self.seconds)
+        self._deadline = min(self._deadline + received / MIN_RATE, self._clock() + self.seconds)
 
     def left(self) -> float:
         """Returns the seconds left."""
-        return self._deadline - time.monotonic()
+        return self._deadline - self._clock()
 
 
 class _Sink(io.BytesIO):
     """Takes the bytes of one answer; stops the thread that writes them when nobody waits for them any more."""
 
-    def __init__(self, patience: _Patience, max_bytes: int) -> None:
+    def __init__(self, patience: Patience, max_bytes: int) -> None:
         super().__init__()
         self._patience, self._max_bytes = patience, max_bytes
         self.abandoned = False
@@ -128,7 +129,7 @@ class _Sink(io.BytesIO):
         return super().write(data)
 
 
-def _get(url: str, patience: _Patience, max_bytes: int) -> bytes:
+def _get(url: str, patience: Patience, max_bytes: int) -> bytes:
     """Returns the content at `url`.
 
     The request runs in a thread of its own: the timeouts of a socket bound each address and each read, not the whole,

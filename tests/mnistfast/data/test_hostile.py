@@ -21,8 +21,7 @@ from mnistfast import train
 from mnistfast.data import cifar, published
 from mnistfast.data.idx import header
 
-SECONDS = 10  # of a core, for any refusal
-PATIENCE = 60  # seconds that may pass meanwhile: a reader that waits uses no core
+PATIENCE = 60  # seconds, after which a reader that waits or goes on for ever is ended
 MEMORY = 1 << 30  # of any refusal, beyond what the imports take
 MIB = 1 << 20
 IMAGES, LABELS, TEST_IMAGES, TEST_LABELS = published.ROLES.values()
@@ -363,7 +362,6 @@ def test_refused(name, tmp_path, measured):
     assert words in found["line"]
     assert len(found["line"]) < 1000
     assert found["line"].isprintable()
-    assert found["seconds"] < SECONDS, found
     assert found["bytes"] < MEMORY, found
 
 
