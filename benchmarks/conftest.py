@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from convpool.testing.machine import keep_freed_memory
 from mnistfast.measure.suite import Effort
 from mnistfast.measure.workloads import workloads
 
@@ -26,6 +27,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         found = workloads(device, everything=everything)
         parameters += [pytest.param(workload, id=f"{device}: {workload}", marks=marks) for workload in found]
     metafunc.parametrize("workload", parameters)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def allocator() -> None:
+    keep_freed_memory()
 
 
 @pytest.fixture

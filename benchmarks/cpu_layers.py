@@ -9,7 +9,7 @@ import random
 
 import torch
 
-from convpool.testing import timing
+from convpool.testing import candidates, machine
 from convpool.testing.cases import Case
 from convpool.testing.parity import make_inputs
 
@@ -46,9 +46,9 @@ def random_layers(count: int = 30, seed: int = 0) -> list[Case]:
 def row(case: Case, dx: bool, seconds: float, backend: str) -> tuple[float, float]:
     """Print one layer's figures; the ratios to the best plain form for NCHW and channels_last input."""
     inputs = make_inputs(case)
-    infer = timing.compare_layer(inputs, [backend], dx=dx, backward=False, seconds=seconds / 2)
-    train = timing.compare_layer(inputs, [backend], dx=dx, seconds=seconds)
-    forward, both = timing.best_plain(infer), timing.best_plain(train)
+    infer = candidates.compare_layer(inputs, [backend], dx=dx, backward=False, seconds=seconds / 2)
+    train = candidates.compare_layer(inputs, [backend], dx=dx, seconds=seconds)
+    forward, both = candidates.best_plain(infer), candidates.best_plain(train)
     ours = [train[f"{backend}, {layout}"].median for layout in ("nchw", "channels_last")]
     ratios = [train[both].median / t for t in ours]
     forward_ratios = [
@@ -73,7 +73,8 @@ def main() -> None:
     parser.add_argument("--only", default="", help="layers whose name contains this")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    print(timing.setting(torch.device("cpu")))
+    machine.keep_freed_memory()
+    print(machine.setting(torch.device("cpu")))
     print("ms of forward and backward; ratios to the best plain form for NCHW and for channels_last input")
     print(
         f"{'layer':<44} {'plain':>8} {'nchw':>8} {'last':>8} {'ratio':>6} {'ratio':>6}   {'eager':>6}   forward alone"

@@ -15,7 +15,7 @@ from cpu_layers import LAYERS
 
 from convpool import planning
 from convpool.geometry import DEAD
-from convpool.testing import roofline, timing
+from convpool.testing import candidates, machine, roofline, timing
 from convpool.testing.cases import Case
 from convpool.testing.parity import Layout, make_inputs
 
@@ -29,7 +29,7 @@ def seconds_of(run: Callable[[], object], seconds: float) -> float:
 
 def rows(case: Case, layout: Layout, dx: bool, seconds: float) -> Iterator[tuple[str, ...]]:
     """The table's rows of a layer: forward and backward."""
-    g, inputs = case.geometry, timing.in_layout(make_inputs(case), layout)
+    g, inputs = case.geometry, candidates.in_layout(make_inputs(case), layout)
     x, weight, bias, dy = inputs.x, inputs.weight, inputs.bias, inputs.dy
     backend, plan = planning.running(planning.plan_for(x, weight, g.settings, "cpu").call)
     *_, computing, learning = backend.kernels(x, weight, g, plan, (dx, True, True))
@@ -61,7 +61,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.0, help="of measuring for each figure")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"{timing.setting(CPU)}\n")
+    machine.keep_freed_memory()
+    print(f"{machine.setting(CPU)}\n")
     print("| layer | format | pass | kernel | ms | share of arithmetic's floor | of memory's | nearer limit |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     layouts: tuple[Layout, ...] = ("nchw", "channels_last")

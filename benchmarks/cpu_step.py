@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from convpool import ConvReLUMaxPool2d
-from convpool.testing import timing
+from convpool.testing import machine, timing
 from mnistfast.measure.workloads import STEPS_IN_A_ROW
 from mnistfast.models.zoo import FlattenChannelsLast
 
@@ -54,10 +54,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=10.0, help="of measuring for each thread count")
     options = parser.parse_args()
+    machine.keep_freed_memory()
     cpu, ours = torch.device("cpu"), {}
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        print(timing.setting(cpu))
+        print(machine.setting(cpu))
         forms = {
             "eager": step(network(False, False, False), False),
             "eager, fused Adam": step(network(False, False, False), True),

@@ -27,9 +27,9 @@ from torch import Tensor
 from convpool import planning
 from convpool.geometry import Geometry, Settings
 from convpool.testing import parity
+from convpool.testing.candidates import Through
 from convpool.testing.cases import Case
 from convpool.testing.parity import Inputs
-from convpool.testing.timing import Through
 
 MOST_PRODUCTS = 1_000_000  # of a call's convolution: more would take the time of many other calls
 OUTCOMES = ("right", "refused", "wrong", "crashed")

@@ -115,4 +115,4 @@ def compare(inputs: parity.Inputs, kernels: str, plan: str, *, exact: bool) -> p
     dy = i.dy.contiguous(memory_format=memory_format(i.x, i.weight, i.settings))
     gradients = backend.backward(dy, code, i.x, i.weight, g, plan, (True, True, i.bias is not None))
     named = dict(zip(("dx", "dw", "db"), gradients[: len(i.tensors)], strict=False))
-    return parity.compare(inputs, y, code, named, exact=exact)
+    return parity.check_results(inputs, y, code, named, exact=exact)

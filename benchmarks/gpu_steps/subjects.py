@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from convpool.layout import memory_format
 from convpool.testing import timing
 from convpool.testing.cases import Case, by_name
+from convpool.testing.machine import keep_freed_memory
 from convpool.testing.parity import Inputs, Layout
 from convpool.testing.timing import Race, Timing
 
@@ -73,6 +74,8 @@ class Bench:
             times: calls in a graph.
             seconds: of measuring, all candidates together; five rounds at least.
         """
+        if not replay:
+            keep_freed_memory()
         times, seconds = (1, 0.0) if self.rehearses else (times, seconds)
         repeated = {name: [call] * (times if replay else 1) for name, call in calls.items()}
         timings = Race(repeated, torch.device(self.device), replay=replay).run(seconds, least=5)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import tarfile
-import tokenize
 import zipfile
-import zlib
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,25 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from mnistfast.data.reading import MAX_AT_ONCE, MAX_BYTES, Cautious, fill, opened, reason
+from mnistfast.data.reading import MAX_AT_ONCE, MAX_BYTES, Cautious, fill, opened
 from mnistfast.errors import DataError
 
-# What zipfile, tarfile, gzip and numpy's header parser raise on damaged input.
-_DECODER_ERRORS: tuple[type[Exception], ...] = (
-    *(zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError),
-    *(ValueError, KeyError, OverflowError, TypeError, SyntaxError, IndexError, tokenize.TokenError),
-)
 _BLOCK = 512  # tar pads headers and members to whole blocks
 _MAX_MEMBERS = 1000  # of a .tar.gz; CIFAR-10's has 9
-
-
-@contextmanager
-def decoding(what: str, fix: str) -> Iterator[None]:
-    """Raises `DataError`, `what` with how to `fix` it, in place of what decoders raise on damaged input."""
-    try:
-        yield
-    except _DECODER_ERRORS as error:
-        raise DataError(what, reason(error), fix) from error
 
 
 @contextmanager

@@ -14,7 +14,11 @@ import numpy as np
 from mnistfast.data import published
 from mnistfast.data.idx import content_md5
 from mnistfast.data.images import fit_images
+from mnistfast.data.sampling import holdout
 from mnistfast.errors import DataError, UsageError, nearest
+
+TEST_SHARE = 5
+"""One image in so many is held out as the test set of a source that has none, stratified, with seed 0."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,24 +57,51 @@ class Dataset:
     hashes: dict[str, str]
 
 
-def from_splits(source: Path, classes: tuple[str, ...], train: Split, test: Split, notice: str = "") -> Dataset:
+def from_splits(
+    source: Path,
+    train: Split,
+    test: Split | None = None,
+    *,
+    classes: tuple[str, ...] | None = None,
+    why_none: str = "There is one file",
+) -> Dataset:
     """Makes a data set, called as `source` without its suffix, of what any reader brought.
 
     Args:
         source: the file or folder it was read from.
-        classes: the name of each label.
         train: to learn from.
-        test: for evaluation.
-        notice: what the user should know of how it was read.
+        test: for evaluation; None holds a part of `train` out: see `TEST_SHARE`.
+        classes: the name of each label; None where labels are only numbers.
+        why_none: why there is no `test`.
 
     Raises:
-        DataError: images and labels, or the two splits, contradict each other.
+        DataError: images and labels, or the two splits, contradict each other, or too few to hold a test set out.
     """
+    notice = ""
+    if test is None:
+        train, test = _cut(train)
+        drawn = f"{len(test.labels):,}, the same share of each class, drawn with seed 0"
+        notice = f"{why_none}: one image in {TEST_SHARE} ({drawn}) is held out as the test set."
+    classes = classes or _numbered(train, test)
     for part, split in (("train", train), ("test", test)):
         check_split(split, classes, f"{source} ({part})", f"{source} ({part})")
     name = source.resolve().name.removesuffix(source.suffix)
     dataset = assemble(name, classes, train, test, source=str(source))
     return replace(dataset, notice=f"{notice} {dataset.notice}".strip())
+
+
+def _cut(split: Split) -> tuple[Split, Split]:
+    """Holds a test set out of `split`."""
+    if len(split.labels) < TEST_SHARE * len(np.unique(split.labels)):
+        what = f"{len(split.labels):,} images are too few to hold a test set out of them"
+        raise DataError(what, f"{TEST_SHARE} of each class are needed", "folders train and test, or two files")
+    kept, held = holdout(split.labels, len(split.labels) // TEST_SHARE, seed=0)
+    return Split(split.images[kept], split.labels[kept]), Split(split.images[held], split.labels[held])
+
+
+def _numbered(train: Split, test: Split) -> tuple[str, ...]:
+    """Returns names for classes that are only numbers."""
+    return tuple(str(k) for k in range(1 + max(int(split.labels.max(initial=1)) for split in (train, test))))
 
 
 def check_split(

@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from mnistfast.errors import DataError, StorageError
+from mnistfast.files.atomic import make_folder, write_atomic
 
 _log = logging.getLogger(__name__)
 
@@ -24,6 +25,9 @@ MIN_RATE = 64 * 1024
 
 MAX_BYTES = 1 << 26
 """The largest answer that is read unless the caller allows more, 64 MiB. MNIST's largest file has 47 MB, unpacked."""
+
+ROOM = "set MNISTFAST_CACHE to a folder with room"
+"""What helps where the cache cannot be written."""
 
 _CHUNK = 16 * 1024
 
@@ -49,21 +53,18 @@ def fetch(
     Raises:
         StorageError: every mirror failed (the message has a reason for each), or the folder cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _cannot_write(folder, error) from error
+    make_folder(folder, fix=ROOM)
     missing = list(names)
     failures = []
     for mirror in mirrors:
-        patience = _Patience(PATIENCE_S / len(mirrors))
+        patience = Patience(PATIENCE_S / len(mirrors))
         try:
             while missing:
                 url = mirror + missing[0]
                 _log.info("downloading %s", url)
                 content = _get(url, patience, max_bytes or MAX_BYTES)
                 verify(missing[0], content, url)
-                write_atomically(folder / missing[0], content)
+                write_atomic(folder / missing[0], content, fix=ROOM)
                 del missing[0]
             return
         except _Unavailable as error:
@@ -89,31 +90,32 @@ class _Unavailable(Exception):
     """A mirror did not deliver; the text says why in a few words."""
 
 
-class _Patience:
+class Patience:
     """How long one mirror may take: some seconds, and what its bytes buy, but never more than those seconds ahead.
 
     So silence ends the wait after `seconds` at the latest, whatever came before it.
     """
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.seconds = seconds
         self.received = 0
-        self._deadline = time.monotonic() + seconds
+        self._clock = clock
+        self._deadline = clock() + seconds
 
     def add(self, received: int) -> None:
         """Counts bytes that have come in."""
         self.received += received
-        self._deadline = min(self._deadline + received / MIN_RATE, time.monotonic() + self.seconds)
+        self._deadline = min(self._deadline + received / MIN_RATE, self._clock() + self.seconds)
 
     def left(self) -> float:
         """Returns the seconds left."""
-        return self._deadline - time.monotonic()
+        return self._deadline - self._clock()
 
 
 class _Sink(io.BytesIO):
     """Takes the bytes of one answer; stops the thread that writes them when nobody waits for them any more."""
 
-    def __init__(self, patience: _Patience, max_bytes: int) -> None:
+    def __init__(self, patience: Patience, max_bytes: int) -> None:
         super().__init__()
         self._patience, self._max_bytes = patience, max_bytes
         self.abandoned = False
@@ -127,7 +129,7 @@ class _Sink(io.BytesIO):
         return super().write(data)
 
 
-def _get(url: str, patience: _Patience, max_bytes: int) -> bytes:
+def _get(url: str, patience: Patience, max_bytes: int) -> bytes:
     """Returns the content at `url`.
 
     The request runs in a thread of its own: the timeouts of a socket bound each address and each read, not the whole,
@@ -168,25 +170,3 @@ def _reason(error: BaseException) -> str:
     while error.__context__ is not None:
         error = error.__context__
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
-
-
-def write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """Writes a file so that it is there whole or not at all, whatever happens meanwhile."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        try:
-            with part.open("wb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
-    except OSError as error:
-        raise _cannot_write(path, error) from error
-
-
-def _cannot_write(path: Path, error: OSError) -> StorageError:
-    return StorageError(
-        f"cannot write {path}", error.strerror or str(error), "set MNISTFAST_CACHE to a folder with room"
-    )

@@ -13,6 +13,9 @@ from mnistfast.data.published import IdxSet
 from mnistfast.data.reading import MAX_BYTES, present
 from mnistfast.errors import DataError
 
+COMPLETE_IT = "add the missing files or give another folder with --data"
+"""What helps where a folder lacks some or all files of a data set."""
+
 
 def listed(names: Mapping[str, str]) -> str:
     """Returns the four file names, given by role, as messages show them."""
@@ -43,19 +46,9 @@ def complete(folder: Path, names: Mapping[str, str]) -> dict[str, Path]:
     """
     found = find(folder, names)
     if len(found) < len(names):
-        raise incomplete(folder, names, found)
-    return found
-
-
-def incomplete(folder: Path, names: Mapping[str, str], found: Mapping[str, Path]) -> DataError:
-    """Returns the error of a folder that has only those of the four files that were `found`, or none of anything."""
-    if found:
         missing = ", ".join(name for role, name in names.items() if role not in found)
-        what = f"no IDX data set in {folder}: looked for {listed(names)}; missing: {missing}"
-    else:
-        others = "an .npz file, .csv files, cifar-10-batches-bin, folders of images by class"
-        what = f"no data set in {folder}: looked for {listed(names)}; {others}; missing: all of them"
-    return DataError(what, fix="add the missing files or give another folder with --data")
+        raise DataError(f"no IDX data set in {folder}: looked for {listed(names)}; missing: {missing}", fix=COMPLETE_IT)
+    return found
 
 
 def kind(role: str) -> Kind:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mnistfast.data.reading import Arrays, opened, reason, whole
+from mnistfast.data.reading import Arrays, opened, whole
 from mnistfast.errors import DataError, StorageError
+from mnistfast.files.decoding import decoding_as
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -114,32 +115,31 @@ def _read_image(path: Path, *, resize: int | None, gray: bool) -> np.ndarray:
     """Returns (H, W) of a grey image, else (H, W, 3), upright as EXIF says; what is transparent becomes white."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
-    try:
-        with warnings.catch_warnings(), opened(path) as stream:
-            warnings.simplefilter("ignore")  # of odd metadata and of bombs: their size is looked at here
-            # From memory: a file's read(n) allocates n bytes, and in a damaged PNG n is anything up to 4 GiB.
-            with Image.open(io.BytesIO(whole(path, stream, MAX_IMAGE_BYTES)), formats=_IMAGE_FORMATS) as stored:
-                if max(stored.size) > SIDE_MAX:
-                    raise DataError(f"{path}: {stored.size[0]}x{stored.size[1]} pixels, {SIDE_MAX} a side are allowed")
-                image = ImageOps.exif_transpose(stored)
-                if image.mode.startswith(("I", "F")):
-                    picture = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
-                elif image.has_transparency_data:
-                    drawn = image.convert("RGBA")
-                    picture = Image.alpha_composite(Image.new("RGBA", image.size, "white"), drawn)
-                    picture = picture.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
-                else:
-                    picture = image.convert("L" if image.mode in ("1", "L") else "RGB")
-                return _fit(picture, resize, gray)
-    except (DataError, StorageError, MemoryError):
-        raise
-    except UnidentifiedImageError as error:  # which names the buffer in memory
-        formats = ", ".join(_IMAGE_FORMATS)
-        raise DataError(
-            f"{path}: cannot be read as an image", f"It is none of {formats}", "delete or replace it"
-        ) from error
-    except Exception as error:  # Pillow's decoders raise a dozen types on damaged files, SyntaxError among them
-        raise DataError(f"{path}: cannot be read as an image", reason(error), "delete or replace it") from error
+    with (
+        decoding_as(DataError, f"{path}: cannot be read as an image", "delete or replace it"),
+        warnings.catch_warnings(),
+        opened(path) as stream,
+    ):
+        warnings.simplefilter("ignore")  # of odd metadata and of bombs: their size is looked at here
+        # From memory: a file's read(n) allocates n bytes, and in a damaged PNG n is anything up to 4 GiB.
+        content = io.BytesIO(whole(path, stream, MAX_IMAGE_BYTES))
+        try:
+            stored = Image.open(content, formats=_IMAGE_FORMATS)
+        except UnidentifiedImageError as error:  # which names the buffer in memory
+            raise ValueError(f"It is none of {', '.join(_IMAGE_FORMATS)}") from error
+        with stored:
+            if max(stored.size) > SIDE_MAX:
+                raise DataError(f"{path}: {stored.size[0]}x{stored.size[1]} pixels, {SIDE_MAX} a side are allowed")
+            image = ImageOps.exif_transpose(stored)
+            if image.mode.startswith(("I", "F")):
+                picture = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+            elif image.has_transparency_data:
+                drawn = image.convert("RGBA")
+                picture = Image.alpha_composite(Image.new("RGBA", image.size, "white"), drawn)
+                picture = picture.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
+            else:
+                picture = image.convert("L" if image.mode in ("1", "L") else "RGB")
+            return _fit(picture, resize, gray)
 
 
 def _image_files(folder: Path) -> Iterator[Path]:

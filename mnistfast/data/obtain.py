@@ -9,13 +9,15 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from mnistfast.data import formats, idx_set, published
-from mnistfast.data.archives import decoding, member, unpacked, unzipped
-from mnistfast.data.fetch import cache_folder, fetch, write_atomically
+from mnistfast.data import cifar, idx_set, published
+from mnistfast.data.archives import member, unpacked, unzipped
+from mnistfast.data.fetch import ROOM, cache_folder, fetch
 from mnistfast.data.idx import content_md5, read_idx_stream
 from mnistfast.data.published import IdxSet
 from mnistfast.data.reading import present
 from mnistfast.errors import DataError, StorageError
+from mnistfast.files.atomic import make_folder, write_atomic
+from mnistfast.files.decoding import decoding_as
 
 
 def idx_files(name: str, *, offline: bool) -> dict[str, Path]:
@@ -41,7 +43,7 @@ def cifar10(*, offline: bool) -> Path:
     folders = [*_environment_folders("cifar10", unique=True), cache]
     candidates = [folder / name for folder in folders for name in ("cifar-10-batches-bin", archive, ".")]
     for path in candidates:
-        if present(path) or present(path / formats.CIFAR_TEST):
+        if present(path) or present(path / cifar.TEST_FILE):
             return path
     if offline:
         raise _forbidden("cifar10", cache, f"put {archive} there")
@@ -134,10 +136,9 @@ def _verify_whole(expected: str, file: str, content: bytes, url: str) -> None:
 
 def _unpacked(archive: Path, name: str, found: IdxSet) -> dict[str, Path]:
     """Takes the set's four files out of the archive of all of EMNIST, into the cache."""
-    folder = cache_folder(name)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder(cache_folder(name), fix=ROOM)
     again = "delete it and fetch it again"
-    with decoding(f"{archive}: not a whole .zip file", again), unzipped(archive) as opened:
+    with decoding_as(DataError, f"{archive}: not a whole .zip file", again), unzipped(archive) as opened:
         for file in found.files.values():
             entry = next((entry for entry in opened.infolist() if entry.filename.endswith(f"{file}.gz")), None)
             if entry is None:
@@ -146,5 +147,5 @@ def _unpacked(archive: Path, name: str, found: IdxSet) -> dict[str, Path]:
                 what = f"{archive}: {file}.gz has {entry.file_size:,} bytes"
                 raise DataError(what, "No part of EMNIST's archive is longer than the whole", again)
             with member(opened, entry.filename) as stream:
-                write_atomically(folder / f"{file}.gz", unpacked(stream, entry.file_size).data)
+                write_atomic(folder / f"{file}.gz", unpacked(stream, entry.file_size).data, fix=ROOM)
     return idx_set.complete(folder, found.files)

@@ -16,6 +16,7 @@ from typing import IO, Any
 import numpy as np
 
 from mnistfast.errors import DataError, StorageError
+from mnistfast.files.decoding import short
 from mnistfast.files.regular import IrregularFileError, open_regular
 
 Arrays = tuple[np.ndarray, np.ndarray]
@@ -29,11 +30,12 @@ A refusal may come when all of them and a copy of half the size were made: 960 M
 MAX_IMAGES = 1 << 22
 """Images that a file may have, 5 times EMNIST's: their labels, 8 bytes each, take no memory that counts."""
 
+CLASSES_MAX = 1000
+"""Labels that are only numbers go from 0 to below this: more is a column mistaken for the labels."""
+
 MAX_AT_ONCE = 128 << 10
 """Bytes that a decoder may take at once because the file says so: 10 times what any header or list of names of ours
 has, and twice what zipfile wants of a file's end."""
-
-_SHOWN = 200  # characters of a file's content in a message
 
 
 def present(path: Path) -> bool:
@@ -117,12 +119,10 @@ class Cautious(io.BufferedReader):
         return super().read(size)
 
 
-def reason(error: Exception) -> str:
-    """Returns the start of the first line of what a decoder said, or what it raised where it said nothing."""
-    text = str(error).strip()
-    return short(text.splitlines()[0]) if text else type(error).__name__
-
-
-def short(text: str) -> str:
-    """Returns `text`, which a file's content is part of, no longer than a message may be."""
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+def class_labels(name: str, labels: np.ndarray) -> np.ndarray:
+    """Returns whole numbers as int64 labels; refuses those that can name no class, with the index of the first one."""
+    wrong = np.flatnonzero((labels < 0) | (labels >= CLASSES_MAX))
+    if len(wrong):
+        what = f"{name}: label {labels[wrong[0]]} at index {wrong[0]}"
+        raise DataError(what, f"Labels are from 0 to {CLASSES_MAX - 1}", "is it the label's column?")
+    return labels.astype(np.int64)

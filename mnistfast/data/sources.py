@@ -12,7 +12,9 @@ from functools import partial
 from pathlib import Path
 
 from mnistfast.data import idx_set, obtain, paths, published
+from mnistfast.data.cifar import load_cifar
 from mnistfast.data.datasets import Dataset, fitted, only
+from mnistfast.data.formats import FORMATS
 from mnistfast.data.reading import present
 from mnistfast.errors import DataError, StorageError, UsageError, nearest
 
@@ -35,9 +37,9 @@ def load(
     install it, and is downloaded to the cache when none of them has it.
 
     Args:
-        spec: a name of `NAMES`; a folder with IDX files, an .npz file, CSV files, CIFAR-10's binary batches or a folder
-            for each class; one of these files; or None: MNIST where it can be had, else the shipped sample, with a
-            notice. A name goes before a folder of that name; write "./mnist" for the folder.
+        spec: a name of `NAMES`; a file of `formats.FORMATS`; a folder with some of these, with IDX files, CIFAR-10's
+            binary batches or with a folder for each class; or None: MNIST where it can be had, else the shipped sample,
+            with a notice. A name goes before a folder of that name; write "./mnist" for the folder.
         offline: never open a connection.
         resize: make every image this many pixels wide and high.
         gray: make colour images grey.
@@ -64,8 +66,8 @@ def _load(spec: str | None, offline: bool, *, resize: int | None, gray: bool) ->
     if present(path):
         dataset = paths.from_file(path)
         if dataset is None:
-            formats = f"an .npz or .csv file, or a folder, such as one with {idx_set.listed(published.ROLES)}"
-            why = f"--data takes a name ({', '.join(_NAMED)}), {formats}"
+            known = f"a file ({', '.join(FORMATS)}), or a folder, such as one with {idx_set.listed(published.ROLES)}"
+            why = f"--data takes a name ({', '.join(_NAMED)}), {known}"
             raise DataError(f"{path} is a file", why, f"--data {path.parent}")
         return dataset
     if path.name != spec:
@@ -113,7 +115,7 @@ def _published(name: str, offline: bool) -> Dataset:
 
 
 def _cifar10(offline: bool) -> Dataset:
-    return paths.from_cifar(obtain.cifar10(offline=offline))
+    return load_cifar(path := obtain.cifar10(offline=offline), [path])
 
 
 _NAMED: dict[str, Callable[[bool], Dataset]] = {

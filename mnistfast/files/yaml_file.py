@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mnistfast.errors import UsageError
-from mnistfast.files.atomic import read_small
+from mnistfast.files.small import read_small
 
 DEPTH = 3  # an option may be a list of texts; deeper is nothing of ours
 

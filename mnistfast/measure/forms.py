@@ -54,7 +54,7 @@ def _channels_last(model: nn.Module) -> nn.Module:
     return model.to(memory_format=torch.channels_last)
 
 
-# By name, what makes the form of a model; the original is left as it is. The names: `timing.PLAIN`.
+# By name, what makes the form of a model; the original is left as it is. The names: `candidates.PLAIN`.
 FORMS: dict[str, Callable[[nn.Module], Any]] = {
     FUSED: deepcopy,
     FUSED_LAST: lambda model: _channels_last(deepcopy(model)),

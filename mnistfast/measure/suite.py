@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from convpool.testing import roofline, timing
-from convpool.testing.timing import ParityError, Race, Timing
+from convpool.testing import candidates, machine, roofline
+from convpool.testing.candidates import ParityError
+from convpool.testing.timing import Race, Timing
 from mnistfast.devices import choose_device, environment, use_threads
 from mnistfast.errors import UsageError
 from mnistfast.measure import page as bench_page
@@ -59,7 +60,7 @@ class Prepared:
             "device": str(workload.device),
             "threads": torch.get_num_threads(),
             "seconds": {name: asdict(value) for name, value in timings.items()},
-            "best_plain": timing.best_plain(timings),
+            "best_plain": candidates.best_plain(timings),
             "times_faster": {
                 mine: {other: timings[other].median / timings[mine].median for other in plain} for mine in ours
             },
@@ -76,16 +77,16 @@ def prepare(workload: Workload[Any], effort: Effort) -> Prepared:
     Raises:
         ParityError: a form computes something else than torch: nothing is timed.
     """
-    timing.pin_precision(workload.device)
+    machine.pin_precision(workload.device)
     forms = workload.forms()
     race = Race(
         {name: workload.calls(form) for name, form in forms.items()}, workload.device, replay=workload.replayable
     )
     prepared = Prepared(workload, race)
-    best = min(timing.PLAIN, key=race.foretold)
+    best = min(candidates.PLAIN, key=race.foretold)
     wanted = [(best, "default")] if effort.compile and workload.worth_compiling else []
     if effort.everything:
-        wanted = [(name, "default") for name in timing.PLAIN] + [(best, "max-autotune")]
+        wanted = [(name, "default") for name in candidates.PLAIN] + [(best, "max-autotune")]
     if wanted:
         torch.compiler.reset()  # all layers are compiled from one function, of which torch keeps eight versions
     for name, mode in wanted:
@@ -117,7 +118,8 @@ def run(options: BenchOptions, command: str, screen: Screen) -> dict[str, Any]:
         groups = dict.fromkeys(each.group for each in workloads(device))
         raise UsageError(f"--only {options.only!r} names no workload", f"The groups are: {'; '.join(groups)}")
     effort = Effort(options.seconds, compile=not options.no_compile, everything=options.all)
-    screen.say(timing.setting(device))
+    machine.keep_freed_memory()
+    screen.say(machine.setting(device))
     rows, wrong = [], []
     for workload in chosen:
         try:
@@ -134,7 +136,7 @@ def run(options: BenchOptions, command: str, screen: Screen) -> dict[str, Any]:
 def setting(device: torch.device) -> dict[str, Any]:
     """Returns what the figures hold for: hardware, threads, versions."""
     return {
-        "setting": timing.setting(device),
+        "setting": machine.setting(device),
         "environment": environment(device, torch.get_num_threads()),
     }
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from convpool import use_backend
-from convpool.testing import timing
+from convpool.testing import candidates, machine
 from mnistfast.data.datasets import Dataset, Split
 from mnistfast.data.loader import DeviceData
 from mnistfast.data.sampling import holdout
@@ -116,18 +116,19 @@ def time_to(options: TimeToOptions, command: str, screen: Screen) -> dict[str, A
         screen.say(dataset.notice)
     train, scored = _splits(dataset, validate=options.validate)
     models = dict.fromkeys([options.model, *([options.against] if options.against else [])])
-    plain = {"all": tuple(timing.PLAIN), "channels_last": ("eager, channels_last",), "fused": ()}[options.forms]
+    plain = {"all": tuple(candidates.PLAIN), "channels_last": ("eager, channels_last",), "fused": ()}[options.forms]
     entrants = [Entrant(model, form) for model in models for form in (FUSED, *plain)]
     on = "held-out training" if options.validate else "test"
     judged = f"{len(scored.labels):,} {on} images of {dataset.name}"
-    screen.say(timing.setting(device))
+    machine.keep_freed_memory()
+    screen.say(machine.setting(device))
     screen.say(f"{len(train.labels):,} training images, judged by {judged}")
     for entrant in race(entrants, train, scored, len(dataset.classes), device, options.seeds):
         run = entrant.runs[-1]
         screen.say(f"seed {run.seed:<3} {run.seconds:8.3f} s  {percent(run.accuracy)}  {entrant.name}")
     return {
         "command": command,
-        "setting": timing.setting(device),
+        "setting": machine.setting(device),
         "environment": environment(device, threads),
         "target": options.target,
         "training_images": len(train.labels),

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from convpool import use_backend
 from convpool.fusion.memory import kept_bytes
-from convpool.testing import parity, timing
+from convpool.testing import candidates, parity
+from convpool.testing.candidates import Candidate, ParityError
 from convpool.testing.cases import CASES, Case, by_name
 from convpool.testing.roofline import Work, work
-from convpool.testing.timing import Call, Candidate, ParityError
+from convpool.testing.timing import Call
 from mnistfast.data.datasets import Split
 from mnistfast.data.loader import DeviceData
 from mnistfast.data.sources import load
@@ -68,7 +69,7 @@ class Workload(ABC, Generic[Form]):
 
     @abstractmethod
     def forms(self) -> dict[str, Form]:
-        """Returns what is raced, by name: `measure.forms.FUSED`, `timing.PLAIN`'s and perhaps more."""
+        """Returns what is raced, by name: `measure.forms.FUSED`, `candidates.PLAIN`'s and perhaps more."""
 
     @abstractmethod
     def calls(self, form: Form) -> list[Call]:
@@ -123,24 +124,24 @@ class Layer(Workload[Candidate]):
         return parity.make_inputs(self.case, self.dtype, device=self.device)
 
     def forms(self) -> dict[str, Candidate]:
-        layer = timing.Through(backend_for(self.device))
-        return {FUSED: (layer, "nchw"), FUSED_LAST: (layer, "channels_last"), **timing.PLAIN}
+        layer = candidates.Through(backend_for(self.device))
+        return {FUSED: (layer, "nchw"), FUSED_LAST: (layer, "channels_last"), **candidates.PLAIN}
 
     def calls(self, form: Candidate) -> list[Call]:
-        return timing.layer_calls(self.inputs, *form, dx=self.dx, backward=self.backward)
+        return candidates.layer_calls(self.inputs, *form, dx=self.dx, backward=self.backward)
 
     def compiled(self, form: Candidate, mode: str) -> Candidate:
-        return timing.compiled(form[0], mode), form[1]
+        return candidates.compiled(form[0], mode), form[1]
 
     def facts(self) -> dict[str, Any]:
-        plan = timing.explained(self.inputs, backend_for(self.device))
+        plan = candidates.explained(self.inputs, backend_for(self.device))
         facts: dict[str, Any] = {"x": self.case.x_shape, "weight": self.case.weight_shape, "plan": str(plan)}
         if self.backward:
             facts["kept_bytes"] = {name: self._kept(*self.forms()[name]) for name in KEPT_BY}
         return facts
 
     def _kept(self, layer: parity.Layer, layout: parity.Layout) -> int:
-        i = timing.in_layout(self.inputs, layout)
+        i = candidates.in_layout(self.inputs, layout)
         x, *parameters = (t.detach().requires_grad_() for t in i.tensors)
         bias = parameters[1] if i.bias is not None else None
         return kept_bytes(

@@ -15,9 +15,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from mnistfast.errors import CheckpointError, UsageError
-from mnistfast.files.atomic import Write, read_json, write_atomic
+from mnistfast.files.atomic import Write, write_atomic
 from mnistfast.models.zoo import Classifier, build
-from mnistfast.runs.integrity import BLANK, FORMAT_VERSION, check_digest, check_version, decoding, seal
+from mnistfast.runs.integrity import BLANK, FORMAT_VERSION, check_digest, check_version, decoding, read_json, seal
 
 BEST, LAST, ADAPTER = "best.safetensors", "last.safetensors", "adapter.safetensors"
 ENV = "env.json"  # beside the checkpoints of a run: it names the run

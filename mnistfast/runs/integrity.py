@@ -7,14 +7,16 @@ noticed. It detects damage, not forgery: who changes a file on purpose can write
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-from mnistfast.errors import CheckpointError, MnistfastError, is_out_of_memory
+from mnistfast.errors import CheckpointError
+from mnistfast.files.decoding import decoding_as
+from mnistfast.files.small import read_small
 
 FORMAT_VERSION = 2
 """Of checkpoints and of the training state. 2 brought the digest, and in 1 there is none."""
@@ -63,27 +65,27 @@ def check_version(found: object, path: Path, *, has_digest: bool) -> None:
         _say_that_damage_would_not_show(path)
 
 
-@contextmanager
-def decoding(path: Path, why: str = "", fix: str = AGAIN) -> Iterator[None]:
-    """Turns what decoders and torch raise on the content of the file at `path`, which is a dozen types, into one.
+def decoding(path: Path, why: str = "", fix: str = AGAIN) -> AbstractContextManager[None]:
+    """Turns what decoders and torch raise on the content of the file at `path` into a CheckpointError.
 
     Args:
         path: the file.
         why: the reason to give, in the place of the decoder's own first line.
         fix: what helps.
-
-    Raises:
-        CheckpointError: the file is damaged.
     """
+    return decoding_as(CheckpointError, f"{path} is damaged", fix, why)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Returns the JSON object in the file at `path`. Raises CheckpointError: missing, or not what a run writes."""
     try:
-        yield
-    except (MnistfastError, MemoryError):
-        raise
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        said = str(error).strip().splitlines() or [type(error).__name__]
-        raise CheckpointError(f"{path} is damaged", why or f"{said[0]:.300}", fix) from error
+        found = json.loads(read_small(path))
+        if isinstance(found, dict):
+            return found
+        why = "It holds no object"
+    except (OSError, ValueError, RecursionError) as error:
+        why = str(error)
+    raise CheckpointError(f"{path} is missing or damaged", why, "train anew with another --out")
 
 
 def _add(digest: hashlib._Hash, file: IO[bytes], size: int | None) -> None:

@@ -15,7 +15,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from mnistfast.errors import CheckpointError, MnistfastError, StorageError, UsageError
-from mnistfast.files.atomic import Content, Folder, is_temporary, make_folder, storing, write_atomic
+from mnistfast.files.atomic import Content, is_temporary, make_folder, storing, write_atomic
+from mnistfast.files.folder import Folder
 from mnistfast.files.yaml_file import read_options
 from mnistfast.runs.checkpoint import ADAPTER, BEST, ENV, LAST
 from mnistfast.runs.state import STATE

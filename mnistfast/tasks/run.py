@@ -21,7 +21,7 @@ from mnistfast.data.sources import anywhere, load
 from mnistfast.data.statistics import channel_stats
 from mnistfast.devices import choose_device, environment, fast_format, use_deterministic, use_threads
 from mnistfast.errors import CheckpointError, UsageError
-from mnistfast.files.atomic import read_json, write_json
+from mnistfast.files.atomic import write_json
 from mnistfast.models.adapters import merge, merged
 from mnistfast.models.zoo import Classifier, build, check_images
 from mnistfast.options.commands import RunOptions
@@ -32,7 +32,7 @@ from mnistfast.report.tensorboard import ScalarWriter, check_installed
 from mnistfast.results.evaluation import score
 from mnistfast.runs import run_folder
 from mnistfast.runs.checkpoint import BEST, ENV, LAST, CheckpointInfo, save_checkpoint
-from mnistfast.runs.integrity import decoding
+from mnistfast.runs.integrity import decoding, read_json
 from mnistfast.runs.run_folder import RunFolder
 from mnistfast.runs.state import STATE, load_state, save_state
 from mnistfast.stop import Interrupted, StopRequest

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -47,7 +47,10 @@ class Visitors:
         seconds: how long a client may take for its request and its answer together.
     """
 
-    def __init__(self, most: int, workers: int, memory: int, seconds: float) -> None:
+    def __init__(
+        self, most: int, workers: int, memory: int, seconds: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._clock = clock
         self.most, self.workers, self.memory, self.seconds = most, workers, memory, seconds
         self._lock = threading.Lock()
         self._visits: dict[socket.socket, _Visit] = {}  # who has waited longest for its client first
@@ -62,7 +65,7 @@ class Visitors:
                 return False
             if sum(visit.phase is not Phase.ENDED for visit in self._visits.values()) >= self.most:
                 self._end(next(self._waiting()), BUSY)
-            self._visits[connection] = _Visit(time.monotonic())
+            self._visits[connection] = _Visit(self._clock())
             return True
 
     def hold(self, connection: socket.socket, size: int) -> bool:
@@ -103,7 +106,7 @@ class Visitors:
 
     def end_late(self) -> None:
         """Ends the connections whose time is over."""
-        latest = time.monotonic() - self.seconds
+        latest = self._clock() - self.seconds
         with self._lock:
             for connection in list(self._waiting()):
                 if self._visits[connection].since < latest:

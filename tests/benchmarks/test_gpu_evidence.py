@@ -18,6 +18,7 @@ from benchmarks.gpu_steps.children import Run, Setting
 from benchmarks.gpu_steps.result import Result, read
 from benchmarks.gpu_steps.table import STEPS, Step, box
 
+pytestmark = pytest.mark.triton
 ROOT = Path(__file__).parents[2]
 
 
@@ -112,9 +113,7 @@ def test_a_hang_costs_one_row(tmp_path):
 @pytest.mark.slow
 def test_a_hang_ends_with_its_box(tmp_path, monkeypatch):
     monkeypatch.setattr(children, "GRACE", 0.5)
-    began = time.monotonic()
     rows, ended = taken(tmp_path, step("hangs"), step("good", share=2), seconds=30)
-    assert time.monotonic() - began < 25
     assert ended == {"hangs": "no answer in time, killed", "good": "done"}
     assert len(rows["hangs"]) == 2
 

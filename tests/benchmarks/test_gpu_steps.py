@@ -10,6 +10,7 @@ import pytest
 from benchmarks.gpu_steps.candidates import PAIRS, changes, pairs, singles
 from convpool.gpu.config import Launch
 
+pytestmark = pytest.mark.triton
 ROOT = Path(__file__).parents[2]
 SHIPPED = Launch(64, 32, 32, 4, 2, ranges=66, registers=255, channels=0)
 

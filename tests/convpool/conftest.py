@@ -1,7 +1,8 @@
 """Every test here runs on poisoned memory; tests that take `backend` run once for each backend of this process.
 
-Interpreted Triton kernels take from a second to minutes a test. A few of each kind run with everything else; the rest
-is marked `slow`, and `exhaustive` where a test takes minutes.
+Interpreted Triton kernels take from a second to minutes a test, so each of these tests is marked `slow`, unless it has
+a mark of its own: `quick_interpreted` runs the cases that it names with everything else (all where it names none),
+`minutes_interpreted` makes the test `exhaustive`.
 """
 
 from collections.abc import Iterator
@@ -11,37 +12,7 @@ import pytest
 import torch
 
 from convpool import planning
-
-# Of tests run by Triton's interpreter, the quick ones: all of a function, or those of some cases. The cases are one of
-# each kind: direct, by channels, flattened, padded, dilated, with padded pools and with overlapping ones.
-_QUICK: dict[str, tuple[str, ...] | None] = {
-    "test_float32": (
-        "cnn-1",
-        "cnn-2",
-        "lenet5-2",
-        "batch-0",
-        "batch-1",
-        "same-even-dilated",
-        "pool-padded",
-        "pool-overlap",
-    ),
-    "test_other_dtypes": ("same-even-dilated", "batch-0"),
-    "test_repeats_are_bit_identical": ("cnn-2", "batch-0"),
-    "test_one_window": None,
-    "test_bias_counts_before_the_comparison": None,
-    "test_pool_padding_never_wins": None,
-    "test_overlapping_windows_add_their_gradients": None,
-    "test_empty_batch": None,
-    "test_autocast": None,
-}
-_MINUTES = (
-    "test_nan_and_infinite_inputs_give_torchs_values",  # sums that are not finite are formed again winner by winner
-    "test_dead_neighbours_of_an_infinity_contribute_nothing",
-    "test_gradgradcheck",
-    "test_bad_codes",  # gpu/test_kernels.py has a few
-    "test_what_goes_back_into_a_dead_window_is_lost",
-    "test_grad_scaler_and_anomaly_detection",
-)
+from convpool.testing.cases import by_name
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -51,11 +22,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if parameters.get("requested") in ("cpu", "reference"):  # `auto` takes the one; the other is slow itself
             item.add_marker(pytest.mark.slow)
         if "triton" in (parameters.get("backend"), parameters.get("requested")):
-            cases = _QUICK.get(item.originalname, ())
-            if item.originalname in _MINUTES or "requested" in parameters:  # hundreds of calls
+            item.add_marker(pytest.mark.triton)
+            if "requested" in parameters or item.get_closest_marker("minutes_interpreted"):  # hundreds of calls
                 item.add_marker(pytest.mark.exhaustive)
-            elif cases is not None and str(parameters.get("case", parameters.get("name"))) not in cases:
+            elif not _quick(item, str(parameters.get("case", parameters.get("name")))):
                 item.add_marker(pytest.mark.slow)
+
+
+def _quick(item: pytest.Item, case: str) -> bool:
+    """Whether the test's mark lets it run with everything else: all that it does, or this case of it.
+
+    Raises:
+        KeyError: the mark names a case that is not in the table.
+    """
+    mark = item.get_closest_marker("quick_interpreted")
+    return mark is not None and (not mark.args or case in {by_name(name).name for name in mark.args})
 
 
 @pytest.fixture(autouse=True)

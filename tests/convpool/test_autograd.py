@@ -44,6 +44,7 @@ def test_gradcheck(serves_float64) -> None:
     assert torch.autograd.gradcheck(op, make(), fast_mode=True)
 
 
+@pytest.mark.minutes_interpreted
 def test_gradgradcheck(serves_float64) -> None:
     assert torch.autograd.gradgradcheck(op, make(), fast_mode=True)
 
@@ -187,6 +188,7 @@ def test_export_with_dynamic_batch(plain, backend) -> None:
     torch.testing.assert_close(exported(x), layer(x))
 
 
+@pytest.mark.quick_interpreted
 def test_autocast(backend) -> None:
     x, weight, bias = make(torch.float32)
     served = planning.backend(backend).serves(cases.by_name("mixed-1").geometry, torch.bfloat16, torch.device("cpu"))

@@ -49,6 +49,7 @@ def window(*values: float) -> torch.Tensor:
         ((-math.inf, -math.inf, 1e-30, -math.inf), 1e-30, 2),
     ],
 )
+@pytest.mark.quick_interpreted
 def test_one_window(values, y, code, backend) -> None:
     got, winner, (dx, _) = run(backend, window(*values), IDENTITY)
     torch.testing.assert_close(got.flatten(), torch.tensor([float(y)]), equal_nan=True)
@@ -60,6 +61,7 @@ def test_one_window(values, y, code, backend) -> None:
 
 
 @pytest.mark.parametrize("bias", [math.nan, math.inf, -math.inf, -3.0, 2.5])
+@pytest.mark.quick_interpreted
 def test_bias_counts_before_the_comparison(bias, backend) -> None:
     x, b = window(1, 3, 2, 0), torch.tensor([bias])
     y, code, _ = run(backend, x, IDENTITY, b)
@@ -69,6 +71,7 @@ def test_bias_counts_before_the_comparison(bias, backend) -> None:
 
 
 @pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.minutes_interpreted  # sums that are not finite are formed again winner by winner
 def test_nan_and_infinite_inputs_give_torchs_values(name, backend) -> None:
     """A handful of non-finite entries each: every window that sees one must answer as torch does."""
     inputs = parity.make_inputs(cases.by_name(name), integers=True)
@@ -92,6 +95,7 @@ def test_nan_and_infinite_inputs_give_torchs_values(name, backend) -> None:
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.parametrize("value", [math.inf, math.nan])
 @pytest.mark.parametrize("wanted", [2, 3], ids=["weight", "all"])
+@pytest.mark.minutes_interpreted
 def test_what_goes_back_into_a_dead_window_is_lost(name, value, wanted, backend) -> None:
     """Whatever gradients are asked for: a network's first layer has kernels of its own."""
     case = cases.by_name(name)
@@ -112,6 +116,7 @@ def test_what_goes_back_into_a_dead_window_is_lost(name, value, wanted, backend)
 
 
 @pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.minutes_interpreted
 def test_dead_neighbours_of_an_infinity_contribute_nothing(name, backend) -> None:
     """x = -inf where it kills windows: eager's dense weight gradient is NaN from 0 * inf, ours sums the live ones."""
     case = cases.by_name(name)
@@ -189,6 +194,7 @@ def verdicts(op, tensors, scale) -> tuple[bool, bool]:
     ],
 )
 @pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled", "ignore:Error detected in")
+@pytest.mark.minutes_interpreted
 def test_grad_scaler_and_anomaly_detection(where, place, value, scale, torchs, fused, backend) -> None:
     """As docs/fuse.md has it. All else is positive, and of 13 rows (11 of z, 5 of y) no window reads the last."""
     generator = torch.Generator().manual_seed(0)
@@ -216,6 +222,7 @@ def test_rows_and_columns_that_no_window_covers(backend) -> None:
     assert dx[..., 11, :].ne(0).any()
 
 
+@pytest.mark.quick_interpreted
 def test_overlapping_windows_add_their_gradients(backend) -> None:
     x = torch.zeros(1, 1, 5, 5)
     x[0, 0, 2, 2] = 1  # in all four 3x3 windows of stride 2
@@ -225,6 +232,7 @@ def test_overlapping_windows_add_their_gradients(backend) -> None:
     assert dx.sum() == 4
 
 
+@pytest.mark.quick_interpreted
 def test_pool_padding_never_wins(backend) -> None:
     x = torch.full((1, 1, 4, 4), -1.0)
     y, code, (dx, *_) = run(
@@ -235,6 +243,7 @@ def test_pool_padding_never_wins(backend) -> None:
     assert dx.sum() == 4
 
 
+@pytest.mark.quick_interpreted
 def test_empty_batch(backend) -> None:
     y, code, (dx, dw, db) = run(backend, torch.empty(0, 3, 9, 9), torch.randn(4, 3, 3, 3), torch.randn(4))
     assert y.shape == code.shape == (0, 4, 3, 3)

@@ -261,6 +261,7 @@ def test_data_assigned_between(which, requested) -> None:
 @pytest.mark.parametrize("needs", [(True, True), (True, False), (False, True)])
 @pytest.mark.parametrize("create_graph", [False, True])
 @pytest.mark.parametrize(("name", "code"), layers_and_codes())
+@pytest.mark.minutes_interpreted  # gpu/test_kernels.py has a few
 def test_bad_codes(name, code, create_graph, needs, backend) -> None:
     """One code of many. On CPUs it raises; on GPUs, to which Triton's kernels belong, it counts as dead."""
     case = LAYERS[name]

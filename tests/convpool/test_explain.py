@@ -13,7 +13,7 @@ from convpool import explain, use_backend
 from convpool.cpu import native
 from convpool.cpu.kernels import Kernel
 from convpool.testing import cases, parity
-from convpool.testing.timing import Through
+from convpool.testing.candidates import Through
 
 missing = native.BACKEND.unavailable()
 needs_library = pytest.mark.skipif(missing is not None, reason=f"cpu: {missing}")

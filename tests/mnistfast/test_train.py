@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -184,14 +183,12 @@ def test_resume_of_a_finished_run_changes_nothing(trained, capsys):
     assert state() == before
 
 
-def test_help_is_quick_and_needs_no_torch():
+def test_help_needs_no_torch():
     code = (
         "import sys; from mnistfast import train; code = train.main(['--help']);"
         "heavy = {'torch', 'matplotlib', 'torchmetrics', 'numpy'} & set(sys.modules); assert not heavy, heavy"
     )
-    started = time.perf_counter()
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert time.perf_counter() - started < 3  # 0.3 s on an idle machine
     assert "--batch-size" in found.stdout
 
 

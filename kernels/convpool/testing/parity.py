@@ -92,7 +92,7 @@ def check(inputs: Inputs, backend: str, *, exact: bool = False) -> Parity:
     call = planning.plan_for(inputs.x, inputs.weight, inputs.settings, backend).call
     y, code = ConvReLUMaxPool2dFunction.apply(*_three(leaves), inputs.settings, call)
     grads = torch.autograd.grad(y, leaves, inputs.dy)
-    return compare(inputs, y.detach(), code, dict(zip(("dx", "dw", "db"), grads, strict=False)), exact=exact)
+    return check_results(inputs, y.detach(), code, dict(zip(("dx", "dw", "db"), grads, strict=False)), exact=exact)
 
 
 def check_layer(
@@ -167,7 +167,7 @@ def _as_integers(inputs: Inputs) -> Inputs:
     return Inputs(drawn(inputs.x), drawn(inputs.weight), bias, drawn(inputs.dy), inputs.settings)
 
 
-def compare(inputs: Inputs, y: Tensor, code: Tensor, grads: dict[str, Tensor], *, exact: bool = False) -> Parity:
+def check_results(inputs: Inputs, y: Tensor, code: Tensor, grads: dict[str, Tensor], *, exact: bool = False) -> Parity:
     """Hold given results against the oracle."""
     if inputs.x.shape[0] == 0:
         empty = y.numel() == 0 and all(not g.any() for g in grads.values())

@@ -23,9 +23,10 @@ import torch
 
 from convpool import planning
 from convpool.testing import parity
+from convpool.testing.candidates import ParityError, compare_layer
 from convpool.testing.cases import CASES, SMALL_NETWORKS, Case, by_name
 from convpool.testing.isolated import Failure, Isolated
-from convpool.testing.timing import ParityError, compare_layer, pin_precision, setting
+from convpool.testing.machine import pin_precision, setting
 
 Answer = TypeVar("Answer")
 Verdict: TypeAlias = Literal["ok", "WRONG", "not served", "raised", "crashed", "hung", "not reached"]
@@ -76,8 +77,6 @@ _IN_OTHER_DTYPES = ("cnn-1", "cnn-2", "groups-2", "pool-overlap-padded")
 _INTERPRETED = ("batch-0", "batch-1", "cnn-1", "lenet5-2", "same-even-dilated")
 _MINUTES, _PATIENCE = 10.0, 120.0  # on a GPU, where the longest check compiles half a dozen kernels
 _PATIENCE_INTERPRETED = 1800.0
-
-_clock = time.monotonic
 
 
 def check_case(check: Check, device: torch.device) -> Result:
@@ -202,22 +201,36 @@ class Report:
         os.replace(unfinished, self._file)
 
 
-def main(arguments: Sequence[str] | None = None, examine: Examine = check_case) -> int:
+def main(
+    arguments: Sequence[str] | None = None,
+    examine: Examine = check_case,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    patience: float | None = None,
+) -> int:
+    """Check what the command line asks for and return the exit status.
+
+    Args:
+        arguments: the command line; by default this process'.
+        examine: the check.
+        clock: seconds since any moment.
+        patience: seconds that one check may take; by default what the slowest needs here.
+    """
     options = _parser().parse_args(arguments)
     gpu = torch.cuda.is_available()
     device = torch.device("cuda" if gpu else "cpu")
-    patience = _PATIENCE if gpu else _PATIENCE_INTERPRETED
+    longest = patience or (_PATIENCE if gpu else _PATIENCE_INTERPRETED)
     minutes = options.minutes if options.minutes is not None else _MINUTES if gpu else math.inf
-    deadline = _clock() + 60 * minutes
+    deadline = clock() + 60 * minutes
     report = Report(options.json, setting(device))
     if not gpu:
         print("no GPU: Triton's kernels run in its interpreter, on a few cases unless --cases names them; no speeds")
     with Isolated() as isolated:
 
         def ask(function: Callable[..., Answer], *arguments: object) -> Answer | Failure | None:
-            left = deadline - _clock()
-            answer = isolated.call(function, *arguments, seconds=min(left, patience)) if left > 0 else None
-            cut_short = isinstance(answer, Failure) and answer.kind == "hung" and left < patience
+            left = deadline - clock()
+            answer = isolated.call(function, *arguments, seconds=min(left, longest)) if left > 0 else None
+            cut_short = isinstance(answer, Failure) and answer.kind == "hung" and left < longest
             return None if cut_short else answer
 
         backends = _present(ask, report)
@@ -271,7 +284,7 @@ def _compiling_ahead(checks: Sequence[Check]) -> Iterator[None]:
     """Idle cores compile what `checks` will launch; where that fails each check compiles for itself."""
     with ExitStack() as stack:
         try:
-            from convpool.gpu.ahead import Work, compiling
+            from convpool.testing.ahead import Work, compiling
 
             launching = [check for check in checks if check.backend == "triton"]
             works = [Work(check.layer, getattr(torch, check.dtype), check.layout) for check in launching]

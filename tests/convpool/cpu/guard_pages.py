@@ -26,7 +26,7 @@ from convpool.cpu import native
 from convpool.geometry import Pair
 from convpool.protocol import Plan
 from convpool.testing.cases import Case
-from convpool.testing.parity import Inputs, compare
+from convpool.testing.parity import Inputs, check_results
 
 MOST_PRODUCTS = 4_000_000  # of a geometry's convolution: float64 takes some 20 ms for them
 NEEDS = [(dx, dw, db) for dx in (True, False) for dw in (True, False) for db in (True, False) if dx or dw or db]
@@ -214,7 +214,7 @@ def check(seed: int, library: Any) -> tuple[int, set[str]]:
             agree(("dx", "dw", "db"), *call(library.convpool_backward, backward.problem, given, results))
         if at_end:
             grads = {name: value for name, value in expected.items() if name.startswith("d")}
-            parity = compare(inputs, expected["y"], expected["code"], grads, exact=True)
+            parity = check_results(inputs, expected["y"], expected["code"], grads, exact=True)
             assert parity.ok, str(parity)
         if plan.plan != "split":  # other loops form sums that are not finite; other tests hold those against torch's
             x.put(torch.full(g.x_shape, torch.inf))

@@ -16,6 +16,7 @@ from convpool.gpu import backend
 from convpool.testing.cases import CASES
 
 triton = pytest.importorskip("triton")
+pytestmark = pytest.mark.triton
 ROOT = Path(__file__).parents[3]
 TARGETS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942")
 

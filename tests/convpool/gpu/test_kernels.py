@@ -26,6 +26,7 @@ from triton.runtime import interpreter
 from convpool.gpu import config, launch
 from tests.convpool.samples import apply
 
+pytestmark = pytest.mark.triton
 FUSED = "fused"
 
 
@@ -136,7 +137,7 @@ def test_codes_that_name_no_position_are_dead(name: str, plan: str, where: str) 
 def test_pool_and_expand_serve_the_split_plan(name: str, layout: parity.Layout) -> None:
     for dtype, integers in ((torch.float32, True), (torch.bfloat16, False)):
         inputs = parity.make_inputs(cases.by_name(name), dtype, layout, integers=integers)
-        found = parity.compare(inputs, *split_results(inputs), exact=integers)
+        found = parity.check_results(inputs, *split_results(inputs), exact=integers)
         assert found.ok, (dtype, found)
 
 

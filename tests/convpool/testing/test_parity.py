@@ -12,10 +12,13 @@ from tests.convpool.samples import apply
 
 DTYPES = (torch.float64, torch.float16, torch.bfloat16)
 A_FEW = ("cnn-2", "lenet5-1", "resnet-stem", "same-even-dilated", "groups-2", "mixed-1", "batch-0")
+# A layer of each kind: direct, by channels, flattened, empty, single, dilated, with padded and with overlapping pools.
+A_KIND_EACH = ("cnn-1", "cnn-2", "lenet5-2", "batch-0", "batch-1", "same-even-dilated", "pool-padded", "pool-overlap")
 
 
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 @pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.quick_interpreted(*A_KIND_EACH)
 def test_float32(case: Case, layout: parity.Layout, backend: str) -> None:
     integers = parity.check(parity.make_inputs(case, layout=layout, integers=True), backend, exact=True)
     assert integers.ok, integers
@@ -25,6 +28,7 @@ def test_float32(case: Case, layout: parity.Layout, backend: str) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", A_FEW)
+@pytest.mark.quick_interpreted("same-even-dilated", "batch-0")
 def test_other_dtypes(name: str, dtype: torch.dtype, backend: str) -> None:
     case = cases.by_name(name)
     inputs = parity.make_inputs(case, dtype)
@@ -38,6 +42,7 @@ def test_other_dtypes(name: str, dtype: torch.dtype, backend: str) -> None:
 
 
 @pytest.mark.parametrize("name", A_FEW)
+@pytest.mark.quick_interpreted("cnn-2", "batch-0")
 def test_repeats_are_bit_identical(name: str, backend: str) -> None:
     inputs = parity.make_inputs(cases.by_name(name))
 
@@ -130,9 +135,9 @@ def test_the_check_catches(bug) -> None:
     y, code = apply(*leaves, inputs.settings, "reference")
     grads = dict(zip(("dx", "dw", "db"), torch.autograd.grad(y, leaves, inputs.dy), strict=True))
     y = y.detach()
-    assert parity.compare(inputs, y, code, grads, exact=True).ok
+    assert parity.check_results(inputs, y, code, grads, exact=True).ok
     bug(inputs, y, code, grads)
-    assert not parity.compare(inputs, y, code, grads, exact=True).ok
+    assert not parity.check_results(inputs, y, code, grads, exact=True).ok
 
 
 @pytest.mark.parametrize(("error", "ok"), [(1e-6, True), (1e-3, False)])

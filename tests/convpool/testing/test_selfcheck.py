@@ -13,7 +13,7 @@ import torch
 
 from convpool import planning
 from convpool.protocol import Plan
-from convpool.testing import cases, parity, selfcheck, timing
+from convpool.testing import candidates, cases, parity, selfcheck, timing
 from convpool.testing.isolated import CONTEXT, Failure
 from convpool.testing.selfcheck import Check, Result
 
@@ -93,11 +93,9 @@ def test_reports_every_backend(tmp_path, capsys) -> None:
 
 
 @pytest.mark.slow
-def test_whatever_a_backend_does_the_rest_is_checked(monkeypatch, tmp_path, capsys) -> None:
-    for patience in ("_PATIENCE", "_PATIENCE_INTERPRETED"):
-        monkeypatch.setattr(selfcheck, patience, 5.0)
+def test_whatever_a_backend_does_the_rest_is_checked(tmp_path, capsys) -> None:
     file, names = tmp_path / "report.json", ["batch-17", "cnn-1", "cnn-2", "lenet5-1", "fast-1"]
-    assert selfcheck.main(["--cases", *names, "--json", str(file)], planted) == 1
+    assert selfcheck.main(["--cases", *names, "--json", str(file)], planted, patience=5.0) == 1
     rows = json.loads(file.read_text())["results"]
     bad = {row["case"]: (row["verdict"], row["detail"]) for row in rows if row["verdict"] != "ok"}
     assert bad == {
@@ -152,10 +150,13 @@ def test_order_of_value() -> None:
 def test_time_runs_out(monkeypatch, in_place, tmp_path, capsys) -> None:
     """A clock that advances by a minute whenever it is read; what hangs when time runs out was not reached."""
     minutes: Iterator[int] = iter(range(1000))
-    monkeypatch.setattr(selfcheck, "_clock", lambda: 60.0 * next(minutes))
+
+    def clock() -> float:
+        return 60.0 * next(minutes)
+
     monkeypatch.setattr(selfcheck.planning, "backend_names", lambda: ["reference"])
     file = tmp_path / "report.json"
-    assert selfcheck.main(["--minutes", "6", "--json", str(file)], right) == 0
+    assert selfcheck.main(["--minutes", "6", "--json", str(file)], right, clock=clock) == 0
     rows = json.loads(file.read_text())["results"]
     assert [row["verdict"] for row in rows] == ["ok"] * 4 + ["not reached"] * (len(rows) - 4)
     assert {row["case"] for row in rows} == {case.name for case in cases.CASES}
@@ -163,7 +164,7 @@ def test_time_runs_out(monkeypatch, in_place, tmp_path, capsys) -> None:
 
     minutes = iter(range(1000))
     monkeypatch.setattr(InPlace, "call", lambda *_, seconds: Failure("hung", f"{seconds}"))
-    assert selfcheck.main(["--minutes", "3", "--cases", "batch-1", "--json", str(file)], right) == 1
+    assert selfcheck.main(["--minutes", "3", "--cases", "batch-1", "--json", str(file)], right, clock=clock) == 1
     assert verdicts(file) == {"batch-1": {"not reached"}}
     assert "nothing was checked" in capsys.readouterr().out
 
@@ -239,7 +240,7 @@ def test_a_timing_that_fails_is_told(as_on_a_gpu, monkeypatch, tmp_path, capsys)
 
 
 def test_workers_compile_what_is_checked_and_end_with_the_run(as_on_a_gpu, monkeypatch) -> None:
-    ahead = pytest.importorskip("convpool.gpu.ahead")
+    ahead = pytest.importorskip("convpool.testing.ahead")
     seen = []
 
     @contextlib.contextmanager
@@ -269,7 +270,7 @@ def test_speeds_are_those_of_torch_and_of_the_kernels(monkeypatch) -> None:
     assert asked == [((256, 1, 28, 28), ("triton",))]
 
     def inexact(*_):
-        raise timing.ParityError("wrong result on integers")
+        raise candidates.ParityError("wrong result on integers")
 
     monkeypatch.setattr(selfcheck, "compare_layer", inexact)
     assert selfcheck.speeds(cases.by_name("fast-1"), CPU) == "not timed: wrong result on integers"

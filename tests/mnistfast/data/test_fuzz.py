@@ -17,9 +17,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mnistfast.data import formats
+from mnistfast.data.cifar import TEST_FILE, TRAIN_FILES, read_cifar
+from mnistfast.data.csv_files import read_csv
 from mnistfast.data.idx import header, read_idx
 from mnistfast.data.images import _read_image
+from mnistfast.data.npz import read_npz
 from mnistfast.errors import MnistfastError
 
 seed, count = int(sys.argv[1]), int(sys.argv[2])
@@ -50,7 +52,7 @@ def npz(save):
 def cifar():
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
-        for name in (*formats.CIFAR_FILES, formats.CIFAR_TEST):
+        for name in (*TRAIN_FILES, TEST_FILE):
             member = tarfile.TarInfo(name)
             member.size = 3073
             archive.addfile(member, io.BytesIO(bytes(3073)))
@@ -69,11 +71,11 @@ CASES = [
     ("idx", idx["labels"], lambda path: read_idx(path, expect="labels")),
     ("gz", gzip.compress(idx["images"]), lambda path: read_idx(path, expect="images")),
     ("gz", gzip.compress(idx["labels"]), lambda path: read_idx(path, expect="labels")),
-    ("npz", npz(np.savez), formats.read_npz),
-    ("npz", npz(np.savez_compressed), formats.read_npz),
-    ("csv", table.encode(), formats.read_csv),
-    ("csv", ("label," + ",".join(f"pixel{k}" for k in range(25)) + "\n" + table).encode(), formats.read_csv),
-    ("tar.gz", cifar(), formats.read_cifar),
+    ("npz", npz(np.savez), read_npz),
+    ("npz", npz(np.savez_compressed), read_npz),
+    ("csv", table.encode(), read_csv),
+    ("csv", ("label," + ",".join(f"pixel{k}" for k in range(25)) + "\n" + table).encode(), read_csv),
+    ("tar.gz", cifar(), read_cifar),
     *(
         (form, picture(form, mode), image)
         for form, mode in (

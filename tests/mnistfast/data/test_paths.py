@@ -48,6 +48,4 @@ def test_too_few_images_to_cut(tmp_path, refused, save_folders):
 
 
 def test_empty_folder_names_what_it_may_hold(tmp_path, refused):
-    refused(
-        tmp_path, "an .npz file, .csv files, cifar-10-batches-bin, folders of images by class; missing: all of them"
-    )
+    refused(tmp_path, "one .npz, some .csv, cifar-10-batches-bin, folders of images by class; missing: all of them")

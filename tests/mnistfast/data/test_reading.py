@@ -68,12 +68,3 @@ def test_a_decoder_takes_no_more_at_once_than_a_header_can_have():
     assert len(stream.read(reading.MAX_AT_ONCE)) == len(stream.read()) == reading.MAX_AT_ONCE
     with pytest.raises(ValueError, match="131,073 bytes"):
         stream.read(reading.MAX_AT_ONCE + 1)
-
-
-@pytest.mark.parametrize(("error", "words"), [(ValueError("one\ntwo"), "one"), (EOFError(), "EOFError")])
-def test_reason_is_one_line(error, words):
-    assert reading.reason(error) == words
-
-
-def test_what_a_decoder_quotes_is_cut_short():
-    assert reading.reason(ValueError("x" * 10**6)) == "x" * 200 + "..."

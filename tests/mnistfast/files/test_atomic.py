@@ -3,12 +3,11 @@
 import errno
 import json
 import os
-import shutil
 
 import pytest
 
 from mnistfast.errors import StorageError
-from mnistfast.files.atomic import Folder, make_folder, write_atomic, write_json
+from mnistfast.files.atomic import make_folder, write_atomic, write_json
 
 
 def test_text_and_bytes(tmp_path):
@@ -68,22 +67,6 @@ def test_two_writers_of_one_file_do_not_mix(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
-def test_a_folder_that_is_held_is_written_to_wherever_it_is(tmp_path):
-    (tmp_path / "held").mkdir()
-    with Folder(tmp_path / "held") as folder:
-        assert folder.is_at_its_path()
-        (tmp_path / "held").rename(tmp_path / "moved")
-        assert not folder.is_at_its_path()
-        (tmp_path / "held").mkdir()
-        assert not folder.is_at_its_path()
-        write_atomic(tmp_path / "held" / "a", "x", folder)
-        assert folder.names() == [path.name for path in (tmp_path / "moved").iterdir()] == ["a"]
-        assert not list((tmp_path / "held").iterdir())
-        shutil.rmtree(tmp_path / "moved")
-        with pytest.raises(StorageError, match=r"cannot write .*held.a: no such file or directory"):
-            write_atomic(tmp_path / "held" / "a", "x", folder)
-
-
 def test_content_is_on_the_disk_before_the_name(tmp_path, monkeypatch):
     calls = []
     fsync, replace = os.fsync, os.replace
@@ -98,3 +81,11 @@ def test_folder_that_cannot_be(tmp_path):
     assert make_folder(tmp_path / "a" / "b").is_dir()
     with pytest.raises(StorageError, match="cannot make the folder"):
         make_folder(tmp_path / "file" / "b")
+
+
+def test_who_writes_says_what_helps(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "open", failing(PermissionError(errno.EACCES, "Permission denied")))
+    with pytest.raises(StorageError, match="FIX: another --out folder"):
+        write_atomic(tmp_path / "a", "x")
+    with pytest.raises(StorageError, match="FIX: a cache"):
+        write_atomic(tmp_path / "a", "x", fix="a cache")

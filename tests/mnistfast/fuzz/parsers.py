@@ -18,19 +18,19 @@ def _idx(path: Path) -> None:
 
 
 def _npz(path: Path) -> None:
-    from mnistfast.data.formats import read_npz
+    from mnistfast.data.npz import read_npz
 
     read_npz(path)
 
 
 def _csv(path: Path) -> None:
-    from mnistfast.data.formats import read_csv
+    from mnistfast.data.csv_files import read_csv
 
     read_csv(path)
 
 
 def _tar(path: Path) -> None:
-    from mnistfast.data.formats import read_cifar
+    from mnistfast.data.cifar import read_cifar
 
     read_cifar(path)
 

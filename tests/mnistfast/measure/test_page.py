@@ -2,7 +2,7 @@
 
 import pytest
 
-from convpool.testing.timing import PLAIN
+from convpool.testing.candidates import PLAIN
 from mnistfast.measure import page as bench_page
 from mnistfast.measure import plots as bench_plots
 from mnistfast.measure.forms import FUSED, FUSED_LAST

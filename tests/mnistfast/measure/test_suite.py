@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from convpool import planning
-from convpool.testing import timing
+from convpool.testing import candidates
 from convpool.testing.cases import by_name
 from mnistfast import bench
 from mnistfast.measure import suite, workloads
@@ -46,11 +46,11 @@ def wrong_kernel(monkeypatch):
 def test_a_row_is_complete():
     row = suite.measure(suite.workloads(CPU, False)[0], BRIEF)
     assert json.loads(json.dumps(row))["group"] == "layer, training"
-    assert set(row["seconds"]) == {FUSED, FUSED_LAST, *timing.PLAIN}
+    assert set(row["seconds"]) == {FUSED, FUSED_LAST, *candidates.PLAIN}
     assert set(row["times_faster"]) == {FUSED, FUSED_LAST}
     ours, eager = row["seconds"][FUSED]["median"], row["seconds"]["eager"]["median"]
     assert row["times_faster"][FUSED]["eager"] == pytest.approx(eager / ours)
-    assert row["best_plain"] in timing.PLAIN
+    assert row["best_plain"] in candidates.PLAIN
     assert row["share_of_roofline"][FUSED] == pytest.approx(row["bound_seconds"] / ours)
     outputs = 4 * 6 * 14 * 14
     if not planning.backend("cpu").unavailable():
@@ -64,7 +64,7 @@ def test_what_cannot_be_compiled_is_named(monkeypatch, tiny):
     def broken(layer, mode):
         raise RuntimeError("no C++ compiler\nand much more")
 
-    monkeypatch.setattr(timing, "compiled", broken)
+    monkeypatch.setattr(candidates, "compiled", broken)
     row = suite.measure(suite.workloads(CPU, False)[1], Effort(0.001))
     (label, why), *others = row["missing"].items()
     assert not others
@@ -74,7 +74,7 @@ def test_what_cannot_be_compiled_is_named(monkeypatch, tiny):
 
 
 def test_what_is_compiled_takes_part(monkeypatch, tiny):
-    monkeypatch.setattr(timing, "compiled", lambda layer, mode: layer)
+    monkeypatch.setattr(candidates, "compiled", lambda layer, mode: layer)
     row = suite.measure(suite.workloads(CPU, False)[1], Effort(0.001, everything=True))
     compiled = [name for name in row["seconds"] if name.startswith("torch.compile of ")]
     assert len(compiled) == 4  # each of torch's forms, and the best with max-autotune
@@ -102,5 +102,5 @@ def test_a_wrong_kernel_has_no_speed(tmp_path, capsys):
 @pytest.mark.parametrize("make", [workloads.Step, workloads.Inference, workloads.Epoch])
 def test_a_model_on_a_wrong_kernel_has_no_calls(make):
     workload = make("lenet5", CPU)
-    with pytest.raises(timing.ParityError):
+    with pytest.raises(candidates.ParityError):
         workload.calls(workload.forms()[FUSED])

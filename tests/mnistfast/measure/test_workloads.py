@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from convpool.testing.timing import ParityError
+from convpool.testing.candidates import ParityError
 from mnistfast.measure import workloads
 from mnistfast.measure.forms import FORMS, FUSED
 from mnistfast.measure.workloads import Inference, Step, real_images

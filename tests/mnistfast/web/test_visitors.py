@@ -68,13 +68,15 @@ def test_memory_goes_to_the_newest(visitor):
 
 
 def test_time_is_over_for_those_alone_that_wait_for_their_clients(visitor):
-    visitors, (first, second, third) = Visitors(9, 8, 100, 60), (visitor() for _ in range(3))
+    now = 100.0
+    visitors, (first, second, third) = Visitors(9, 8, 100, 60, lambda: now), (visitor() for _ in range(3))
     assert all(map(visitors.admit, (first, second, third)))
     assert visitors.work(first)
     visitors.answer(third)
+    now += 60
     visitors.end_late()
     assert {visitors.refusal(each) for each in (first, second, third)} == {None}
-    visitors.seconds = -1
+    now += 1
     visitors.end_late()
     assert [visitors.refusal(each) for each in (first, second, third)] == [None, LATE, LATE]
     visitors.leave(second)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,12 +10,13 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("triton")
+pytestmark = pytest.mark.triton
 ROOT = Path(__file__).parents[3]
 
 COMPILES = """
-import json, multiprocessing, os, time, torch
+import json, multiprocessing, os, torch
 from convpool.testing.cases import by_name
-from convpool.gpu.ahead import Work, compile_work, compiling
+from convpool.testing.ahead import Work, compile_work, compiling
 from convpool.gpu.offline import TARGETS
 
 def cached():
@@ -28,7 +30,6 @@ with compiling(works, target=target, workers=1) as workers:
 ahead = cached()
 launches = [compile_work(work, target) for work in works if work is not failing]
 again = cached() - ahead
-began = time.monotonic()
 with compiling([Work(by_name("vgg-5"))] * 100, target=target, workers=2) as workers:
     assert len(workers) == 2
 print(json.dumps({
@@ -36,7 +37,7 @@ print(json.dumps({
     "compiled": len(ahead),
     "compiled again": len(again),
     "left": len(multiprocessing.active_children()),
-    "seconds to end": time.monotonic() - began,
+    "ended by": [worker.exitcode for worker in workers],
 }))
 """
 
@@ -57,11 +58,11 @@ def test_what_is_compiled_ahead_is_not_compiled_again(tmp_path) -> None:
     assert found["compiled"] > 6
     assert found["compiled again"] == 0
     assert found["left"] == 0
-    assert found["seconds to end"] < 20
+    assert found["ended by"] == [-signal.SIGKILL] * 2  # nobody waited for what they had not compiled
 
 
 def test_interpreted_kernels_are_not_compiled(tmp_path) -> None:
-    script = "from convpool.gpu.ahead import compiling\nwith compiling([]): pass"
+    script = "from convpool.testing.ahead import compiling\nwith compiling([]): pass"
     result = run(script, tmp_path, TRITON_INTERPRET="1")
     assert (
         result.stderr.splitlines()[-1] == "RuntimeError: TRITON_INTERPRET is set: interpreted kernels are not compiled"

@@ -1,0 +1,163 @@
+"""Who takes part when a layer is timed: torch's own forms and anyone's, each found right before it is called.
+
+A candidate is a layer and the memory layout in which it finds its tensors.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from convpool import eager, planning
+from convpool.functional import conv_relu_max_pool2d
+from convpool.geometry import Settings
+from convpool.layout import memory_format
+from convpool.protocol import Plan
+from convpool.testing.parity import Inputs, Layer, Layout, check, check_layer
+from convpool.testing.timing import Call, Timing, compare
+
+Candidate: TypeAlias = tuple[Layer, Layout]
+
+# torch's own ways to compute the layer, by name: what a speed-up is measured against.
+PLAIN: dict[str, Candidate] = {
+    "eager": (eager.relu_then_pool, "nchw"),
+    "eager, channels_last": (eager.relu_then_pool, "channels_last"),
+    "pool before ReLU, channels_last": (eager.pool_then_relu, "channels_last"),
+}
+
+
+class ParityError(RuntimeError):
+    """A candidate computes something else than torch; its speed means nothing."""
+
+
+def compare_layer(
+    inputs: Inputs,
+    backends: Sequence[str] = ("auto",),
+    *,
+    layouts: Sequence[Layout] = ("nchw", "channels_last"),
+    dx: bool = True,
+    backward: bool = True,
+    seconds: float = 1.0,
+) -> dict[str, Timing]:
+    """Time one layer by torch's own forms (`PLAIN`) and by backends in the given layouts, named "backend, layout".
+
+    Args:
+        inputs: the layer; converted to each candidate's layout beforehand.
+        dx: whether x needs a gradient (a network's first layer does not).
+        backward: time forward and backward, else the forward pass of inference.
+
+    Raises:
+        ParityError: a candidate's result is wrong.
+    """
+    ours: dict[str, Candidate] = {
+        f"{backend}, {layout}": (Through(backend), layout) for backend in backends for layout in layouts
+    }
+    calls = {
+        name: layer_calls(inputs, *candidate, dx=dx, backward=backward) for name, candidate in (PLAIN | ours).items()
+    }
+    return compare(calls, inputs.x.device, seconds)
+
+
+def layer_calls(inputs: Inputs, layer: Layer, layout: Layout, *, dx: bool, backward: bool) -> list[Call]:
+    """Calls of a layer that was found to compute what torch computes, one for each copy of its inputs.
+
+    Raises:
+        ParityError: its result is wrong for these inputs.
+    """
+    inputs = in_layout(inputs, layout)
+    plan = explained(inputs, layer.backend) if isinstance(layer, Through) else None
+    exact = inputs.x.device.type == "cpu" or (plan is not None and plan.plan == "fused")
+    found = {
+        data: check_layer(inputs, layer, integers=data == "integers", exact=exact, dx=dx, backward=backward)
+        for data in ("integers", "random numbers")
+    }
+    if plan and plan.keeps_codes:
+        found[f"random numbers, with the winners of backend {plan.backend}"] = check(inputs, plan.backend)
+    for data, parity in found.items():
+        if not parity.ok:
+            raise ParityError(f"wrong result for x {tuple(inputs.x.shape)}, {layout}, on {data}: {parity}")
+    return [_call(layer, i, dx, backward) for i in _copies(inputs)]
+
+
+def compiled(layer: Layer, mode: str = "default") -> Layer:
+    """The layer by torch.compile, for the fixed shapes that it is called with."""
+    return torch.compile(lambda *arguments: layer(*arguments), fullgraph=True, dynamic=False, mode=mode)
+
+
+def best_plain(timings: Mapping[str, Timing]) -> str:
+    """The name of the fastest of torch's own forms."""
+    return min(PLAIN, key=lambda name: timings[name].median)
+
+
+@dataclass(frozen=True)
+class Through:
+    """The layer by a backend, or by whom `auto` chooses: called as a module calls the op, with no context around it."""
+
+    backend: str
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None, s: Settings) -> Tensor:
+        if self.backend != "auto" and planning.requested_backend() != self.backend:
+            with planning.use_backend(self.backend):
+                return self(x, weight, bias, s)
+        return conv_relu_max_pool2d(
+            x,
+            weight,
+            bias,
+            s.stride,
+            (s.padding[0], s.padding[2]) if s.symmetric_padding else "same",
+            s.dilation,
+            s.groups,
+            pool_kernel_size=s.pool_kernel,
+            pool_stride=s.pool_stride,
+            pool_padding=s.pool_padding,
+            pool_dilation=s.pool_dilation,
+            ceil_mode=s.ceil_mode,
+            contiguous_output=s.contiguous_output,
+        )
+
+
+def explained(inputs: Inputs, backend: str) -> Plan:
+    """Who computes the layer when asked by the name of a backend or `auto`, and why."""
+    return planning.plan_for(inputs.x, inputs.weight, inputs.settings, backend)
+
+
+def in_layout(inputs: Inputs, layout: Layout) -> Inputs:
+    """The same numbers, their 4-d tensors in one layout."""
+    format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    x, weight, dy = (torch.empty_like(t, memory_format=format).copy_(t) for t in (inputs.x, inputs.weight, inputs.dy))
+    return Inputs(x, weight, inputs.bias, dy, inputs.settings)
+
+
+def _call(layer: Layer, inputs: Inputs, dx: bool, backward: bool) -> Call:
+    x, weight, bias, dy = inputs.x, inputs.weight, inputs.bias, inputs.dy
+    if not backward:
+
+        def infer() -> object:
+            with torch.no_grad():
+                return layer(x, weight, bias, inputs.settings)
+
+        return infer
+    leaves = [t.detach().requires_grad_() for t in inputs.tensors]
+    x = leaves[0] if dx else x
+    wanted = leaves if dx else leaves[1:]
+    bias = leaves[2] if bias is not None else None
+    dy = dy.contiguous(memory_format=memory_format(x, weight, inputs.settings))
+
+    def train() -> object:
+        return torch.autograd.grad(layer(x, leaves[1], bias, inputs.settings), wanted, dy)
+
+    return train
+
+
+def _copies(inputs: Inputs) -> list[Inputs]:
+    """One on a CPU, whose caches hold a layer's input in training too; on a GPU as many as overflow its cache."""
+    if inputs.x.device.type != "cuda":
+        return [inputs]
+    bytes_ = (inputs.x.numel() + inputs.dy.numel()) * inputs.x.element_size()
+    count = 1 + 2 * torch.cuda.get_device_properties(inputs.x.device).L2_cache_size // max(1, bytes_)
+    return [
+        Inputs(inputs.x.clone(), inputs.weight, inputs.bias, inputs.dy.clone(), inputs.settings)
+        for _ in range(min(count, 64))
+    ]
