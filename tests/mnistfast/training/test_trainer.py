@@ -20,9 +20,11 @@ from mnistfast.models.zoo import build
 from mnistfast.options.config import TrainConfig
 from mnistfast.training import trainer as trainer_module
 from mnistfast.training.ahead import Replay
+from mnistfast.training.inference import predict
+from mnistfast.training.optimizers import make_optimizer
 from mnistfast.training.plan import Plan
 from mnistfast.training.schedules import learning_rate
-from mnistfast.training.trainer import Trainer, make_optimizer, predict
+from mnistfast.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 CONFIG = TrainConfig(model="lenet5", batch_size=48, dropout=0.3, label_smoothing=0.1, lr=5e-3, seed=3)
@@ -42,7 +44,7 @@ def new_trainer(splits, config=CONFIG, epochs=3, validate=True):
     torch.manual_seed(config.seed)
     model = build(config.model, dropout=config.dropout)
     train, val = splits
-    return Trainer(model, train, val if validate else None, config, epochs)
+    return Trainer(model, train, val if validate else None, replace(config, epochs=epochs))
 
 
 def test_learns(splits):
@@ -105,7 +107,7 @@ def test_growing_batches_take_every_image_once(splits, monkeypatch):
     assert sorted(chain.from_iterable(seen)) == list(range(170))
     assert trainer.images_seen == 170
     sizes = torch.tensor([len(batch) for batch in seen])
-    assert record["loss"] == pytest.approx(((trainer.losses * sizes).sum() / 170).item())
+    assert record["loss"] == pytest.approx(((trainer.tally.losses * sizes).sum() / 170).item())
 
 
 def test_predict_keeps_order_and_mode(splits):
@@ -285,9 +287,9 @@ def test_steps_neither_ask_the_device_nor_send_it_anything(tiny, monkeypatch, mo
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # which there is none of on "meta"
     meta = torch.device("meta")
     data = DeviceData(load(str(tiny)).train, meta, [0.1], [0.3])
-    config = replace(CONFIG, optimizer="muon", batch_size=8, augment="mild", ema=0.9, clip=1.0)
+    config = replace(CONFIG, optimizer="muon", epochs=1, batch_size=8, augment="mild", ema=0.9, clip=1.0)
     net = build(model, dropout=0.3, old_classes=[10]).to(meta)
-    steps = Trainer(net, data, None, config, 1, replay=Replay(data, 1)).run()
+    steps = Trainer(net, data, None, config, replay=Replay(data, 1)).run()
     next(steps)  # draws for itself and the next ones
     with OnTheCpu() as found:
         for _ in range(20):
