@@ -29,7 +29,7 @@ REFUSED = [
     ("--from RUN --data DATA --replay DATA:2", 2, "--replay is DATA:2. It must be OLD:fraction, up to 1"),
     ("--from RUN --data DATA --replay DATA --method head", 2, "--replay with --method head"),
     ("--from RUN --data DATA --replay DATA --drop-old-head", 2, "--replay with --drop-old-head"),
-    ("--from RUN --data DATA --old-data fashion-mnist --offline", 7, "no fashion-mnist"),
+    ("--from RUN --data DATA --old-data kmnist --offline", 7, "no kmnist"),
     ("--from RUN --data DATA --shots 1000", 2, "--shots is 1000. A class has 20 training images"),
     ("--from RUN --data DATA --shots 0", 2, "--shots is 0. It must be at least 1"),
     ("--from RUN --data DATA --lr-mult 0", 2, "--lr-mult is 0.0. It must be above 0"),
@@ -43,8 +43,8 @@ REFUSED = [
 @pytest.mark.parametrize(("words", "code", "message"), REFUSED, ids=[row[0] for row in REFUSED])
 def test_refused_in_one_line_before_any_work(words, code, message, finished, tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    if "fashion" in words:  # which a distribution may have installed
-        monkeypatch.setattr("mnistfast.data.obtain._at_hand", lambda name, found: None)
+    monkeypatch.delenv("MNISTFAST_DATA", raising=False)
+    monkeypatch.setenv("MNISTFAST_CACHE", str(tmp_path / "cache"))  # what it may have is not here
     words, message = (text.replace("RUN", str(finished)).replace("DATA", str(tiny)) for text in (words, message))
     assert finetune.main(words.split()) == code
     error = capsys.readouterr().err

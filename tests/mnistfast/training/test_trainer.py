@@ -21,7 +21,6 @@ from mnistfast.options.config import TrainConfig
 from mnistfast.training import trainer as trainer_module
 from mnistfast.training.ahead import Replay
 from mnistfast.training.inference import predict
-from mnistfast.training.optimizers import make_optimizer
 from mnistfast.training.plan import Plan
 from mnistfast.training.schedules import learning_rate
 from mnistfast.training.trainer import Trainer
@@ -108,16 +107,6 @@ def test_growing_batches_take_every_image_once(splits, monkeypatch):
     assert trainer.images_seen == 170
     sizes = torch.tensor([len(batch) for batch in seen])
     assert record["loss"] == pytest.approx(((trainer.tally.losses * sizes).sum() / 170).item())
-
-
-def test_predict_keeps_order_and_mode(splits):
-    model = build("lenet5", dropout=0.5).train()
-    (together, labels), (piecewise, same) = predict(model, splits[1]), predict(model, splits[1], batch_size=7)
-    assert not model.training
-    torch.testing.assert_close(together, piecewise)
-    assert torch.equal(labels, splits[1].gather(torch.arange(30))[1])
-    assert torch.equal(labels, same)
-    assert not together.requires_grad
 
 
 @pytest.mark.parametrize(
@@ -249,21 +238,6 @@ def test_weights_that_are_no_numbers_are_not_saved(splits):
         next(trainer.model.parameters()).view(-1)[0] = float("nan")
     with pytest.raises(DivergedError, match="a weight is not a finite number after step 1"):
         trainer.state_dict()
-
-
-def test_optimizers():
-    weights = [torch.zeros(2, requires_grad=True)]
-    adam = make_optimizer(replace(CONFIG, betas=(0.7, 0.9)), weights)
-    assert type(adam) is torch.optim.Adam
-    assert adam.defaults["betas"] == (0.7, 0.9)
-    adamw = make_optimizer(replace(CONFIG, optimizer="adamw", weight_decay=0.1), weights)
-    assert type(adamw) is torch.optim.AdamW
-    assert adamw.defaults["weight_decay"] == 0.1
-    sgd = make_optimizer(replace(CONFIG, optimizer="sgd"), weights)
-    assert (sgd.defaults["nesterov"], sgd.defaults["momentum"]) == (True, 0.9)
-    assert not make_optimizer(replace(CONFIG, optimizer="sgd", momentum=0.0), weights).defaults["nesterov"]
-    muon = make_optimizer(replace(CONFIG, optimizer="muon", momentum=0.8, betas=(0.7, 0.9)), weights)
-    assert (muon.defaults["momentum"], muon.defaults["betas"]) == (0.8, (0.7, 0.9))
 
 
 class OnTheCpu(TorchDispatchMode):
