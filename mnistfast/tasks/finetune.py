@@ -63,39 +63,21 @@ def prepare(
         began = time.perf_counter()
         learnt, val = embed(model, learnt), embed(model, val) if val else None
         embedding_seconds = time.perf_counter() - began
-    epochs = config.planned_epochs(len(learnt))
-    late = [at for at in config.unfrozen_at if at > epochs]
-    if late:
-        raise UsageError(f"--unfreeze-at names epoch {late[0]}", f"There are {epochs}", "--epochs")
+    _check_unfreezing(config, config.planned_epochs(len(learnt)))
     replay = None
     if config.replay:
         assert start.old_head is not None  # see FinetuneConfig
         replay = Replay(on_device(_old_samples(config, source.old, dataset.test), device, info), start.old_head)
+    old_head = replay.head if replay else 0
     tuning = choose(
-        model,
-        method.name,
-        count,
-        lr_mult=config.lr_mult,
-        unfreeze_at=config.unfrozen_at,
-        old_head=replay.head if replay else 0,
+        model, method.name, count, lr_mult=config.lr_mult, unfreeze_at=config.unfrozen_at, old_head=old_head
     )
     trainer = Trainer(model, learnt, val, config, tuning=tuning, replay=replay)
     learning = learning_names(model, tuning)
     comparison = Comparison(start, dataset, config, trainer, tuning, learning, left_out, embedding_seconds)
     hashes = dataset.hashes | {"source": source.md5} | _of_old(source.old)
-    remarks = tuple(_remarks(comparison))
-    prepared = Prepared(
-        "finetune",
-        config,
-        dataset,
-        hashes,
-        info,
-        trainer,
-        weights=config.source,
-        remarks=remarks,
-        compare=comparison.write,
-    )
-    return prepared, comparison
+    remarks, compare = tuple(_remarks(comparison)), comparison.write
+    return Prepared("finetune", config, dataset, hashes, info, trainer, config.source, remarks, compare), comparison
 
 
 def _usable(config: FinetuneConfig, dataset: Dataset, old: Dataset | None) -> tuple[np.ndarray, int]:
@@ -113,6 +95,12 @@ def _usable(config: FinetuneConfig, dataset: Dataset, old: Dataset | None) -> tu
     if config.shots:
         return usable[draw_shots(train.labels[usable], config.shots, config.seed)], left_out
     return limited(train.labels, usable, config), left_out
+
+
+def _check_unfreezing(config: FinetuneConfig, epochs: int) -> None:
+    late = [at for at in config.unfrozen_at if at > epochs]
+    if late:
+        raise UsageError(f"--unfreeze-at names epoch {late[0]}", f"There are {epochs}", "--epochs")
 
 
 def _old_samples(config: FinetuneConfig, old: Dataset | None, test: Split) -> Split:
