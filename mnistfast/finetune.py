@@ -15,8 +15,8 @@ from mnistfast.report.page import percent
 from mnistfast.text import show
 
 if TYPE_CHECKING:
-    from mnistfast.tasks.finetuning import Draws
-    from mnistfast.tasks.run import Outcome
+    from mnistfast.results.finish import Outcome
+    from mnistfast.tasks.repeat import Draws
 
 PROG = "mnistfast finetune"
 
@@ -44,7 +44,8 @@ def _finetune(argv: Sequence[str]) -> int:
         return training_cli.check_data(config, options)
 
     from mnistfast.report.screen import Screen
-    from mnistfast.tasks.finetuning import Draws, finetune  # torch comes with it
+    from mnistfast.tasks.finetune import finetune  # torch comes with it
+    from mnistfast.tasks.repeat import Draws
 
     screen = Screen(quiet=options.quiet or options.json)
     found = finetune(config, options, shlex.join([*PROG.split(), *argv]), screen)
@@ -61,7 +62,7 @@ def _merge(flags: dict[str, Any]) -> int:
     if "source" not in flags or "out" not in flags:
         raise UsageError("--merge needs --from and --out", fix="--from CKPT --merge ADAPTER --out FILE")
 
-    from mnistfast.tasks.finetuning import merge_adapter
+    from mnistfast.tasks.merging import merge_adapter
 
     out = merge_adapter(flags["source"], flags["merge"], flags["out"], overwrite=flags.get("overwrite", False))
     if flags.get("json"):
@@ -73,9 +74,9 @@ def _merge(flags: dict[str, Any]) -> int:
 
 def _of_run(outcome: Outcome) -> tuple[dict[str, Any], list[str]]:
     """Returns what to print as JSON, and as lines."""
+    from mnistfast.report.comparison import comparison_rows
     from mnistfast.runs.checkpoint import BEST
     from mnistfast.runs.run_folder import REPORT
-    from mnistfast.tasks.finetuning import comparison_rows
 
     return {"run": str(outcome.folder), **outcome.comparison, "best": outcome.best}, [
         *(f"{title:<15} {text}" for title, text in comparison_rows(outcome.comparison)),

@@ -14,7 +14,7 @@ from mnistfast.options.config import TrainConfig
 from mnistfast.report.page import accuracy_line, percent
 
 if TYPE_CHECKING:
-    from mnistfast.tasks.run import Outcome
+    from mnistfast.results.finish import Outcome
 
 PROG = "mnistfast train"
 
@@ -36,7 +36,7 @@ def _train(argv: Sequence[str]) -> int:
         return training_cli.check_data(config, options)
 
     from mnistfast.report.screen import Screen
-    from mnistfast.tasks.run import train  # torch comes with it: not before the options are known to be good
+    from mnistfast.tasks.train import train  # torch comes with it: not before the options are known to be good
 
     others = os.environ.get("RANK", "0") != "0"  # of several processes, the first one speaks
     screen = Screen(quiet=options.quiet or options.json or others)

@@ -73,8 +73,8 @@ def _trainer(bench: Bench, name: str, backend: str) -> dict[str, Any]:
     """The project's own trainer by its preset; the first run pays for what happens once."""
     from mnistfast.data.loader import DeviceData
     from mnistfast.options.config import TrainConfig
+    from mnistfast.training.inference import predict
     from mnistfast.training.recipe import built, learn
-    from mnistfast.training.trainer import predict
 
     precise("tf32")
     found: dict[str, Any] = {"seconds": [], "accuracy": [], "steps": []}

@@ -30,8 +30,8 @@ from mnistfast.options.commands import TimeToOptions
 from mnistfast.options.config import TrainConfig
 from mnistfast.report.page import percent
 from mnistfast.report.screen import Screen
+from mnistfast.training.inference import predict
 from mnistfast.training.recipe import built, learn
-from mnistfast.training.trainer import predict
 
 HELD_OUT = 10_000  # training images to judge on instead of the test set: as many as it has
 

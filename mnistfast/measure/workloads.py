@@ -28,8 +28,9 @@ from mnistfast.data.sources import load
 from mnistfast.data.statistics import channel_stats
 from mnistfast.measure.forms import FORMS, FUSED, FUSED_LAST, backend_for
 from mnistfast.options.config import TrainConfig
+from mnistfast.training.loss import cross_entropy
+from mnistfast.training.optimizers import make_optimizer
 from mnistfast.training.recipe import built, learn
-from mnistfast.training.trainer import cross_entropy, make_optimizer
 
 Form = TypeVar("Form")
 

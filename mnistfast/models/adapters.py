@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,6 +96,44 @@ class FineTuning(Tuning):
         return sum(parameter.numel() for part in (self.head, *self.body) for parameter in part)
 
 
+Layers = list[list[nn.Module]]  # of a body, the last one first: a module with weights, and the norms that follow it
+Learning = list[list[nn.Parameter]]  # what learns of each of them
+
+
+def _all(model: Classifier, layers: Layers, count: int) -> Learning:
+    return [list(_own(layer)) for layer in layers]
+
+
+def _none(model: Classifier, layers: Layers, count: int) -> Learning:
+    return []
+
+
+def _last(model: Classifier, layers: Layers, count: int) -> Learning:
+    if count > len(layers) + 1:
+        raise UsageError(f"--method last:{count}", f"{model.name} has {len(layers) + 1} layers, its head included")
+    return [list(_own(layer)) for layer in layers[: count - 1]]
+
+
+def _biases(model: Classifier, layers: Layers, count: int) -> Learning:
+    return [[p for module in layer for p in (module.bias,) if p is not None] for layer in layers]  # type: ignore
+
+
+def _low_rank(model: Classifier, layers: Layers, count: int) -> Learning:
+    return [_with_factors(layer[0], count) for layer in layers]
+
+
+# By the names of `options.methods`: what of a model's body learns, given its layers and the number after the colon. A
+# function may change the model, and refuses numbers that it does not have layers for.
+SELECTIONS: dict[str, Callable[[Classifier, Layers, int], Learning]] = {
+    "full": _all,
+    "head": _none,
+    "last": _last,
+    "bias": _biases,
+    "lora": _low_rank,
+    "scratch": _all,
+}
+
+
 def choose(
     model: Classifier,
     method: str,
@@ -109,7 +147,7 @@ def choose(
 
     Args:
         model: for `lora` the weights of its body's layers are parametrised by `LowRank` in place.
-        method: `full`, `head`, `last`, `bias` or `lora`; `scratch` is `full`.
+        method: of `SELECTIONS`.
         count: the layers of `last`, the new head included, or the rank of `lora`.
         lr_mult, unfreeze_at: of `FineTuning`.
         old_head: which of the old heads learns too, 0 for none.
@@ -117,20 +155,7 @@ def choose(
     Raises:
         UsageError: there are not so many layers, or not so many to unfreeze.
     """
-    layers = list(_layers(model))
-    if method == "head":
-        body = []
-    elif method == "last":
-        if count > len(layers) + 1:
-            raise UsageError(f"--method last:{count}", f"{model.name} has {len(layers) + 1} layers, its head included")
-        body = [list(_own(layer)) for layer in layers[: count - 1]]
-    elif method == "bias":
-        body = [[p for module in layer for p in (module.bias,) if p is not None] for layer in layers]  # type: ignore
-    elif method == "lora":
-        body = [list(_low_rank(layer[0], count)) for layer in layers]
-    else:
-        body = [list(_own(layer)) for layer in layers]
-    body = [layer for layer in body if layer]
+    body = [layer for layer in SELECTIONS[method](model, _layers(model), count) if layer]
     if len(unfreeze_at) > len(body):
         what = f"--unfreeze-at names {len(unfreeze_at)} epochs"
         raise UsageError(what, f"--method {method} trains {len(body)} layers below the head")
@@ -139,17 +164,16 @@ def choose(
     return FineTuning(list(model.head[model.cut :].parameters()), body, lr_mult, unfreeze_at)
 
 
-def _layers(model: Classifier) -> Iterator[list[nn.Module]]:
-    """Yields the layers of the body, the last one first: each a module with weights, and the norms that follow it."""
+def _layers(model: Classifier) -> Layers:
     body = [module for module in model.features.modules() if _parameters(module)]
     body += [module for module in model.head[: model.cut] if _parameters(module)]
-    layers: list[list[nn.Module]] = []
+    layers: Layers = []
     for module in body:
         if isinstance(module, BATCH_NORMS):
             layers[-1].append(module)
         else:
             layers.append([module])
-    return reversed(layers)
+    return layers[::-1]
 
 
 def _parameters(module: nn.Module) -> list[nn.Parameter]:
@@ -161,10 +185,10 @@ def _own(layer: Sequence[nn.Module]) -> Iterator[nn.Parameter]:
         yield from _parameters(module)
 
 
-def _low_rank(module: nn.Module, rank: int) -> Iterator[nn.Parameter]:
+def _with_factors(module: nn.Module, rank: int) -> list[nn.Parameter]:
     factors = LowRank(module.weight, rank)  # type: ignore[arg-type]
     parametrize.register_parametrization(module, "weight", factors)
-    yield from factors.parameters()
+    return list(factors.parameters())
 
 
 def merged(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -188,10 +212,14 @@ def merge(model: nn.Module) -> None:
             parametrize.remove_parametrizations(module, "weight")
 
 
-def adapter(state: Mapping[str, Tensor], model: Classifier, tuning: FineTuning) -> dict[str, Tensor]:
-    """Returns what learnt of `state`, by the plain model's names; an update of W is "W.up" and "W.down"."""
-    learnt = {parameter for part in (tuning.head, *tuning.body) for parameter in part}
-    names = [name for name, parameter in model.named_parameters() if parameter in learnt]
+def learning_names(model: Classifier, tuning: FineTuning) -> list[str]:
+    """Returns the names in `model`, which may be parametrised, of the parameters that `tuning` lets learn."""
+    learning = {parameter for part in (tuning.head, *tuning.body) for parameter in part}
+    return [name for name, parameter in model.named_parameters() if parameter in learning]
+
+
+def adapter(state: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
+    """Returns the `names` of `state`, by the plain model's names; an update of W is "W.up" and "W.down"."""
     return {name.replace(f"{_FACTORS}0.", ".weight."): state[name] for name in names}
 
 

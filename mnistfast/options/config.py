@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from mnistfast.errors import UsageError
+from mnistfast.options import methods
 from mnistfast.options.fields import (
     DEVICE_HELP,
     THREADS_HELP,
@@ -244,7 +245,6 @@ def _preset(model: str, device: str) -> dict[str, Any]:
 # Ten images of each digit, held-out images to choose by, means of 8 draws: batches of 64 at 2e-3 come to the same
 # accuracy, but to 63 % at the old digits instead of 99 %. Nothing is held out of a few images.
 FEW_SHOTS = {"batch_size": 16, "lr": 1e-3, "val": 0.0}
-METHODS = {"full": "", "head": "", "last": ":K", "bias": "", "lora": ":R", "scratch": ""}
 BACKBONES = ("vgg16", "resnet50")
 
 
@@ -259,11 +259,7 @@ class FinetuneConfig(LearnConfig):
     val: float = option(0.1, "held out of the training images: a share below 1 or a count; default: 0.1, 0 for --shots")
 
     source: str = option("", f"a run's folder, a checkpoint, or one of {', '.join(BACKBONES)}", flag="--from")
-    method: str = option(
-        "full",
-        "what learns: full; head; last:K, the last K layers; bias; lora:R, updates of rank R; scratch, the same "
-        "network from random weights, to compare with",
-    )
+    method: str = option(methods.DEFAULT, methods.help_text())
     lr_mult: float = option(1.0, "the body's learning rate is this many times the head's")
     unfreeze_at: str | None = option(
         None,
@@ -289,10 +285,7 @@ class FinetuneConfig(LearnConfig):
             raise UsageError("--from is missing", f"It takes a run's folder, a checkpoint, or one of {names}")
         if self.data is None:
             raise UsageError("--data is missing", "It says what to learn")
-        kind, count = self.how
-        one_of("method", kind, METHODS)
-        if bool(METHODS[kind]) != (count > 0):
-            raise UsageError(f"--method is {self.method}", f"It takes {', '.join(map(''.join, METHODS.items()))}")
+        method, _ = self.how
         at = self.unfrozen_at
         if any(low >= high for low, high in zip((0, *at), at, strict=False)):
             raise UsageError(f"--unfreeze-at is {self.unfreeze_at}", "It takes rising epochs from 1, as 2,3,4")
@@ -302,11 +295,10 @@ class FinetuneConfig(LearnConfig):
         require(
             "replay", self.replay, lambda value: value is None or 0 < self.replayed[1] <= 1, "OLD:fraction, up to 1"
         )
-        if self.replay and (kind in ("head", "scratch") or self.drop_old_head):
-            why = "drops the head that old samples are for" if self.drop_old_head else "has nothing to forget"
-            raise UsageError(
-                f"--replay with {'--drop-old-head' if self.drop_old_head else f'--method {kind}'}", f"It {why}"
-            )
+        if self.replay and self.drop_old_head:
+            raise UsageError("--replay with --drop-old-head", "It drops the head that old samples are for")
+        if self.replay and not method.can_forget:
+            raise UsageError(f"--replay with --method {method.name}", "It has nothing to forget")
         if self.shots and self.limit:
             raise UsageError("--shots and --limit exclude each other")
         for name in ("weights", "hidden"):
@@ -324,10 +316,9 @@ class FinetuneConfig(LearnConfig):
         return 5
 
     @property
-    def how(self) -> tuple[str, int]:
+    def how(self) -> tuple[methods.Method, int]:
         """The method and its number, 0 where it has none."""
-        kind, _, count = self.method.partition(":")
-        return kind, int(count) if count.isdecimal() else 0
+        return methods.method_of(self.method)
 
     @property
     def unfrozen_at(self) -> tuple[int, ...]:

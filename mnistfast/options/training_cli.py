@@ -13,6 +13,7 @@ from mnistfast.errors import CheckpointError, DataError, UsageError
 from mnistfast.options.commands import RunOptions
 from mnistfast.options.config import FinetuneConfig, TrainConfig
 from mnistfast.options.parser import Parser, pick
+from mnistfast.options.resuming import resumed
 from mnistfast.text import show
 
 Config = TypeVar("Config", TrainConfig, FinetuneConfig)
@@ -39,11 +40,10 @@ def read(prog: str, cls: type[Config], flags: Mapping[str, Any]) -> tuple[Config
     if options.resume is None:
         return cls.from_options(given), options
     from mnistfast.runs import run_folder
-    from mnistfast.tasks.run import resumed_config
 
     run_folder.check(Path(options.resume))
     saved = _saved(prog, cls, options.resume, Path(options.resume) / run_folder.CONFIG)
-    return cls(**resumed_config(saved, given, options.resume)), options
+    return cls(**resumed(saved, given, options.resume)), options
 
 
 def check_data(config: TrainConfig | FinetuneConfig, options: RunOptions) -> int:

@@ -1,1 +1,1 @@
-"""What a run says about itself: figures, pictures, pages, lines on the screen."""
+"""What a run says about itself: figures, pictures, pages, lines on the screen. Imports `errors` and `text`."""

@@ -23,7 +23,7 @@ from mnistfast.report import metrics, plots
 from mnistfast.results.evaluation_folder import evaluation_folder
 from mnistfast.runs.checkpoint import CheckpointInfo, find_checkpoint, load_checkpoint
 from mnistfast.runs.run_folder import data_of_run
-from mnistfast.training.trainer import predict
+from mnistfast.training.inference import predict
 
 
 def evaluate(checkpoints: Sequence[str], options: EvaluateOptions) -> tuple[dict[str, Any], list[Path]]:

@@ -32,7 +32,7 @@ from mnistfast.errors import DeviceError, ThresholdError, UsageError
 from mnistfast.files.atomic import make_folder, write_atomic
 from mnistfast.models.zoo import Classifier, build
 from mnistfast.runs.checkpoint import CheckpointInfo, encode, find_checkpoint, load_checkpoint
-from mnistfast.training.trainer import predict
+from mnistfast.training.inference import predict
 
 TOLERANCE = 1e-4  # of a logit: rounding in another order comes to 1e-6, a wrong layer to more than 1e-2
 BATCHES = (1, 7, 64)  # ... and the rest of the images: a graph frozen to one size fails at the next

@@ -19,7 +19,7 @@ from mnistfast.devices import choose_device
 from mnistfast.errors import DataError
 from mnistfast.files.regular import open_regular
 from mnistfast.runs.checkpoint import find_checkpoint, load_checkpoint, newest_checkpoint
-from mnistfast.training.trainer import predict
+from mnistfast.training.inference import predict
 
 STDIN = "-"
 BATCH = 256  # pictures read before the model is asked: their views take 200 KB

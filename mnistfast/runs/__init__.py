@@ -1,1 +1,4 @@
-"""Runs on disk: their folder, their checkpoints and the state that they go on from. Imports `files`, `models`."""
+"""Runs on disk: their folder, their checkpoints, and what of a training is written so that it can go on.
+
+Knows no data set and no task. Imports `errors`, `files`, `models`, `stop` and `text`.
+"""

@@ -12,7 +12,6 @@ import torch
 
 from mnistfast.data.augment import AUGMENTATIONS
 from mnistfast.data.datasets import Dataset, Split
-from mnistfast.data.sources import load
 from mnistfast.devices import choose_device
 from mnistfast.errors import DeviceError, DivergedError, UsageError
 from mnistfast.files.atomic import write_json
@@ -22,7 +21,8 @@ from mnistfast.report.page import percent
 from mnistfast.report.screen import Screen
 from mnistfast.runs import run_folder
 from mnistfast.runs.run_folder import RunFolder
-from mnistfast.tasks.run import Run, data_option
+from mnistfast.tasks.prepared import data_option, load_data
+from mnistfast.tasks.train import prepare
 
 # What is looked for where the user has not settled it, each as a question to an Optuna trial, which the preset's own
 # value must be able to answer. Decay is decoupled: the optimiser is adamw unless another is given.
@@ -33,7 +33,7 @@ SPACE: dict[str, Callable[[Any, TrainConfig], Any]] = {
     ),
     "weight_decay": lambda trial, _: trial.suggest_float("weight_decay", 1e-6, 1e-1, log=True),
     "dropout": lambda trial, _: trial.suggest_float("dropout", 0.0, 0.6),
-    "augment": lambda trial, _: trial.suggest_categorical("augment", _upright()),
+    "augment": lambda trial, _: trial.suggest_categorical("augment", upright()),
 }
 
 
@@ -80,7 +80,7 @@ def search(given: Mapping[str, Any], options: SearchOptions, command: str, scree
     if not base.val:
         raise UsageError("--val is 0", "A search needs validation images to judge by", "--val 0.1")
     device = choose_device(base.device)
-    dataset = load(base.data, offline=options.offline, resize=base.resize, gray=base.gray, classes=base.classes)
+    dataset = load_data(base, offline=options.offline)
     if dataset.notice:
         screen.say(dataset.notice)
     base = replace(base, data=data_option(base, dataset))
@@ -99,7 +99,7 @@ def search(given: Mapping[str, Any], options: SearchOptions, command: str, scree
         for number in range(options.trials):
             trial = study.ask()
             settings = {name: SPACE[name](trial, base) for name in wanted}
-            accuracy = _validated(replace(base, **settings), dataset, device)
+            accuracy = validated(replace(base, **settings), dataset, device)
             study.tell(trial, accuracy or 0.0)
             tried.append(settings | {"val_accuracy": accuracy})
             best = max(tried, key=lambda one: -1.0 if one["val_accuracy"] is None else one["val_accuracy"])
@@ -114,9 +114,9 @@ def search(given: Mapping[str, Any], options: SearchOptions, command: str, scree
     return Best(folder.path, found, best["val_accuracy"], tried[0]["val_accuracy"], len(tried))
 
 
-def _validated(config: TrainConfig, dataset: Dataset, device: torch.device) -> float | None:
+def validated(config: TrainConfig, dataset: Dataset, device: torch.device) -> float | None:
     """Returns the validation accuracy of the best epoch, None where the training diverged."""
-    trainer = Run(config, dataset, device, Screen(quiet=True)).trainer
+    trainer = prepare(config, dataset, device).trainer
     try:
         for _ in trainer.run():
             pass
@@ -132,7 +132,7 @@ def _without_test(dataset: Dataset) -> Dataset:
     return replace(dataset, test=nothing)
 
 
-def _upright() -> list[str]:
+def upright() -> list[str]:
     """Returns the augmentations that turn no character into another."""
     return [name for name, how in AUGMENTATIONS.items() if not how.flip]
 

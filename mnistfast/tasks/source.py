@@ -1,4 +1,4 @@
-"""What a fine-tuning begins with: a trained model or a backbone, and the data that it learnt from."""
+"""What a fine-tuning begins with: a trained model or a backbone, and what it learnt from where that is known."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from mnistfast.data.datasets import Dataset, only
 from mnistfast.data.sources import anywhere, load
 from mnistfast.errors import DataError, StorageError
 from mnistfast.models.zoo import Classifier, build
 from mnistfast.options.config import BACKBONES, FinetuneConfig
-from mnistfast.runs.checkpoint import CheckpointInfo, find_checkpoint, load_checkpoint
+from mnistfast.results.evaluation import in_classes, score
+from mnistfast.runs.checkpoint import CheckpointInfo, OldHead, find_checkpoint, load_checkpoint
 from mnistfast.runs.run_folder import data_of_run
 from mnistfast.tasks.pretrained import RANDOM, find_weights, load_weights
 
@@ -37,6 +41,67 @@ class Source:
     md5: str
     old: Dataset | None
     notice: str
+
+    def old_scores(self, model: Classifier, head: int | None, device: torch.device) -> dict[str, Any] | None:
+        """Returns the scores of a head of `model` on the source's test images; None where either is not there."""
+        if self.old is None or head is None:
+            return None
+        test = in_classes(self.old, self.info.classes)
+        return score(model, self.info, test, self.old.name, device, head=head)
+
+
+@dataclass(frozen=True)
+class Start:
+    """A source made ready for a task.
+
+    Attributes:
+        source: what it was.
+        classes: those of the task.
+        fresh: whether its network begins anew, with random weights.
+        keep: whether its own head, and older ones, stay beside a new one.
+    """
+
+    source: Source
+    classes: tuple[str, ...]
+    fresh: bool
+    keep: bool
+
+    @property
+    def old_head(self) -> int | None:
+        """Which head answers the source's task, None when there is none any more."""
+        if self.classes == self.source.info.classes:
+            return 0
+        return 1 if self.keep and not self.fresh and self.source.info.classes else None
+
+    def make(self) -> tuple[Classifier, CheckpointInfo]:
+        """Returns the model before it learns anything, made anew; only its new weights hang on torch's generator."""
+        model, info = self.source.make()
+        if self.fresh:
+            anew = {name: value for name, value in info.arguments.items() if name != "old_classes"}
+            model, info = build(info.model, **anew), replace(info, old_heads=())
+        return model, adapt(model, info, self.classes, keep=self.old_head is not None)
+
+
+def adapt(model: Classifier, info: CheckpointInfo, classes: tuple[str, ...], *, keep: bool) -> CheckpointInfo:
+    """Makes `model` answer `classes`: with the head that it has, or a new one where they are others than its own.
+
+    Args:
+        model: changed in place.
+        info: its header.
+        classes: those wanted.
+        keep: whether its own head, and older ones, stay beside the new one.
+
+    Returns:
+        The header that it has then.
+    """
+    old = info.old_heads
+    if classes != info.classes:
+        model.add_head(len(classes))
+        old = (OldHead(info.classes, info.temperature), *old)
+    if not keep:
+        model.drop_old_heads()
+        old = ()
+    return replace(info, arguments=model.arguments, classes=classes, temperature=1.0, metrics={}, old_heads=old)
 
 
 def open_source(config: FinetuneConfig, dataset: Dataset, *, offline: bool) -> tuple[FinetuneConfig, Source]:

@@ -1,1 +1,4 @@
-"""The loop: what a step does, in which order, at which rate. Knows no folder. Imports `data`, `models`, `options`."""
+"""The loop, and the one step that it repeats: what learns, in which order, at which rate. Knows no folder.
+
+Imports `data`, `errors`, `models` and `options`.
+"""

@@ -19,7 +19,7 @@ from mnistfast.models.zoo import Classifier
 from mnistfast.options.config import LearnConfig
 from mnistfast.training.plan import Plan
 
-_STEPS = 32  # drawn at once: 1.7 MB for batches of 128 images that are moved elastically
+AT_ONCE = 32  # steps: 1.7 MB for batches of 128 images that are moved elastically
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,11 @@ class Drawn:
 class Ahead:
     """The draws of a training, by step; they hang on the seed and the step alone."""
 
-    def __init__(self, config: LearnConfig, plan: Plan, replay: Replay | None, model: Classifier) -> None:
-        """Takes `model` for the size of the images, and its device for theirs."""
-        self._config, self._plan, self._replay = config, plan, replay
+    def __init__(
+        self, config: LearnConfig, plan: Plan, replay: Replay | None, model: Classifier, at_once: int = AT_ONCE
+    ) -> None:
+        """Takes `model` for the size of the images, and its device for theirs; draws for `at_once` steps together."""
+        self._config, self._plan, self._replay, self._at_once = config, plan, replay, at_once
         self._size, self._device = model.input_size[1:], next(model.parameters()).device
         self._drawn: dict[int, Drawn] = {}
 
@@ -70,7 +72,7 @@ class Ahead:
         """Makes sure that the draws of `step` are there, if the training has such a step."""
         if step in self._drawn or step >= self._plan.steps:
             return
-        steps = range(step, min(step + _STEPS, self._plan.steps))
+        steps = range(step, min(step + self._at_once, self._plan.steps))
         moves, old = self._moves(steps), self._old(steps)
         self._drawn = dict(zip(steps, map(Drawn, moves, old), strict=True))
 

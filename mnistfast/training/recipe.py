@@ -50,7 +50,7 @@ def learn(model: Classifier, train: Split, config: TrainConfig) -> Learnt:
     """
     mean, std = channel_stats(train.images[:: max(1, len(train.images) // STATISTICS_IMAGES)])
     data = DeviceData(train, next(model.parameters()).device, mean, std)
-    trainer = Trainer(model, data, None, config, config.planned_epochs(len(data)))
+    trainer = Trainer(model, data, None, config)
     for _ in trainer.run():
         pass
     return Learnt(trainer.judged, mean, std, trainer.step)

@@ -1,4 +1,4 @@
-"""The training loop: a step costs its forward, its backward and its optimiser, and nothing else that counts."""
+"""The loop over the epochs: what is learnt from when, which epoch was the best, when it ends, and how it goes on."""
 
 from __future__ import annotations
 
@@ -9,85 +9,27 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from mnistfast.data.augment import AUGMENTATIONS, Maps, warp
-from mnistfast.data.loader import DeviceData, EmbeddedData, epoch_order
+from mnistfast.data.loader import DeviceData, epoch_order
 from mnistfast.errors import DivergedError
 from mnistfast.models.adapters import Tuning
-from mnistfast.models.dropout import share_batch
 from mnistfast.models.zoo import Classifier
 from mnistfast.options.config import LearnConfig
-from mnistfast.training.ahead import Ahead, Drawn, Replay
-from mnistfast.training.average import Average
-from mnistfast.training.muon import Muon
+from mnistfast.training.ahead import Ahead, Replay
+from mnistfast.training.inference import predict
+from mnistfast.training.optimizers import align
 from mnistfast.training.plan import Plan
 from mnistfast.training.ranks import Ranks
 from mnistfast.training.schedules import learning_rate
 from mnistfast.training.start import IMAGES, start_from_patches
+from mnistfast.training.step import make_learner, take_step
+from mnistfast.training.tally import Tally
 
 # Every so many steps the losses are looked at, which waits for the device; in between nothing does.
 CHECK_EVERY = 32
 
 Record = dict[str, Any]  # one line of metrics.jsonl
-
-
-def make_optimizer(config: LearnConfig, parameters: Any) -> torch.optim.Optimizer:
-    """Returns the optimiser of `config`, in torch's fused form: one kernel a step instead of several a tensor."""
-    if config.optimizer == "sgd":
-        momentum = config.momentum
-        return torch.optim.SGD(
-            parameters, config.lr, momentum, weight_decay=config.weight_decay, nesterov=momentum > 0, fused=True
-        )
-    if config.optimizer == "muon":
-        return Muon(parameters, config.lr, config.betas, config.momentum, config.weight_decay)
-    adam = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    return adam(parameters, config.lr, config.betas, weight_decay=config.weight_decay, fused=True)
-
-
-def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float, count: int) -> Tensor:
-    """Returns the share that some images have in the mean cross-entropy of a batch.
-
-    Against probabilities: with smoothing, torch's own way from class numbers takes nine small operations backwards
-    instead of four. With the gradients dropped below, a step of `cnn2` went from 9.8 to 9.3 ms on two threads.
-
-    Args:
-        logits: float (N, classes).
-        labels: int64 (N,).
-        smoothing: share of the probability that is spread evenly over the classes.
-        count: images of the whole batch.
-    """
-    rest = smoothing / logits.shape[1]
-    wanted = torch.full_like(logits, rest / count, dtype=torch.float32, requires_grad=False)
-    wanted.scatter_(1, labels[:, None], (1 - smoothing + rest) / count)
-    return F.cross_entropy(logits.float(), wanted, reduction="sum")
-
-
-@torch.inference_mode()
-def predict(model: Classifier, data: DeviceData, batch_size: int | None = None, head: int = 0) -> tuple[Tensor, Tensor]:
-    """Returns logits float32 (N, classes) and labels int64 (N,) of all of `data`, in its order, on the CPU.
-
-    Leaves `model` in eval mode.
-
-    Args:
-        model: what answers.
-        data: images, or embeddings of this model's body.
-        batch_size: images a step; None: the model's `scoring_batch`.
-        head: which of the model's heads answers.
-    """
-    model.eval()
-    batches = data.batches(batch_size or model.scoring_batch)
-    results = [(model(images, head), labels) for images, labels in batches]
-    logits, labels = (torch.cat(parts).cpu() for parts in zip(*results, strict=True))
-    return logits, labels
-
-
-@torch.no_grad()
-def embed(model: Classifier, data: DeviceData) -> EmbeddedData:
-    """Returns what the body of `model`, in eval mode, makes of `data`: with it the model gives the same logits."""
-    model.eval()
-    embedded = [(model.embed(images), labels) for images, labels in data.batches(model.scoring_batch)]
-    return EmbeddedData(*(torch.cat(parts) for parts in zip(*embedded, strict=True)))
 
 
 class Trainer:
@@ -115,7 +57,6 @@ class Trainer:
         train: DeviceData,
         val: DeviceData | None,
         config: LearnConfig,
-        epochs: int,
         ranks: Ranks = Ranks(),  # noqa: B008  # frozen: a team of one
         tuning: Tuning = Tuning(),  # noqa: B008  # has no state
         replay: Replay | None = None,
@@ -126,29 +67,19 @@ class Trainer:
             model: gives logits.
             train: what it learns from.
             val: what chooses the best epoch; None is nothing.
-            config: optimiser, schedule, batch size, seed and the like.
-            epochs: how often to go over `train`.
+            config: optimiser, schedule, epochs, batch size, seed and the like.
             ranks: which of the processes that train together this one is.
             tuning: which of the model's parameters learn.
             replay: samples of an earlier task to learn from as well; their loss is added to that of `train`.
         """
         self.model, self.train, self.val, self.config, self.ranks = model, train, val, config, ranks
-        self.tuning, self.replay = tuning, replay
-        self.plan = Plan(epochs, len(train), config)
-        self.augmentation = AUGMENTATIONS[config.augment]
+        self.plan, self.tuning = Plan(config.planned_epochs(len(train)), len(train), config), tuning
         self.ahead = Ahead(config, self.plan, replay, model)
         if config.starts_from_patches:
             start_from_patches(model, train.gather(epoch_order(len(train), config.seed, 0)[:IMAGES])[0])
-        self.average = Average(model, config.ema, self.plan.steps) if config.ema else None
-        together = ranks.team(model)
-        self.learner = torch.compile(together) if config.compile else together
-        self.optimizer = make_optimizer(config, tuning.groups(model))
-        self.device = next(model.parameters()).device
-        self.losses = torch.zeros(self.plan.steps_per_epoch, device=self.device)  # a slot for each step of this epoch
-        self.hits = torch.zeros(self.plan.steps_per_epoch, dtype=torch.int64, device=self.device)
-        self._answers: list[tuple[Tensor, Tensor]] = []  # logits and labels of the steps whose hits are not yet counted
-        # Over the processes gradients are averaged, while each one's loss is its share of the batch's.
-        self.upstream = torch.tensor(float(ranks.world), device=self.device)
+        self.learner = make_learner(model, train, config, self.plan.steps, ranks, tuning, replay)
+        self.device = self.learner.upstream.device
+        self.tally = Tally(self.plan, ranks, self.device)
         self.step = 0
         self.stale_epochs = 0
         self.best: Record | None = None
@@ -179,7 +110,7 @@ class Trainer:
             self.tuning.begin_epoch(self.model, epoch)
             bounds = self.plan.bounds
             for slot in range(done, steps):
-                self._learn(order[bounds[slot] : bounds[slot + 1]], slot)
+                self._step(order[bounds[slot] : bounds[slot + 1]], slot)
                 if slot + 1 < steps:
                     yield None
             self._check_losses(steps)
@@ -193,53 +124,21 @@ class Trainer:
         now = time.perf_counter()
         self.seconds, self._since = self.seconds + now - self._since, now
 
-    def _learn(self, index: Tensor, slot: int) -> None:
-        """Takes one step with the images at `index`: the whole batch's, of which this process uses its slice."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate(self.step) * group["lr_scale"]
-            for parameter in group["params"]:
-                parameter.grad = None  # what optimizer.zero_grad does, less its bookkeeping
-        count, rows = len(index), self.ranks.share(len(index))
+    def _step(self, index: Tensor, slot: int) -> None:
+        """Learns from the images at `index` in the epoch's step `slot`, and looks at the losses now and then."""
         drawn = self.ahead.take(self.step)
-        images, labels = self._samples(self.train, index, rows, drawn.moves)
-        if self.ranks.world > 1:
-            share_batch(self.model, count, rows)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            logits = self.learner(images)
-        loss = cross_entropy(logits, labels, self.config.label_smoothing, count)
-        if self.replay:
-            loss = loss + self._replayed(self.replay, drawn, rows)
-        loss.backward(self.upstream)
-        if self.config.clip:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
-        self.optimizer.step()
-        if self.average:
-            self.average.update(self.model)
-        self.losses[slot] = loss.detach()
-        self._answers.append((logits.detach(), labels))
+        loss, logits, labels = take_step(self.learner, index, drawn, self.rate(self.step))
+        self.tally.add(slot, loss, logits, labels)
         self.step += 1
         if (slot + 1) % CHECK_EVERY == 0:
             self.ahead.reach(self.step)  # while the device works, which the look at the losses waits for
             self._check_losses(slot + 1)
-            self.recent = self._epoch_means(slot + 1)
-
-    def _samples(self, data: DeviceData, index: Tensor, rows: slice, moves: Maps | None) -> tuple[Tensor, Tensor]:
-        """Returns the images of `data` at this process' `rows` of `index`, moved, and their labels."""
-        images, labels = data.gather(index[rows])
-        return (warp(images, self.augmentation, moves[rows]) if moves else images), labels
-
-    def _replayed(self, replay: Replay, drawn: Drawn, rows: slice) -> Tensor:
-        """Returns this process' share in the mean loss of the old samples of a step."""
-        assert drawn.old is not None
-        images, labels = self._samples(replay.data, drawn.old, rows, drawn.moves)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            logits = self.learner(images, replay.head)
-        return cross_entropy(logits, labels, self.config.label_smoothing, len(drawn.old))
+            self.recent = self.tally.means(slot + 1)
 
     @property
     def judged(self) -> Classifier:
         """The model whose weights are judged and kept: the average of the steps where there is one."""
-        return self.average.module if self.average else self.model
+        return self.learner.judged
 
     @property
     def images_seen(self) -> int:
@@ -252,7 +151,7 @@ class Trainer:
         return learning_rate(self.config.schedule, step, self.plan.steps, self.config.lr)
 
     def _close_epoch(self, epoch: int, steps: int) -> Record:
-        self.recent = loss, accuracy = self._epoch_means(steps)
+        self.recent = loss, accuracy = self.tally.means(steps)
         record: Record = {"epoch": epoch + 1, "step": self.step, "lr": self.rate(self.step - 1)}
         record |= {"loss": loss, "accuracy": accuracy}
         if self.val is not None:
@@ -275,32 +174,12 @@ class Trainer:
             "val_accuracy": (logits.argmax(1) == labels).double().mean().item(),
         }
 
-    def _epoch_means(self, steps: int) -> tuple[float, float]:
-        """Returns loss and accuracy over the first `steps` steps of this epoch; every image counts the same."""
-        self._count_hits(steps)
-        bounds = torch.tensor(self.plan.bounds[: steps + 1], dtype=torch.float64)
-        sizes, images = bounds.diff(), self.plan.bounds[steps]
-        loss = (self.ranks.total(self.losses[:steps]).cpu().double() * sizes).sum() / images
-        return loss.item(), self.ranks.total(self.hits[:steps]).sum().item() / images
-
-    def _count_hits(self, steps: int) -> None:
-        """Fills in the hits of the last of `steps` steps, for all at once: a step's four operations took it 0.2 ms."""
-        if self._answers:
-            logits, labels = zip(*self._answers, strict=True)
-            right = torch.cat(logits).argmax(1) == torch.cat(labels)
-            counts = [part.sum() for part in right.split([len(some) for some in labels])]
-            self.hits[steps - len(counts) : steps] = torch.stack(counts)
-            self._answers.clear()
-
     def _check_losses(self, steps: int) -> None:
-        if not steps:
-            return
-        losses = self.ranks.total(self.losses[:steps])
-        bad = (~torch.isfinite(losses)).nonzero()
-        if len(bad):
-            slot = int(bad[0])
+        bad = self.tally.first_bad(steps)
+        if bad:
+            slot, loss = bad
             step = self.step - steps + slot
-            self._diverged(f"the loss became {losses[slot].item()} at step {step + 1}", step)
+            self._diverged(f"the loss became {loss} at step {step + 1}", step)
 
     def _diverged(self, what: str, step: int) -> None:
         raise DivergedError(
@@ -317,7 +196,7 @@ class Trainer:
         """
         done = self.step % self.plan.steps_per_epoch
         self._check_losses(done)
-        self._count_hits(done)
+        tally = self.tally.state(done)
         if not all(bool(torch.isfinite(weight).all()) for weight in self.model.state_dict().values()):
             self._diverged(f"a weight is not a finite number after step {self.step}", self.step - 1)
         self._count_time()
@@ -328,11 +207,10 @@ class Trainer:
             "best": self.best,
             "last_record": self.last_record,
             "best_weights": self.best_weights,
-            "losses": self.ranks.total(self.losses[:done]).cpu(),
-            "hits": self.ranks.total(self.hits[:done]).cpu(),
+            **tally,
             "model": self.model.state_dict(),
-            "average": self.average.state_dict() if self.average else None,
-            "optimizer": self.optimizer.state_dict(),
+            "average": self.learner.average.state_dict() if self.learner.average else None,
+            "optimizer": self.learner.optimizer.state_dict(),
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
@@ -347,16 +225,12 @@ class Trainer:
         self.step, self.stale_epochs, self.seconds = state["step"], state["stale_epochs"], state["seconds"]
         self.best, self.best_weights = state["best"], state["best_weights"]
         self.last_record = state["last_record"]
-        done = len(state["losses"])
-        # the sums over all processes: they go on in the first one
-        self.losses[:done], self.hits[:done] = (
-            (state["losses"], state["hits"]) if self.ranks.first else (torch.zeros(()), torch.zeros(()))
-        )
+        self.tally.load(state["losses"], state["hits"])
         self.model.load_state_dict(state["model"])
-        if self.average:
-            self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        _align(self.optimizer)
+        if self.learner.average:
+            self.learner.average.load_state_dict(state["average"])
+        self.learner.optimizer.load_state_dict(state["optimizer"])
+        align(self.learner.optimizer)
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
@@ -377,17 +251,6 @@ class Trainer:
         for name, weight in [*state["model"].items(), *state["best_weights"].items()]:
             if not weight.isfinite().all():
                 raise ValueError(f"a value of {name} is not a finite number")
-
-
-def _align(optimizer: torch.optim.Optimizer) -> None:
-    """Lays what the optimiser keeps of a parameter as the parameter lies, which another device may have had otherwise.
-
-    Fused kernels walk through both in the order of memory, and would take one weight's momentum for another's.
-    """
-    for parameter, state in optimizer.state.items():
-        for name, value in state.items():
-            if isinstance(value, Tensor) and value.shape == parameter.shape:
-                state[name] = torch.empty_like(parameter, requires_grad=False).copy_(value)
 
 
 def _rank(record: Record) -> tuple[float, float]:

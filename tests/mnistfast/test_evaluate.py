@@ -14,7 +14,7 @@ from mnistfast.data.loader import DeviceData
 from mnistfast.data.sources import load
 from mnistfast.models.zoo import build
 from mnistfast.runs.checkpoint import CheckpointInfo, load_checkpoint, save_checkpoint
-from mnistfast.training.trainer import predict
+from mnistfast.training.inference import predict
 
 
 def test_agrees_with_train(trained, capsys):

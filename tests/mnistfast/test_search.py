@@ -10,7 +10,7 @@ from mnistfast import search, train
 from mnistfast.data.sources import load
 from mnistfast.options.config import TrainConfig
 from mnistfast.tasks import search as engine
-from mnistfast.tasks.run import Run
+from mnistfast.tasks.train import prepare
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -18,14 +18,13 @@ pytestmark = pytest.mark.usefixtures("no_pictures")
 def test_finds_settings_that_train_takes(tiny, tmp_path, monkeypatch, capsys):
     pytest.importorskip("optuna")
     seen = []
-    prepare = Run.__init__
 
-    def watching(self, config, dataset, *args):
+    def watching(config, dataset, device):
         seen.append((config, len(dataset.test.labels)))
-        prepare(self, config, dataset, *args)
+        return prepare(config, dataset, device)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "__init__", watching)
+        patch.setattr(engine, "prepare", watching)
         out = tmp_path / "search"
         words = f"--model lenet5 --data {tiny} --epochs 1 --val 40 --augment none --trials 3 --threads 1 --out {out}"
         assert search.main([*words.split(), "--json"]) == 0
@@ -46,8 +45,8 @@ def test_finds_settings_that_train_takes(tiny, tmp_path, monkeypatch, capsys):
 
 
 def test_no_augmentation_that_mirrors():
-    assert "objects" not in engine._upright()
-    assert "mild" in engine._upright()
+    assert "objects" not in engine.upright()
+    assert "mild" in engine.upright()
 
 
 @pytest.mark.parametrize(
@@ -74,8 +73,8 @@ def test_without_optuna(tiny, monkeypatch, capsys):
 def test_a_diverged_trial_has_no_accuracy(tiny):
     dataset, cpu = load(str(tiny)), torch.device("cpu")
     config = TrainConfig(model="lenet5", data=str(tiny), optimizer="sgd", lr=1e30, schedule="constant", epochs=1)
-    assert engine._validated(config, dataset, cpu) is None
-    assert engine._validated(TrainConfig(model="lenet5", epochs=1), dataset, cpu) > 0.0
+    assert engine.validated(config, dataset, cpu) is None
+    assert engine.validated(TrainConfig(model="lenet5", epochs=1), dataset, cpu) > 0.0
 
 
 def test_a_preset_with_a_batch_size_of_its_own(tiny, tmp_path):

@@ -7,7 +7,7 @@ from torch import nn
 
 from convpool import ConvReLUMaxPool2d
 from mnistfast.errors import UsageError
-from mnistfast.models.adapters import Tuning, adapter, choose, merge, merged, with_adapter
+from mnistfast.models.adapters import Tuning, adapter, choose, learning_names, merge, merged, with_adapter
 from mnistfast.models.zoo import Classifier, build
 
 # Names of the parameters below the head that each method trains; LeNet-5's body is two convs and two linear layers.
@@ -150,7 +150,7 @@ def test_merged_and_adapter_answer_alike():
     learn(model, tuning)
     model.eval()
     logits, state = model(images), model.state_dict()
-    learnt = adapter(state, model, tuning)
+    learnt = adapter(state, learning_names(model, tuning))
     assert set(learnt) == {"head.2.weight", "head.2.bias"} | {
         f"{layer}.weight.{factor}" for layer in ("features.0", "features.1", "head.0") for factor in ("up", "down")
     }

@@ -26,9 +26,11 @@ from mnistfast.errors import StorageError
 from mnistfast.options.config import TrainConfig
 from mnistfast.report.screen import Screen
 from mnistfast.runs.checkpoint import load_checkpoint
+from mnistfast.runs.recorder import Recorder
 from mnistfast.runs.run_folder import RunFolder
 from mnistfast.runs.state import load_state
-from mnistfast.tasks.run import Run
+from mnistfast.tasks.run import begin
+from mnistfast.tasks.train import prepare
 from tests.mnistfast.runs.outcomes import assert_same_outcome, at_steps, outcome
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -68,16 +70,16 @@ class OneSave:
 
     def __init__(self, data, path):
         config = TrainConfig(model="lenet5", data=str(data), epochs=2, batch_size=40, val=20, threads=1)
-        self.run = Run(config, load(str(data)), torch.device("cpu"), Screen(quiet=True))
-        self.folder = RunFolder.create(str(path), "lenet5", 0)
-        self.run.begin(self.folder, "train")
-        steps = (record for record in self.run.trainer.run() if record)
-        self.run._save(self.folder, next(steps))
+        prepared = prepare(config, load(str(data)), torch.device("cpu"))
+        self.trainer, self.folder = prepared.trainer, RunFolder.create(str(path), "lenet5", 0)
+        self.recorder = begin(prepared, self.folder, "train", Screen(quiet=True))
+        steps = (record for record in self.trainer.run() if record)
+        record = next(steps)
+        self.recorder.save(self.trainer.state_dict(), self.trainer.judged.state_dict(), record)
         self.old = contents(path)
         assert_usable(path)
         self.record = next(steps)
-        state = self.run.trainer.state_dict()
-        self.run.trainer.state_dict = lambda: state  # the same bytes in every save: no time goes on
+        self.state = self.trainer.state_dict()  # once: the same bytes in every save, for no time goes on
         self.restore()
         self.save()
         self.new = contents(path)
@@ -90,10 +92,11 @@ class OneSave:
         for name, content in self.old.items():
             if name != ".lock":
                 (self.folder / name).write_bytes(content)
-        self.run._exported = None  # as if the second one were the best, if it is not
+        # One that has saved no best epoch yet, as if the second one were the best, if it is not.
+        self.recorder = Recorder(self.folder, self.recorder.info, {})
 
     def save(self):
-        self.run._save(self.folder, self.record)
+        self.recorder.save(self.state, self.trainer.judged.state_dict(), self.record)
 
     def assert_old_or_new(self):
         """Each file is the one or the other, and none is new before those that it needs."""
@@ -338,17 +341,17 @@ ON_A_TERMINAL = """
 import fcntl, os, signal, sys, termios, time
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 signal.signal(signal.SIGHUP, getattr(signal, sys.argv[1]))
-from mnistfast.training.trainer import Trainer
+from mnistfast.training.ahead import Ahead
 from mnistfast.train import main
-learn = Trainer._learn
-def learning(self, *args):
-    if self.step == 6:
+take = Ahead.take
+def taking(self, step):
+    if step == 6:
         print("waiting", flush=True)
         while os.isatty(0):
             time.sleep(0.01)
         os.kill(0, signal.SIGHUP)  # as a shell does too
-    learn(self, *args)
-Trainer._learn = learning
+    return take(self, step)
+Ahead.take = taking
 sys.exit(main(sys.argv[2:]))
 """
 

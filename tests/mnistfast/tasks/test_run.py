@@ -12,11 +12,9 @@ from safetensors.torch import load_file
 from mnistfast import train
 from mnistfast.data.sources import load
 from mnistfast.options.config import TrainConfig
-from mnistfast.report.screen import Screen
 from mnistfast.runs.checkpoint import load_checkpoint
 from mnistfast.runs.state import load_state
-from mnistfast.tasks import run as run_module
-from mnistfast.tasks.run import Run
+from mnistfast.tasks.train import prepare
 from mnistfast.training.trainer import Trainer
 from tests.mnistfast.runs.outcomes import assert_same_outcome, outcome, signal_at
 
@@ -45,9 +43,9 @@ def test_folder_is_complete(trained):
 
 @pytest.mark.parametrize("format", [torch.channels_last, torch.contiguous_format])
 def test_weights_lie_as_the_device_wants_them(tiny, monkeypatch, format):
-    monkeypatch.setattr(run_module, "fast_format", lambda device: format)
-    run = Run(TrainConfig(model="lenet5"), load(str(tiny)), torch.device("cpu"), Screen(quiet=True))
-    assert run.model.features[1].weight.is_contiguous(memory_format=format)
+    monkeypatch.setattr("mnistfast.tasks.prepared.fast_format", lambda device: format)
+    model = prepare(TrainConfig(model="lenet5"), load(str(tiny)), torch.device("cpu")).trainer.model
+    assert model.features[1].weight.is_contiguous(memory_format=format)
 
 
 def test_seed_alone_decides(options, tmp_path, uninterrupted):
@@ -101,8 +99,10 @@ def test_saving_after_a_resume_makes_the_checkpoints_fit_the_state(options, tmp_
 def test_second_signal_stops_at_once(options, tmp_path, monkeypatch, capsys):
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "state_dict", lambda self: signal.raise_signal(signal.SIGINT))
-        patch.setattr("mnistfast.tasks.run.Run.begin", lambda self, folder, command: folder.start())
+        state_dict = Trainer.state_dict  # which the first signal asks for
+        patch.setattr(
+            Trainer, "state_dict", lambda self: signal.raise_signal(signal.SIGINT) if self.step else state_dict(self)
+        )
         signal_at(patch, [2], signal.SIGINT)
         assert train.main([*options, "--out", str(out)]) == 130
     assert "stopped at once" in capsys.readouterr().err
@@ -120,9 +120,9 @@ def test_divergence(options, tmp_path, capsys):
     assert all(torch.isfinite(weight).all() for weight in load_file(out / "last.safetensors").values())
 
 
-def test_early_stop_is_said(options, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("mnistfast.training.trainer._rank", lambda record: (0.0, 0.0))
-    assert train.main([*options, "--out", str(tmp_path / "run"), "--patience", "1"]) == 0
+def test_early_stop_is_said(options, tmp_path, capsys):
+    words = [*options, "--lr", "1e-30", "--out", str(tmp_path / "run")]  # too small to change any weight
+    assert train.main([*words, "--patience", "1"]) == 0
     assert "stopped early: no better epoch for 1" in capsys.readouterr().out
 
 

@@ -21,8 +21,9 @@ from convpool.gpu.offline import compiled_launches
 from mnistfast.data.datasets import Split
 from mnistfast.data.loader import DeviceData
 from mnistfast.options.config import TrainConfig
+from mnistfast.training.inference import predict
 from mnistfast.training.recipe import built
-from mnistfast.training.trainer import Trainer, predict
+from mnistfast.training.trainer import Trainer
 
 KERNELS = [launch.forward_direct, launch.forward_dot, launch.weight_grad, launch.sum_partials, launch.input_grad]
 KERNELS += [epilogue.pool, epilogue.expand]
@@ -37,7 +38,7 @@ def noise(count: int, size: tuple[int, int, int]) -> DeviceData:
 
 def calls_of_training(preset: str) -> dict[str, list[tuple[torch.Tensor, torch.nn.Module, bool, bool]]]:
     """By layer: x without numbers, the layer, and whether dx and dw are asked for; a call of each shape."""
-    config = replace(TrainConfig.from_options({"model": preset, "device": "cuda"}), max_steps=None)
+    config = replace(TrainConfig.from_options({"model": preset, "device": "cuda"}), max_steps=None, epochs=1)
     model = built(config, 10, torch.device("cpu")).to(memory_format=torch.channels_last)  # as on a GPU
     calls: dict[str, list] = defaultdict(list)
 
@@ -50,7 +51,7 @@ def calls_of_training(preset: str) -> dict[str, list[tuple[torch.Tensor, torch.n
     for name, layer in model.named_modules():
         if isinstance(layer, ConvReLUMaxPool2d):
             layer.register_forward_pre_hook(lambda layer, arguments, name=name: keep(name, layer, arguments))
-    trainer = Trainer(model, noise(config.batch_size + 3, model.input_size), None, config, 1)
+    trainer = Trainer(model, noise(config.batch_size + 3, model.input_size), None, config)
     for _ in trainer.run():
         pass
     predict(trainer.judged, noise(model.scoring_batch + 100, model.input_size))

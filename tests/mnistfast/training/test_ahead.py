@@ -24,9 +24,8 @@ def replay(tiny):
 
 
 @pytest.mark.parametrize("steps", [1, 3, 100])
-def test_each_step_has_its_own(replay, monkeypatch, steps):
-    monkeypatch.setattr(ahead_module, "_STEPS", steps)
-    ahead, how = Ahead(CONFIG, PLAN, replay, build("cnn2")), AUGMENTATIONS["mild"]
+def test_each_step_has_its_own(replay, steps):
+    ahead, how = Ahead(CONFIG, PLAN, replay, build("cnn2"), steps), AUGMENTATIONS["mild"]
     for step in (*range(PLAN.steps), 2):  # the last as a resumed run would ask
         count, key = PLAN.images_of(step), (CONFIG.seed, step)
         images, drawn = torch.randn(count, 1, 28, 28), ahead.take(step)
@@ -40,8 +39,7 @@ def test_made_for_many_steps_at_once(monkeypatch):
     monkeypatch.setattr(
         ahead_module, "maps", lambda how, draws, *rest: calls.append(len(draws)) or right(how, draws, *rest)
     )
-    monkeypatch.setattr(ahead_module, "_STEPS", 5)
-    ahead = Ahead(CONFIG, PLAN, None, build("cnn2"))
+    ahead = Ahead(CONFIG, PLAN, None, build("cnn2"), 5)
     for step in range(PLAN.steps):
         ahead.take(step)
     ahead.reach(PLAN.steps)  # there is no such step

@@ -33,7 +33,7 @@ torch.set_num_threads(1)
 cpu, ranks = torch.device("cpu"), Ranks.of_environment()
 config = TrainConfig(
     model="lenet5", batch_size=48, dropout=0.3, augment="mild", clip=1.0, ema=0.9, label_smoothing=0.1, lr=5e-3,
-    max_steps=100,
+    max_steps=100, epochs=10,
 )
 train = load("sample").train
 images = Split(train.images[:481], train.labels[:481])  # ten steps an epoch and one of a single image
@@ -41,11 +41,11 @@ with ranks.joined(cpu):
     torch.manual_seed(3)
     model = build("lenet5", dropout=0.3)
     data = DeviceData(images, cpu, *channel_stats(train.images))
-    trainer = Trainer(model, data, data, config, 10, ranks)
+    trainer = Trainer(model, data, data, config, ranks)
     losses = []
     for record in trainer.run():
         slot = (trainer.step - 1) % trainer.plan.steps_per_epoch
-        losses.append(ranks.total(trainer.losses[slot : slot + 1]).item())
+        losses.append(ranks.total(trainer.tally.losses[slot : slot + 1]).item())
 if ranks.first:
     torch.save({"losses": losses, "best": trainer.best, "weights": trainer.best_weights}, sys.argv[1])
 """

@@ -20,9 +20,10 @@ from mnistfast.models.zoo import build
 from mnistfast.options.config import TrainConfig
 from mnistfast.training import trainer as trainer_module
 from mnistfast.training.ahead import Replay
+from mnistfast.training.inference import predict
 from mnistfast.training.plan import Plan
 from mnistfast.training.schedules import learning_rate
-from mnistfast.training.trainer import Trainer, make_optimizer, predict
+from mnistfast.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 CONFIG = TrainConfig(model="lenet5", batch_size=48, dropout=0.3, label_smoothing=0.1, lr=5e-3, seed=3)
@@ -42,7 +43,7 @@ def new_trainer(splits, config=CONFIG, epochs=3, validate=True):
     torch.manual_seed(config.seed)
     model = build(config.model, dropout=config.dropout)
     train, val = splits
-    return Trainer(model, train, val if validate else None, config, epochs)
+    return Trainer(model, train, val if validate else None, replace(config, epochs=epochs))
 
 
 def test_learns(splits):
@@ -105,17 +106,7 @@ def test_growing_batches_take_every_image_once(splits, monkeypatch):
     assert sorted(chain.from_iterable(seen)) == list(range(170))
     assert trainer.images_seen == 170
     sizes = torch.tensor([len(batch) for batch in seen])
-    assert record["loss"] == pytest.approx(((trainer.losses * sizes).sum() / 170).item())
-
-
-def test_predict_keeps_order_and_mode(splits):
-    model = build("lenet5", dropout=0.5).train()
-    (together, labels), (piecewise, same) = predict(model, splits[1]), predict(model, splits[1], batch_size=7)
-    assert not model.training
-    torch.testing.assert_close(together, piecewise)
-    assert torch.equal(labels, splits[1].gather(torch.arange(30))[1])
-    assert torch.equal(labels, same)
-    assert not together.requires_grad
+    assert record["loss"] == pytest.approx(((trainer.tally.losses * sizes).sum() / 170).item())
 
 
 @pytest.mark.parametrize(
@@ -249,21 +240,6 @@ def test_weights_that_are_no_numbers_are_not_saved(splits):
         trainer.state_dict()
 
 
-def test_optimizers():
-    weights = [torch.zeros(2, requires_grad=True)]
-    adam = make_optimizer(replace(CONFIG, betas=(0.7, 0.9)), weights)
-    assert type(adam) is torch.optim.Adam
-    assert adam.defaults["betas"] == (0.7, 0.9)
-    adamw = make_optimizer(replace(CONFIG, optimizer="adamw", weight_decay=0.1), weights)
-    assert type(adamw) is torch.optim.AdamW
-    assert adamw.defaults["weight_decay"] == 0.1
-    sgd = make_optimizer(replace(CONFIG, optimizer="sgd"), weights)
-    assert (sgd.defaults["nesterov"], sgd.defaults["momentum"]) == (True, 0.9)
-    assert not make_optimizer(replace(CONFIG, optimizer="sgd", momentum=0.0), weights).defaults["nesterov"]
-    muon = make_optimizer(replace(CONFIG, optimizer="muon", momentum=0.8, betas=(0.7, 0.9)), weights)
-    assert (muon.defaults["momentum"], muon.defaults["betas"]) == (0.8, (0.7, 0.9))
-
-
 class OnTheCpu(TorchDispatchMode):
     """The names of the operators that take or make a tensor on the CPU."""
 
@@ -285,9 +261,9 @@ def test_steps_neither_ask_the_device_nor_send_it_anything(tiny, monkeypatch, mo
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # which there is none of on "meta"
     meta = torch.device("meta")
     data = DeviceData(load(str(tiny)).train, meta, [0.1], [0.3])
-    config = replace(CONFIG, optimizer="muon", batch_size=8, augment="mild", ema=0.9, clip=1.0)
+    config = replace(CONFIG, optimizer="muon", epochs=1, batch_size=8, augment="mild", ema=0.9, clip=1.0)
     net = build(model, dropout=0.3, old_classes=[10]).to(meta)
-    steps = Trainer(net, data, None, config, 1, replay=Replay(data, 1)).run()
+    steps = Trainer(net, data, None, config, replay=Replay(data, 1)).run()
     next(steps)  # draws for itself and the next ones
     with OnTheCpu() as found:
         for _ in range(20):

@@ -15,12 +15,11 @@ from mnistfast.data.sources import load
 from mnistfast.data.statistics import channel_stats
 from mnistfast.models.zoo import build
 from mnistfast.options.config import FinetuneConfig
-from mnistfast.report.screen import Screen
 from mnistfast.runs.checkpoint import load_checkpoint
-from mnistfast.tasks import finetuning
-from mnistfast.tasks.finetuning import FinetuneRun
+from mnistfast.tasks.finetune import prepare
 from mnistfast.tasks.source import open_source
-from mnistfast.training.trainer import Trainer, embed, predict
+from mnistfast.training.inference import embed, predict
+from tests.mnistfast.runs.outcomes import signal_at
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 CPU = torch.device("cpu")
@@ -67,28 +66,33 @@ def test_a_frozen_body_keeps_every_bit(tune, finished, augment):
     assert comparison["trained_parameters"] == 84 * 5 + 5
 
 
-def prepared(finished, data, words, monkeypatch=None):
-    """Returns a FinetuneRun, before it learns."""
+def prepared(finished, data, words):
+    """Returns a fine-tuning before it learns, and what it is compared by."""
     config = FinetuneConfig.from_options({"source": str(finished), "data": str(data), "threads": 1, **words})
     dataset = load(str(data), classes=config.classes)
     config, source = open_source(config, dataset, offline=True)
-    return FinetuneRun(config, dataset, CPU, Screen(quiet=True), source)
+    return prepare(config, dataset, CPU, source)
+
+
+def samples(data):
+    """Returns all of a DeviceData."""
+    return data.gather(torch.arange(len(data)))
 
 
 def test_cached_features_change_nothing(finished, tiny, monkeypatch):
     words = {"method": "head", "classes": "1,2,3", "epochs": 3, "batch_size": 8}
-    cached = prepared(finished, tiny, words)
-    assert cached.embedding_seconds > 0
-    monkeypatch.setattr(finetuning, "embed", lambda model, data: data)
-    plain = prepared(finished, tiny, words)
+    cached, comparison = prepared(finished, tiny, words)
+    assert comparison.embedding_seconds > 0
+    monkeypatch.setattr("mnistfast.tasks.finetune.embed", lambda model, data: data)
+    plain, _ = prepared(finished, tiny, words)
     for run in (cached, plain):
         torch.manual_seed(5)
         assert [record for record in run.trainer.run() if record][-1]["step"] == 21
-    monkeypatch.undo()
-    data = cached._on_device(cached.dataset.test)
-    logits = [predict(run.model, data)[0] for run in (cached, plain)]
+    data = DeviceData(cached.dataset.test, CPU, cached.info.mean, cached.info.std)
+    model = cached.trainer.model
+    logits = [predict(run.trainer.model, data)[0] for run in (cached, plain)]
     torch.testing.assert_close(logits[0], logits[1], rtol=0, atol=1e-4)
-    torch.testing.assert_close(predict(cached.model, embed(cached.model, data))[0], logits[0], rtol=0, atol=1e-4)
+    torch.testing.assert_close(predict(model, embed(model, data))[0], logits[0], rtol=0, atol=1e-4)
 
 
 def test_images_of_the_sources_test_set_are_left_out(tune, finished, tiny, write_images, tmp_path, capsys):
@@ -122,19 +126,20 @@ def test_replayed_images_are_those_allowed(finished, tiny, write_images, tmp_pat
     split, known = load(str(tiny)).train, load(str(tiny)).test
     images, labels = np.concatenate([split.images, known.images]), np.concatenate([split.labels, known.labels])
     leaky = write_images(tmp_path / "old", images[:, 0], labels, known.images[:30, 0], known.labels[:30])
-    run = prepared(finished, tiny, {"classes": "5,6,7", "replay": f"{leaky}:1"})
-    replay = run.trainer.replay
+    run, comparison = prepared(finished, tiny, {"classes": "5,6,7", "replay": f"{leaky}:1"})
+    replay = run.trainer.learner.replay
     assert replay.head == 1
     forbidden_count = len({image.tobytes() for image in [*known.images[:30], *run.dataset.test.images]})
     assert len(replay.data) == 250 - forbidden_count
-    old = run.source.old
-    forbidden = {image.tobytes() for split in (old.test, run.dataset.test) for image in split.images}
-    assert not forbidden & {image.numpy().tobytes() for image in replay.data._images}
+    old = comparison.start.source.old
+    tests = (DeviceData(split, CPU, run.info.mean, run.info.std) for split in (old.test, run.dataset.test))
+    forbidden = {image.numpy().tobytes() for data in tests for image in samples(data)[0]}
+    assert not forbidden & {image.numpy().tobytes() for image in samples(replay.data)[0]}
     first, again, other = replay.draw(50, (0, 1)), replay.draw(50, (0, 1)), replay.draw(50, (0, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
-    assert {id(p) for p in run.model.old_heads.parameters()} <= {
-        id(p) for group in run.trainer.optimizer.param_groups for p in group["params"]
+    assert {id(p) for p in run.trainer.model.old_heads.parameters()} <= {
+        id(p) for group in run.trainer.learner.optimizer.param_groups for p in group["params"]
     }
 
 
@@ -143,9 +148,9 @@ def test_replay_keeps_the_old_task(reader):
     after = {}
     for replay in (None, "sample"):
         words = {"classes": "4,9", "epochs": 4, "batch_size": 32, "limit": 400, "lr": 3e-3, "replay": replay}
-        run = prepared(reader, "sample", words)
+        run, comparison = prepared(reader, "sample", words)
         list(run.trainer.run())
-        _, after[replay] = run.conclude()
+        _, after[replay] = comparison.accuracies(run.info)
     before = json.loads((reader / "test.json").read_text())["accuracy"]
     assert after["sample"] > before - 0.04  # found: 0.02 below
     assert after[None] < after["sample"] - 0.05  # found: 0.11 below
@@ -178,15 +183,9 @@ def test_lora_is_saved_small_and_merges(tune, finished, tmp_path, capsys):
 def test_resumed_is_uninterrupted(words, tune, tiny, finished, tmp_path, monkeypatch):
     words = words.format(tiny=tiny)
     whole, _ = tune(words, name="whole")
-    learn, out = Trainer._learn, tmp_path / "stopped"
-
-    def learning(self, *args):
-        if self.step == 6:
-            signal.raise_signal(signal.SIGINT)
-        learn(self, *args)
-
+    out = tmp_path / "stopped"
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_learn", learning)
+        signal_at(patch, [7], signal.SIGINT)
         assert finetune.main(f"--from {finished} --data {tiny} {NEW} --out {out} {words}".split()) == 130
     assert finetune.main(["--resume", str(out), "--quiet"]) == 0
     one, two = (load_file(folder / "best.safetensors") for folder in (whole, out))
@@ -220,26 +219,26 @@ def test_shots_and_repeats(finished, tiny, tmp_path, capsys):
     assert len(found["accuracies"]["old"]) == 3
     assert json.loads((out / "draws.json").read_text())["accuracies"]["new"] == found["accuracies"]["new"]
     assert (out / "STATUS").read_text() == "finished\n"
-    run = prepared(finished, tiny, {"classes": "5,6,7", "shots": 3, "epochs": 1})
-    assert np.bincount(run.trainer.train._labels).tolist() == [3, 3, 3]
-    assert run.val is None
-    other = prepared(finished, tiny, {"classes": "5,6,7", "shots": 3, "epochs": 1, "seed": 1})
-    assert not torch.equal(run.trainer.train._images, other.trainer.train._images)
+    words = {"classes": "5,6,7", "shots": 3, "epochs": 1}
+    one, other = (prepared(finished, tiny, words | {"seed": seed})[0].trainer for seed in (0, 1))
+    assert samples(one.train)[1].bincount().tolist() == [3, 3, 3]
+    assert one.val is None
+    assert not torch.equal(samples(one.train)[0], samples(other.train)[0])
 
 
 def test_scratch_forgets_the_source(finished, tiny):
-    run = prepared(finished, tiny, {"classes": "5,6,7", "method": "scratch"})
+    run, comparison = prepared(finished, tiny, {"classes": "5,6,7", "method": "scratch"})
     source, _ = load_checkpoint(finished)
-    assert not torch.equal(run.model.features[0].weight, source.features[0].weight)
-    assert (run.old_head, len(run.model.old_heads)) == (None, 0)
+    assert not torch.equal(run.trainer.model.features[0].weight, source.features[0].weight)
+    assert (comparison.start.old_head, len(run.trainer.model.old_heads)) == (None, 0)
     assert run.info.mean == load_checkpoint(finished)[1].mean
 
 
 def test_the_same_classes_keep_the_head(finished, tiny):
-    run = prepared(finished, tiny, {})
+    run, comparison = prepared(finished, tiny, {})
     source, info = load_checkpoint(finished)
-    assert run.old_head == 0
-    assert torch.equal(run.model.last.weight, source.last.weight)
+    assert comparison.start.old_head == 0
+    assert torch.equal(run.trainer.model.last.weight, source.last.weight)
     assert run.info.classes == info.classes
     assert not run.info.old_heads
 
