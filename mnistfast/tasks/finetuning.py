@@ -24,7 +24,7 @@ from mnistfast.files.atomic import write_json
 from mnistfast.models.adapters import adapter, choose, merge, merged, with_adapter
 from mnistfast.models.zoo import Classifier, build
 from mnistfast.options.commands import RunOptions
-from mnistfast.options.config import FinetuneConfig
+from mnistfast.options.finetuning import FinetuneConfig
 from mnistfast.report import metrics, page
 from mnistfast.report.screen import Screen
 from mnistfast.report.tensorboard import check_installed

@@ -25,7 +25,7 @@ from mnistfast.files.atomic import read_json, write_json
 from mnistfast.models.adapters import merge, merged
 from mnistfast.models.zoo import Classifier, build, check_images
 from mnistfast.options.commands import RunOptions
-from mnistfast.options.config import LearnConfig, TrainConfig
+from mnistfast.options.learning import LearnConfig, TrainConfig
 from mnistfast.report import metrics, page, plots
 from mnistfast.report.screen import Screen
 from mnistfast.report.tensorboard import ScalarWriter, check_installed

@@ -12,7 +12,7 @@ from mnistfast.data.datasets import Dataset, only
 from mnistfast.data.sources import anywhere, load
 from mnistfast.errors import DataError, StorageError
 from mnistfast.models.zoo import Classifier, build
-from mnistfast.options.config import BACKBONES, FinetuneConfig
+from mnistfast.options.finetuning import BACKBONES, FinetuneConfig
 from mnistfast.runs.checkpoint import CheckpointInfo, find_checkpoint, load_checkpoint
 from mnistfast.runs.run_folder import data_of_run
 from mnistfast.tasks.pretrained import RANDOM, find_weights, load_weights

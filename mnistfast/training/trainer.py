@@ -17,7 +17,7 @@ from mnistfast.errors import DivergedError
 from mnistfast.models.adapters import Tuning
 from mnistfast.models.dropout import share_batch
 from mnistfast.models.zoo import Classifier
-from mnistfast.options.config import LearnConfig
+from mnistfast.options.learning import LearnConfig
 from mnistfast.training.ahead import Ahead, Drawn, Replay
 from mnistfast.training.average import Average
 from mnistfast.training.muon import Muon

@@ -1,7 +1,7 @@
 """Options read from a command line and from YAML."""
 
 from mnistfast.options.commands import RunOptions
-from mnistfast.options.config import TrainConfig
+from mnistfast.options.learning import TrainConfig
 from mnistfast.options.parser import Parser, pick
 
 
@@ -17,6 +17,6 @@ def test_line_and_back():
     line = "--model fast --betas [0.5,0.75] --val 500 --overwrite --out=/tmp/x --weight-decay 1e-4"
     given = parser.given(line.split())
     assert set(given) == {"model", "betas", "val", "overwrite", "out", "weight_decay"}
-    config = TrainConfig.from_options({name: given[name] for name in ("model", "betas", "val", "weight_decay")})
+    config = pick(TrainConfig, given)
     assert (config.betas, config.val, config.weight_decay) == ((0.5, 0.75), 500.0, 1e-4)
     assert pick(RunOptions, given) == RunOptions(overwrite=True, out="/tmp/x")
