@@ -23,6 +23,7 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--version", action="version", version=f"mnistfast {__version__}")
         self._types: dict[str, Any] = {}
         self._flags: dict[str, str] = {}
+        self._in_files: dict[str, str] = {}  # a field's name by its own and by those of its flags
         self._headings: dict[str, Any] = {"": self}
         for cls in classes:
             types = get_type_hints(cls)
@@ -33,6 +34,7 @@ class Parser(argparse.ArgumentParser):
     def _add(self, option: Field[Any], cls: type[Options]) -> None:
         spec, flags = spec_of(option), flags_of(option)
         self._flags[option.name] = flags[0]
+        self._in_files |= dict.fromkeys((option.name, *(flag[2:].replace("-", "_") for flag in flags)), option.name)
         if spec.group not in self._headings:
             self._headings[spec.group] = self.add_argument_group(spec.group)
         if self._types[option.name] is bool:
@@ -55,10 +57,12 @@ class Parser(argparse.ArgumentParser):
 
     def given_in_file(self, path: str | Path) -> dict[str, Any]:
         """Returns the options that the YAML file at `path` names, with their values. Raises UsageError."""
-        given = {name.replace("-", "_"): value for name, value in read_options(Path(path)).items()}
-        for name in given:
-            if name not in self._types:
-                raise UsageError(f"unknown option {name!r} in the configuration file{nearest(name, self._types)}")
+        given = {}
+        for written, value in read_options(Path(path)).items():
+            name = self._in_files.get(written.replace("-", "_"))
+            if name is None:
+                raise UsageError(f"unknown option {written!r} in the configuration file{nearest(written, self._types)}")
+            given[name] = value
         return self._converted(given)
 
     def _converted(self, given: Mapping[str, Any]) -> dict[str, Any]:

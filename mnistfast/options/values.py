@@ -30,7 +30,7 @@ def converted(flag: str, kind: Any, value: Any) -> Any:
     plain = next(part for part in get_args(kind) if part is not NoneType) if optional else kind
     if optional and (value is None or value in NOTHING):
         return None
-    read = value if plain is str else _read(value)
+    read = _read(get_origin(plain) or plain, value)
     try:
         found = _as(plain, read)
     except OverflowError as error:  # a whole number where a float is wanted
@@ -42,24 +42,33 @@ def converted(flag: str, kind: Any, value: Any) -> Any:
     return found
 
 
-def _read(value: Any) -> Any:
-    """Returns what the text `value` stands for; what is none stays as it is."""
-    if not isinstance(value, str):
-        return value
-    for number in (int, float):
-        with suppress(ValueError):
-            return number(value)
-    text = value.strip()
-    if text.startswith("[") and text.endswith("]"):
-        return [_read(part) for part in text[1:-1].split(",")]
-    return TRUTHS.get(text, value)
+def _read(kind: type, value: Any) -> Any:
+    """Returns what `value` stands for where a `kind` is wanted; what stands for nothing else stays as it is."""
+    if kind is bool:
+        return TRUTHS.get(value, value) if isinstance(value, str) else value
+    if kind is tuple:
+        parts = _parts(value) if isinstance(value, str) else value
+        return [_read(float, part) for part in parts] if isinstance(parts, (list, tuple)) else parts
+    if kind is not str and isinstance(value, str) and any(map(str.isdigit, value)):  # nan and inf are words
+        for number in (int, float):
+            with suppress(ValueError):
+                return number(value)
+    return value
 
 
-def _as(kind: Any, value: Any) -> Any:
-    """Returns `value` as a `kind`, None where it is none. Raises OverflowError."""
+def _parts(text: str) -> list[str] | str:
+    """Returns the texts of a list in brackets; another text stays as it is."""
+    inner = text.strip()
+    if not (inner.startswith("[") and inner.endswith("]")):
+        return text
+    return inner[1:-1].split(",") if inner[1:-1].strip() else []
+
+
+def _as(kind: Any, read: Any) -> Any:
+    """Returns what was read as a `kind`, None where it is none. Raises OverflowError."""
     if get_origin(kind) is tuple:
-        numbers = [_as(float, _read(part)) for part in value] if isinstance(value, (list, tuple)) else []
+        numbers = [_as(float, part) for part in read] if isinstance(read, list) else []
         return tuple(numbers) if len(numbers) == len(get_args(kind)) and None not in numbers else None
-    if kind is float and type(value) is int:
-        return float(value)
-    return value if type(value) is kind else None  # True is no number
+    if kind is float and type(read) is int:
+        return float(read)
+    return read if type(read) is kind else None  # True is no number

@@ -1,7 +1,5 @@
 """Texts of a command line, and what YAML made of a file, as values of options."""
 
-import math
-
 import pytest
 
 from mnistfast.errors import UsageError
@@ -37,6 +35,8 @@ def test_values(kind, value, expected):
         (int, None, "--x is None. It must be a whole number"),
         (int | None, 1.0, "--x is 1.0. It must be a whole number"),
         (int, str(2**63), "--x is too large a number. It must be below 9,223,372,036,854,775,808"),
+        (float, "nan", "--x is nan. It must be a number"),
+        (float, "-inf", "--x is -inf. It must be a number"),
         (float, "fast", "--x is fast. It must be a number"),
         (float, None, "--x is None. It must be a number"),
         (float, [1], "--x is [1]. It must be a number"),
@@ -46,6 +46,8 @@ def test_values(kind, value, expected):
         (str, 5, "--x is 5. It must be a text"),
         (str | None, ["a"], "--x is ['a']. It must be a text"),
         (PAIR, "0.5", "--x is 0.5. It must be two numbers such as [0.9, 0.999]"),
+        (PAIR, "[]", "--x is []. It must be two numbers such as [0.9, 0.999]"),
+        (PAIR, "[a, 1]", "--x is ['a', 1]. It must be two numbers such as [0.9, 0.999]"),
         (PAIR, [0.5], "--x is [0.5]. It must be two numbers such as [0.9, 0.999]"),
         (PAIR, [0.5, None], "--x is [0.5, None]. It must be two numbers such as [0.9, 0.999]"),
         (PAIR, None, "--x is None. It must be two numbers such as [0.9, 0.999]"),
@@ -55,7 +57,3 @@ def test_what_is_none(kind, value, line):
     with pytest.raises(UsageError) as refused:
         converted("--x", kind, value)
     assert str(refused.value) == line
-
-
-def test_not_a_number_is_one_that_bounds_refuse():
-    assert math.isnan(converted("--x", float, "nan"))
