@@ -186,7 +186,6 @@ assert not torch.cuda.is_initialized()
         "tqdm",
         "safetensors",
         "torchmetrics",
-        "jsonargparse",
         "pooch",
         "mnistfast",
     ]
