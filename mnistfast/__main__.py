@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from mnistfast import __version__
 from mnistfast.errors import UsageError, nearest
-from mnistfast.options import cli
+from mnistfast.options import process
 
 COMMANDS = {
     "train": "train a model, save it and say how good it is",
@@ -24,7 +24,7 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
-    return cli.run(_dispatch, argv)
+    return process.run(_dispatch, argv)
 
 
 def _dispatch(argv: Sequence[str]) -> int:

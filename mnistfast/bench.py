@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 
 from mnistfast.errors import ThresholdError
-from mnistfast.options import cli
+from mnistfast.options import process
 from mnistfast.options.commands import BenchOptions, TimeToOptions
 from mnistfast.options.parser import Parser, pick
 from mnistfast.report.page import percent
@@ -23,7 +23,7 @@ RESULT, REPORT, TIME_TO = "bench.json", "REPORT.md", "time_to.json"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    return cli.run(_bench, argv)
+    return process.run(_bench, argv)
 
 
 def _bench(argv: Sequence[str]) -> int:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mnistfast.options import cli
+from mnistfast.options import process
 from mnistfast.options.commands import DemoOptions
 from mnistfast.options.parser import Parser, pick
 from mnistfast.text import show
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command until it is stopped and returns its exit code."""
-    return cli.run(_demo, argv)
+    return process.run(_demo, argv)
 
 
 def _demo(argv: Sequence[str]) -> int:

@@ -11,14 +11,7 @@ import torch
 
 from mnistfast import __version__
 from mnistfast.errors import DeviceError, UsageError
-from mnistfast.options.fields import DEVICE_HELP
-
-
-def device_type(name: str) -> str:
-    """Returns the kind of device that `name` asks for, there or not: `cuda` for `cuda:1`."""
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return name.partition(":")[0]
+from mnistfast.options.device import DEVICES, device_type
 
 
 def fast_format(device: torch.device) -> torch.memory_format:
@@ -48,7 +41,7 @@ def choose_device(name: str, local: int = 0) -> torch.device:
     except RuntimeError:
         device = None
     if device is None or device.type not in ("cpu", "cuda", "mps"):
-        raise UsageError(f"unknown device {name!r}", f"--device takes {DEVICE_HELP}")
+        raise UsageError(f"unknown device {name!r}", f"--device takes {DEVICES}")
     try:
         torch.empty(1, device=device)
         if device.index is not None and device.type == "cuda":

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mnistfast.errors import ThresholdError
-from mnistfast.options import cli
+from mnistfast.options import process
 from mnistfast.options.commands import EvaluateOptions
 from mnistfast.options.parser import Parser, pick
 from mnistfast.report.page import accuracy_line, class_lines, percent
@@ -18,7 +18,7 @@ from mnistfast.text import show
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    return cli.run(_evaluate, argv)
+    return process.run(_evaluate, argv)
 
 
 def _evaluate(argv: Sequence[str]) -> int:

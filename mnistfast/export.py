@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from mnistfast.options import cli
+from mnistfast.options import process
 from mnistfast.options.commands import ExportOptions
 from mnistfast.options.parser import Parser, pick
 from mnistfast.text import show
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    return cli.run(_export, argv)
+    return process.run(_export, argv)
 
 
 def _export(argv: Sequence[str]) -> int:

@@ -8,9 +8,11 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from mnistfast import training_command
 from mnistfast.errors import UsageError
-from mnistfast.options import cli, training_cli
-from mnistfast.options.config import FinetuneConfig
+from mnistfast.options import process
+from mnistfast.options.commands import MergeOptions
+from mnistfast.options.finetuning import FinetuneConfig
 from mnistfast.report.page import percent
 from mnistfast.text import show
 
@@ -23,25 +25,20 @@ PROG = "mnistfast finetune"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    return cli.run(_finetune, argv)
+    return process.run(_finetune, argv)
 
 
 def _finetune(argv: Sequence[str]) -> int:
-    parser = training_cli.parser(
-        PROG, "Make a trained model good at a new task, and say what that did.", FinetuneConfig
-    )
-    parser.add_argument(
-        "--merge", metavar="ADAPTER", help="write --from and this adapter as a checkpoint to file --out"
-    )
-    flags = parser.given(argv)
+    description = "Make a trained model good at a new task, and say what that did."
+    flags = training_command.parser(PROG, description, FinetuneConfig, MergeOptions).given(argv)
     if "merge" in flags:
         return _merge(flags)
-    config, options = training_cli.read(PROG, FinetuneConfig, flags)
+    config, options = training_command.read(PROG, FinetuneConfig, flags)
     if flags.get("print_config"):
         print(config.to_yaml(), end="")
         return 0
     if options.data_check:
-        return training_cli.check_data(config, options)
+        return training_command.check_data(config, options)
 
     from mnistfast.report.screen import Screen
     from mnistfast.tasks.finetune import finetune  # torch comes with it

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mnistfast.errors import DataError
-from mnistfast.options import cli
+from mnistfast.options import process
 from mnistfast.options.commands import PredictOptions
 from mnistfast.options.parser import Parser, pick
 from mnistfast.report.page import percent
@@ -27,7 +27,7 @@ VIEW_SUFFIX = ".view.png"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    return cli.run(_predict, argv)
+    return process.run(_predict, argv)
 
 
 def _predict(argv: Sequence[str]) -> int:

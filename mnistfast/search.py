@@ -8,9 +8,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 
-from mnistfast.options import cli
+from mnistfast.options import process
 from mnistfast.options.commands import SearchOptions
-from mnistfast.options.config import TrainConfig
+from mnistfast.options.learning import TrainConfig
 from mnistfast.options.parser import Parser, pick
 from mnistfast.report.page import percent
 
@@ -19,7 +19,7 @@ PROG = "mnistfast search"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    return cli.run(_search, argv)
+    return process.run(_search, argv)
 
 
 def _search(argv: Sequence[str]) -> int:
@@ -27,7 +27,7 @@ def _search(argv: Sequence[str]) -> int:
     flags = Parser(PROG, description, TrainConfig, SearchOptions).given(argv)
     options = pick(SearchOptions, flags)
     given = {option.name: flags[option.name] for option in fields(TrainConfig) if option.name in flags}
-    TrainConfig.from_options(given)  # which refuses values that cannot work
+    TrainConfig(**given)  # which refuses values that cannot work
 
     from mnistfast.report.screen import Screen
     from mnistfast.runs.run_folder import SEARCHED  # torch comes with it

@@ -9,8 +9,9 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from mnistfast.options import cli, training_cli
-from mnistfast.options.config import TrainConfig
+from mnistfast import training_command
+from mnistfast.options import process
+from mnistfast.options.learning import TrainConfig
 from mnistfast.report.page import accuracy_line, percent
 
 if TYPE_CHECKING:
@@ -21,19 +22,19 @@ PROG = "mnistfast train"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    return cli.run(_train, argv)
+    return process.run(_train, argv)
 
 
 def _train(argv: Sequence[str]) -> int:
     description = "Train a model, save it, and say how good it is on the test images."
-    flags = training_cli.parser(PROG, description, TrainConfig).given(argv)
-    config, options = training_cli.read(PROG, TrainConfig, flags)
+    flags = training_command.parser(PROG, description, TrainConfig).given(argv)
+    config, options = training_command.read(PROG, TrainConfig, flags)
     if flags.get("print_config"):
         print(config.to_yaml(), end="")
         return 0
 
     if options.data_check:
-        return training_cli.check_data(config, options)
+        return training_command.check_data(config, options)
 
     from mnistfast.report.screen import Screen
     from mnistfast.tasks.train import train  # torch comes with it: not before the options are known to be good

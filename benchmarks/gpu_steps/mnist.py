@@ -72,14 +72,14 @@ def _graphs(bench: Bench, recipe: Recipe) -> dict[str, Any]:
 def _trainer(bench: Bench, name: str, backend: str) -> dict[str, Any]:
     """The project's own trainer by its preset; the first run pays for what happens once."""
     from mnistfast.data.loader import DeviceData
-    from mnistfast.options.config import TrainConfig
+    from mnistfast.options.learning import TrainConfig
     from mnistfast.training.inference import predict
     from mnistfast.training.recipe import built, learn
 
     precise("tf32")
     found: dict[str, Any] = {"seconds": [], "accuracy": [], "steps": []}
     for seed in range(1 if bench.rehearses else _TRAINER_SEEDS if bench.images.real else _SEEDS_OF_NOISE):
-        config = TrainConfig.from_options({"model": name, "seed": seed} | ({"max_steps": 2} if bench.rehearses else {}))
+        config = TrainConfig(model=name, seed=seed, **({"max_steps": 2} if bench.rehearses else {}))
         model = built(config, 10, torch.device(bench.device))
         began = _now(bench)
         with use_backend(backend):

@@ -229,10 +229,10 @@ FORMS = (
 def model(name: str, form: Form, device: str) -> nn.Module:
     """A model of mnistfast with fresh weights, written in that form."""
     from mnistfast.measure import forms
-    from mnistfast.options.config import TrainConfig
+    from mnistfast.options.learning import TrainConfig
     from mnistfast.training.recipe import built
 
-    return forms.FORMS[form.form](built(TrainConfig.from_options({"model": name}), 10, torch.device(device)))
+    return forms.FORMS[form.form](built(TrainConfig(model=name), 10, torch.device(device)))
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from mnistfast.devices import choose_device, environment, use_threads
 from mnistfast.measure.forms import FORMS, FUSED, backend_for
 from mnistfast.models.zoo import check_images
 from mnistfast.options.commands import TimeToOptions
-from mnistfast.options.config import TrainConfig
+from mnistfast.options.learning import TrainConfig
 from mnistfast.report.page import percent
 from mnistfast.report.screen import Screen
 from mnistfast.training.inference import predict
@@ -185,7 +185,7 @@ def race(
 
 
 def _run(entrant: Entrant, seed: int, train: Split, scored: Split, classes: int, device: torch.device) -> Run:
-    config = TrainConfig.from_options({"model": entrant.model, "seed": seed, "device": str(device)})
+    config = TrainConfig(model=entrant.model, seed=seed, device=str(device))
     begin = _now(device)
     fused = built(config, classes, device)
     check_images(fused, train.images.shape[1:], "the data")

@@ -27,7 +27,7 @@ from mnistfast.data.loader import DeviceData
 from mnistfast.data.sources import load
 from mnistfast.data.statistics import channel_stats
 from mnistfast.measure.forms import FORMS, FUSED, FUSED_LAST, backend_for
-from mnistfast.options.config import TrainConfig
+from mnistfast.options.learning import TrainConfig
 from mnistfast.training.loss import cross_entropy
 from mnistfast.training.optimizers import make_optimizer
 from mnistfast.training.recipe import built, learn
@@ -169,7 +169,7 @@ class Step(Workload[nn.Module]):
     @cached_property
     def config(self) -> TrainConfig:
         """The model's preset."""
-        return TrainConfig.from_options({"model": self.model, "device": str(self.device)})
+        return TrainConfig(model=self.model, device=str(self.device))
 
     def forms(self) -> dict[str, nn.Module]:
         model = built(self.config, 10, self.device)

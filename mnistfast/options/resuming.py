@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from mnistfast.errors import UsageError
-from mnistfast.options.config import LearnConfig
+from mnistfast.options.learning import LearnConfig
 
 # Those where hashes tell whether files are the same, or where only speed is at stake; anything else would make it
 # another run.

@@ -12,7 +12,7 @@ from torch import Tensor
 from mnistfast.data.datasets import Dataset
 from mnistfast.files.atomic import write_json
 from mnistfast.models.adapters import merge, merged
-from mnistfast.options.config import LearnConfig
+from mnistfast.options.learning import LearnConfig
 from mnistfast.report import metrics, page, plots
 from mnistfast.report.comparison import comparison_rows
 from mnistfast.results.evaluation import score

@@ -11,7 +11,7 @@ import torch
 from mnistfast.data.datasets import Dataset
 from mnistfast.files.atomic import write_json
 from mnistfast.models.adapters import FineTuning, adapter, merge, merged
-from mnistfast.options.config import FinetuneConfig
+from mnistfast.options.finetuning import FinetuneConfig
 from mnistfast.results.evaluation import score
 from mnistfast.runs.checkpoint import ADAPTER, CheckpointInfo, save_checkpoint
 from mnistfast.runs.recorder import Recorder

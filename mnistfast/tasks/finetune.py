@@ -16,7 +16,7 @@ from mnistfast.data.sampling import draw_part, draw_shots
 from mnistfast.errors import DataError, UsageError
 from mnistfast.models.adapters import choose, learning_names
 from mnistfast.options.commands import RunOptions
-from mnistfast.options.config import FinetuneConfig
+from mnistfast.options.finetuning import FinetuneConfig
 from mnistfast.report.screen import Screen
 from mnistfast.results.finish import Outcome
 from mnistfast.tasks.comparison import Comparison

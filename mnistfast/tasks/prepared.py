@@ -18,7 +18,7 @@ from mnistfast.devices import choose_device, fast_format, use_deterministic, use
 from mnistfast.errors import UsageError
 from mnistfast.models.zoo import Classifier, check_images
 from mnistfast.options.commands import RunOptions
-from mnistfast.options.config import LearnConfig
+from mnistfast.options.learning import LearnConfig
 from mnistfast.report.tensorboard import check_installed
 from mnistfast.results.finish import Compare
 from mnistfast.runs.checkpoint import CheckpointInfo

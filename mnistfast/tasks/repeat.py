@@ -10,7 +10,7 @@ from typing import Any
 from mnistfast.errors import UsageError
 from mnistfast.files.atomic import write_json
 from mnistfast.options.commands import RunOptions
-from mnistfast.options.config import FinetuneConfig
+from mnistfast.options.finetuning import FinetuneConfig
 from mnistfast.report import metrics
 from mnistfast.report.page import percent
 from mnistfast.report.screen import Screen

@@ -16,7 +16,7 @@ from mnistfast.devices import choose_device
 from mnistfast.errors import DeviceError, DivergedError, UsageError
 from mnistfast.files.atomic import write_json
 from mnistfast.options.commands import SearchOptions
-from mnistfast.options.config import TrainConfig
+from mnistfast.options.learning import TrainConfig
 from mnistfast.report.page import percent
 from mnistfast.report.screen import Screen
 from mnistfast.runs import run_folder
@@ -76,7 +76,7 @@ def search(given: Mapping[str, Any], options: SearchOptions, command: str, scree
     wanted = [name for name in SPACE if name not in given]
     if not wanted:
         raise UsageError("nothing is left to look for", f"All of {', '.join(SPACE)} are given")
-    base = TrainConfig.from_options({"optimizer": "adamw", **given})
+    base = TrainConfig(**{"optimizer": "adamw", **given})
     if not base.val:
         raise UsageError("--val is 0", "A search needs validation images to judge by", "--val 0.1")
     device = choose_device(base.device)

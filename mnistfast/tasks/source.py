@@ -15,7 +15,7 @@ from mnistfast.data.datasets import Dataset, only
 from mnistfast.data.sources import anywhere, load
 from mnistfast.errors import DataError, StorageError
 from mnistfast.models.zoo import Classifier, build
-from mnistfast.options.config import BACKBONES, FinetuneConfig
+from mnistfast.options.finetuning import BACKBONES, FinetuneConfig
 from mnistfast.results.evaluation import in_classes, score
 from mnistfast.runs.checkpoint import CheckpointInfo, OldHead, find_checkpoint, load_checkpoint
 from mnistfast.runs.run_folder import data_of_run

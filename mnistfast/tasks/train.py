@@ -11,7 +11,7 @@ from mnistfast.data.datasets import Dataset
 from mnistfast.data.statistics import channel_stats
 from mnistfast.models.zoo import build
 from mnistfast.options.commands import RunOptions
-from mnistfast.options.config import TrainConfig
+from mnistfast.options.learning import TrainConfig
 from mnistfast.report.screen import Screen
 from mnistfast.results.finish import Outcome
 from mnistfast.runs.checkpoint import CheckpointInfo

@@ -16,7 +16,7 @@ from torch import Tensor
 from mnistfast.data.augment import AUGMENTATIONS, Maps, maps
 from mnistfast.data.loader import DeviceData
 from mnistfast.models.zoo import Classifier
-from mnistfast.options.config import LearnConfig
+from mnistfast.options.learning import LearnConfig
 from mnistfast.training.plan import Plan
 
 AT_ONCE = 32  # steps: 1.7 MB for batches of 128 images that are moved elastically

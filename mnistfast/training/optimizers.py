@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mnistfast.options.config import LearnConfig
+from mnistfast.options.learning import LearnConfig
 from mnistfast.training.muon import Muon
 
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 
-from mnistfast.options.config import GROWTH, LearnConfig
+from mnistfast.options.learning import GROWTH, LearnConfig
 
 
 @dataclass(frozen=True)

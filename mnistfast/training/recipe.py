@@ -10,7 +10,7 @@ from mnistfast.data.datasets import Split
 from mnistfast.data.loader import DeviceData
 from mnistfast.data.statistics import channel_stats
 from mnistfast.models.zoo import Classifier, build
-from mnistfast.options.config import TrainConfig
+from mnistfast.options.learning import TrainConfig
 from mnistfast.training.trainer import Trainer
 
 # Evenly spaced images that mean and deviation are taken from, which they suit to half a percent: all of MNIST's would

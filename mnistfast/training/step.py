@@ -17,7 +17,7 @@ from mnistfast.data.loader import DeviceData
 from mnistfast.models.adapters import Tuning
 from mnistfast.models.dropout import share_batch
 from mnistfast.models.zoo import Classifier
-from mnistfast.options.config import LearnConfig
+from mnistfast.options.learning import LearnConfig
 from mnistfast.training.ahead import Drawn, Replay
 from mnistfast.training.average import Average
 from mnistfast.training.loss import cross_entropy

@@ -15,7 +15,7 @@ from mnistfast.data.loader import DeviceData, epoch_order
 from mnistfast.errors import DivergedError
 from mnistfast.models.adapters import Tuning
 from mnistfast.models.zoo import Classifier
-from mnistfast.options.config import LearnConfig
+from mnistfast.options.learning import LearnConfig
 from mnistfast.training.ahead import Ahead, Replay
 from mnistfast.training.inference import predict
 from mnistfast.training.optimizers import align

@@ -182,7 +182,6 @@ assert not torch.cuda.is_initialized()
         "tqdm",
         "safetensors",
         "torchmetrics",
-        "jsonargparse",
         "pooch",
         "mnistfast",
     ]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mnistfast.devices import choose_device, device_type, environment, fast_format, use_threads
+from mnistfast.devices import choose_device, environment, fast_format, use_threads
 from mnistfast.errors import DeviceError, UsageError
 
 
@@ -14,10 +14,8 @@ def test_auto_and_cpu(monkeypatch):
         assert choose_device("auto").type == kind
 
 
-def test_kinds_of_devices(monkeypatch):
-    assert [device_type(name) for name in ("cpu", "cuda", "cuda:1", "mps")] == ["cpu", "cuda", "cuda", "mps"]
+def test_the_first_process_has_the_first_device(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert device_type("auto") == "cuda"
     assert choose_device("auto", local=0).type == "cuda"
 
 

@@ -9,9 +9,7 @@ from safetensors.torch import load_file
 
 from mnistfast import finetune
 from mnistfast.data import published
-from mnistfast.errors import UsageError
 from mnistfast.models.adapters import SELECTIONS
-from mnistfast.options.config import FinetuneConfig
 from mnistfast.options.methods import METHODS, Method
 from mnistfast.runs.checkpoint import load_checkpoint
 
@@ -134,22 +132,3 @@ def test_several_processes_are_refused(finished, tiny, monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert finetune.main(["--from", str(finished), "--data", str(tiny)]) == 2
     assert "finetune works in one process" in capsys.readouterr().err
-
-
-def test_a_few_shots_have_settings_of_their_own():
-    few = FinetuneConfig.from_options({"source": "a", "data": "b", "shots": 5, "lr": 0.5})
-    assert (few.batch_size, few.val, few.lr) == (16, 0.0, 0.5)
-    assert FinetuneConfig.from_options({"source": "a", "data": "b"}).val == 0.1
-
-
-@pytest.mark.parametrize(
-    ("replay", "expected"),
-    [("mnist", ("mnist", 0.1)), ("mnist:0.5", ("mnist", 0.5)), ("C:/x", ("C:/x", 0.1)), ("a/b:1", ("a/b", 1.0))],
-)
-def test_replay_names_data_and_share(replay, expected):
-    assert FinetuneConfig(source="a", data="b", replay=replay).replayed == expected
-
-
-def test_shots_and_limit():
-    with pytest.raises(UsageError, match="--shots and --limit exclude each other"):
-        FinetuneConfig(source="a", data="b", shots=1, limit=2)

@@ -149,7 +149,7 @@ def test_the_newest_run_reads(folder, reader, sample, capsys, monkeypatch, tmp_p
         ("FOLDER --reject-below 95", 2, "--reject-below is 95.0. It must be a probability between 0 and 1"),
         ("FOLDER --csv --json", 2, "--csv and --json exclude each other"),
         ("FOLDER --save-view FOLDER/0.png", 7, "cannot make the folder"),
-        ("", 2, "the following arguments are required: pictures"),
+        ("", 2, "the following arguments are required: IMG|DIR|-"),
     ],
 )
 def test_refused(words, code, message, folder, reader, tmp_path, capsys):

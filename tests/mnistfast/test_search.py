@@ -8,7 +8,7 @@ import yaml
 
 from mnistfast import search, train
 from mnistfast.data.sources import load
-from mnistfast.options.config import TrainConfig
+from mnistfast.options.learning import TrainConfig
 from mnistfast.tasks import search as engine
 from mnistfast.tasks.train import prepare
 

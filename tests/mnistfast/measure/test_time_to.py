@@ -26,7 +26,7 @@ def learns(monkeypatch):
     def learn(model, train, config):
         assert config.device == "cpu"  # a recipe may depend on where it is carried out
         seen.append((config.model, config.seed, train))
-        return right(model, train, time_to.TrainConfig.from_options({"model": config.model, "max_steps": 1}))
+        return right(model, train, time_to.TrainConfig(model=config.model, max_steps=1))
 
     monkeypatch.setattr(time_to, "learn", learn)
     return seen

@@ -8,7 +8,7 @@ import convpool
 from mnistfast.models import backbones
 from mnistfast.models.adapters import choose
 from mnistfast.models.zoo import BACKBONES, build
-from mnistfast.options.config import BACKBONES as CONFIGURED
+from mnistfast.options.finetuning import BACKBONES as CONFIGURED
 
 torchvision = pytest.importorskip("torchvision")
 

@@ -10,7 +10,7 @@ import mnistfast
 from mnistfast.errors import UsageError
 from mnistfast.models.adapters import SELECTIONS
 from mnistfast.options import commands, methods
-from mnistfast.options.config import FinetuneConfig
+from mnistfast.options.finetuning import FinetuneConfig
 from mnistfast.options.methods import METHODS, Method, method_of
 
 PACKAGE = Path(mnistfast.__file__).parent

@@ -3,7 +3,7 @@
 import pytest
 
 from mnistfast.errors import UsageError
-from mnistfast.options.config import TrainConfig
+from mnistfast.options.learning import TrainConfig
 from mnistfast.options.resuming import FREE, resumed, settled
 
 SAVED = {"lr": 0.1, "data": "/a", "device": "cpu"}

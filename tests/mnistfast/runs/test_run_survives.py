@@ -23,7 +23,7 @@ import torch
 from mnistfast import train
 from mnistfast.data.sources import load
 from mnistfast.errors import StorageError
-from mnistfast.options.config import TrainConfig
+from mnistfast.options.learning import TrainConfig
 from mnistfast.report.screen import Screen
 from mnistfast.runs.checkpoint import load_checkpoint
 from mnistfast.runs.recorder import Recorder

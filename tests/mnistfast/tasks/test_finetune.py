@@ -14,7 +14,7 @@ from mnistfast.data.loader import DeviceData
 from mnistfast.data.sources import load
 from mnistfast.data.statistics import channel_stats
 from mnistfast.models.zoo import build
-from mnistfast.options.config import FinetuneConfig
+from mnistfast.options.finetuning import FinetuneConfig
 from mnistfast.runs.checkpoint import load_checkpoint
 from mnistfast.tasks.finetune import prepare
 from mnistfast.tasks.source import open_source
@@ -68,7 +68,7 @@ def test_a_frozen_body_keeps_every_bit(tune, finished, augment):
 
 def prepared(finished, data, words):
     """Returns a fine-tuning before it learns, and what it is compared by."""
-    config = FinetuneConfig.from_options({"source": str(finished), "data": str(data), "threads": 1, **words})
+    config = FinetuneConfig(source=str(finished), data=str(data), threads=1, **words)
     dataset = load(str(data), classes=config.classes)
     config, source = open_source(config, dataset, offline=True)
     return prepare(config, dataset, CPU, source)

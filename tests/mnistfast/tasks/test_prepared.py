@@ -6,7 +6,7 @@ import pytest
 from mnistfast.data.datasets import from_splits
 from mnistfast.data.sources import load
 from mnistfast.errors import UsageError
-from mnistfast.options.config import TrainConfig
+from mnistfast.options.learning import TrainConfig
 from mnistfast.tasks.prepared import check_augmentation, data_option, hold_out, limited
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from mnistfast import train
 from mnistfast.data.sources import load
-from mnistfast.options.config import TrainConfig
+from mnistfast.options.learning import TrainConfig
 from mnistfast.runs.checkpoint import load_checkpoint
 from mnistfast.runs.state import load_state
 from mnistfast.tasks.train import prepare

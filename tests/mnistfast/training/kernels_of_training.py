@@ -20,7 +20,7 @@ from convpool.gpu import backend, epilogue, launch
 from convpool.gpu.offline import compiled_launches
 from mnistfast.data.datasets import Split
 from mnistfast.data.loader import DeviceData
-from mnistfast.options.config import TrainConfig
+from mnistfast.options.learning import TrainConfig
 from mnistfast.training.inference import predict
 from mnistfast.training.recipe import built
 from mnistfast.training.trainer import Trainer
@@ -38,7 +38,7 @@ def noise(count: int, size: tuple[int, int, int]) -> DeviceData:
 
 def calls_of_training(preset: str) -> dict[str, list[tuple[torch.Tensor, torch.nn.Module, bool, bool]]]:
     """By layer: x without numbers, the layer, and whether dx and dw are asked for; a call of each shape."""
-    config = replace(TrainConfig.from_options({"model": preset, "device": "cuda"}), max_steps=None, epochs=1)
+    config = replace(TrainConfig(model=preset, device="cuda"), max_steps=None, epochs=1)
     model = built(config, 10, torch.device("cpu")).to(memory_format=torch.channels_last)  # as on a GPU
     calls: dict[str, list] = defaultdict(list)
 

@@ -8,7 +8,7 @@ from mnistfast.data.datasets import Split
 from mnistfast.data.loader import DeviceData
 from mnistfast.data.sources import load
 from mnistfast.models.zoo import build
-from mnistfast.options.config import TrainConfig
+from mnistfast.options.learning import TrainConfig
 from mnistfast.training import ahead as ahead_module
 from mnistfast.training.ahead import Ahead, Replay
 from mnistfast.training.plan import Plan

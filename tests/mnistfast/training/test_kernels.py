@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mnistfast.options.config import PRESETS
+from mnistfast.options.presets import PRESETS
 
 pytest.importorskip("triton")
 ROOT = Path(__file__).parents[3]

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from mnistfast.options.config import TrainConfig
+from mnistfast.options.learning import TrainConfig
 from mnistfast.training.optimizers import align, make_optimizer
 
 CONFIG = TrainConfig()

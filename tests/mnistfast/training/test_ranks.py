@@ -20,7 +20,7 @@ ROOTS = [str(path) for path in map(Path, sys.path) if (path / "mnistfast").is_di
 WORKER = """
 import sys
 import torch
-from mnistfast.options.config import TrainConfig
+from mnistfast.options.learning import TrainConfig
 from mnistfast.data.datasets import Split
 from mnistfast.data.loader import DeviceData
 from mnistfast.data.sources import load

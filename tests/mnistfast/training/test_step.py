@@ -11,7 +11,7 @@ from mnistfast.data.loader import DeviceData
 from mnistfast.data.sources import load
 from mnistfast.models.adapters import Tuning, choose
 from mnistfast.models.zoo import build
-from mnistfast.options.config import TrainConfig
+from mnistfast.options.learning import TrainConfig
 from mnistfast.training.ahead import Drawn, Replay
 from mnistfast.training.ranks import Ranks
 from mnistfast.training.step import make_learner, take_step

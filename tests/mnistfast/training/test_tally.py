@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mnistfast.options.config import TrainConfig
+from mnistfast.options.learning import TrainConfig
 from mnistfast.training.plan import Plan
 from mnistfast.training.ranks import Ranks
 from mnistfast.training.tally import Tally

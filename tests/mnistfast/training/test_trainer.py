@@ -17,7 +17,7 @@ from mnistfast.data.sources import load
 from mnistfast.data.statistics import channel_stats
 from mnistfast.errors import DivergedError
 from mnistfast.models.zoo import build
-from mnistfast.options.config import TrainConfig
+from mnistfast.options.learning import TrainConfig
 from mnistfast.training import trainer as trainer_module
 from mnistfast.training.ahead import Replay
 from mnistfast.training.inference import predict

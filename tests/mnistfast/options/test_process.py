@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from mnistfast.errors import DataError, DeviceError, UsageError
-from mnistfast.options import cli
+from mnistfast.options import process
 
 
 def raising(error):
@@ -50,7 +50,7 @@ def raising(error):
     ],
 )
 def test_known_failures(error, code, words, capsys):
-    assert cli.run(raising(error), []) == code
+    assert process.run(raising(error), []) == code
     captured = capsys.readouterr()
     assert captured.err.startswith(f"mnistfast: error: {words}")
     assert captured.err.count("\n") == 1
@@ -58,7 +58,7 @@ def test_known_failures(error, code, words, capsys):
 
 
 def test_bug_of_ours(capsys):
-    assert cli.run(raising(KeyError("x")), []) == 1
+    assert process.run(raising(KeyError("x")), []) == 1
     error = capsys.readouterr().err
     log = Path(re.search(r"the traceback is in (\S+\.log)", error)[1])
     assert "Traceback" in log.read_text()
@@ -67,18 +67,18 @@ def test_bug_of_ours(capsys):
 
 
 def test_debug_shows_the_traceback(capsys):
-    assert cli.run(raising(DataError("x\x1b[2J")), ["--debug"]) == 3
+    assert process.run(raising(DataError("x\x1b[2J")), ["--debug"]) == 3
     error = capsys.readouterr().err
     assert "Traceback" in error
     assert "\x1b" not in error
-    assert cli.run(raising(OSError("x\x1b[2J")), ["--debug"]) == 1
+    assert process.run(raising(OSError("x\x1b[2J")), ["--debug"]) == 1
     error = capsys.readouterr().err
     assert "OSError: x\\x1b[2J\n" in error
     Path(re.search(r"the traceback is in (\S+\.log)", error)[1]).unlink()
 
 
 def test_json(capsys):
-    assert cli.run(raising(DataError("x", "y", "z")), ["--json"]) == 3
+    assert process.run(raising(DataError("x", "y", "z")), ["--json"]) == 3
     assert json.loads(capsys.readouterr().err) == {"code": 3, "kind": "data", "message": "x. y. FIX: z", "hint": "z"}
 
 
@@ -92,9 +92,9 @@ def heeded_interrupts():
 
 @pytest.mark.usefixtures("heeded_interrupts")
 def test_interrupts(capsys):
-    assert cli.run(raising(KeyboardInterrupt()), []) == 130
-    assert cli.run(lambda argv: signal.raise_signal(signal.SIGTERM), []) == 143
-    assert cli.run(lambda argv: signal.raise_signal(signal.SIGINT), []) == 130
+    assert process.run(raising(KeyboardInterrupt()), []) == 130
+    assert process.run(lambda argv: signal.raise_signal(signal.SIGTERM), []) == 143
+    assert process.run(lambda argv: signal.raise_signal(signal.SIGINT), []) == 130
     assert capsys.readouterr().err == "mnistfast: stopped\n" * 3
 
 
@@ -113,7 +113,7 @@ def test_hangup(before, code):
 
     own = signal.signal(signal.SIGHUP, before)
     try:
-        assert cli.run(command, []) == code
+        assert process.run(command, []) == code
         assert signal.getsignal(signal.SIGHUP) is before
     finally:
         signal.signal(signal.SIGHUP, own)
@@ -122,7 +122,7 @@ def test_hangup(before, code):
 
 def test_handlers_are_given_back():
     before = [signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGHUP)]
-    assert cli.run(lambda argv: 0, []) == 0
+    assert process.run(lambda argv: 0, []) == 0
     assert [signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGHUP)] == before
 
 
@@ -161,7 +161,7 @@ def test_what_an_option_brings_is_no_bug(error, line, capsys):
     def command(argv):
         raise error
 
-    assert cli.run(command, []) == 6
+    assert process.run(command, []) == 6
     assert capsys.readouterr().err == f"mnistfast: error: {line}\n"
 
 
@@ -184,7 +184,7 @@ def test_of_many_processes_the_first_one_speaks(error, code, line, capsys, monke
 
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert cli.run(command, []) == code
+    assert process.run(command, []) == code
     assert capsys.readouterr().err == line
 
 

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mnistfast.errors import CheckpointError, DataError, UsageError
-from mnistfast.options.commands import RunOptions
-from mnistfast.options.config import FinetuneConfig, TrainConfig
+from mnistfast.options.commands import FileOptions, RunOptions
+from mnistfast.options.fields import Options
+from mnistfast.options.finetuning import FinetuneConfig
+from mnistfast.options.learning import TrainConfig
 from mnistfast.options.parser import Parser, pick
 from mnistfast.options.resuming import resumed
 from mnistfast.text import show
@@ -19,12 +21,9 @@ from mnistfast.text import show
 Config = TypeVar("Config", TrainConfig, FinetuneConfig)
 
 
-def parser(prog: str, description: str, cls: type) -> Parser:
-    """Returns the parser of a command that trains by a configuration of class `cls`."""
-    made = Parser(prog, description, cls, RunOptions)
-    made.add_argument("--config", metavar="FILE", help="YAML file with options, such as a run's config.yaml")
-    made.add_argument("--print-config", "--print_config", action="store_true", help="print the options as YAML")
-    return made
+def parser(prog: str, description: str, cls: type[Config], *more: type[Options]) -> Parser:
+    """Returns the parser of a command that trains by a configuration of class `cls`, with the options of `more` too."""
+    return Parser(prog, description, cls, RunOptions, FileOptions, *more)
 
 
 def read(prog: str, cls: type[Config], flags: Mapping[str, Any]) -> tuple[Config, RunOptions]:
@@ -34,11 +33,11 @@ def read(prog: str, cls: type[Config], flags: Mapping[str, Any]) -> tuple[Config
         CheckpointError: the run to resume is none.
         UsageError: values that cannot work, or that the run to resume was not started with.
     """
-    options = pick(RunOptions, flags)
-    given = _in_file(prog, cls, flags["config"]) if "config" in flags else {}
+    options, file = pick(RunOptions, flags), pick(FileOptions, flags).config
+    given = {} if file is None else _in_file(prog, cls, file)
     given |= {option.name: flags[option.name] for option in fields(cls) if option.name in flags}
     if options.resume is None:
-        return cls.from_options(given), options
+        return cls(**given), options
     from mnistfast.runs import run_folder
 
     run_folder.check(Path(options.resume))
@@ -68,7 +67,7 @@ def check_data(config: TrainConfig | FinetuneConfig, options: RunOptions) -> int
     return 0
 
 
-def _saved(prog: str, cls: type, run: str, path: Path) -> dict[str, Any]:
+def _saved(prog: str, cls: type[Config], run: str, path: Path) -> dict[str, Any]:
     try:
         return _in_file(prog, cls, path)
     except UsageError:
@@ -79,5 +78,5 @@ def _saved(prog: str, cls: type, run: str, path: Path) -> dict[str, Any]:
         raise
 
 
-def _in_file(prog: str, cls: type, path: str | Path) -> dict[str, Any]:
+def _in_file(prog: str, cls: type[Options], path: str | Path) -> dict[str, Any]:
     return Parser(prog, "", cls).given_in_file(path)  # what to train, not where to write
