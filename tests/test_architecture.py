@@ -4,6 +4,7 @@ A floor imports floors below it, and its own files without a circle; imports wit
 """
 
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -41,6 +42,7 @@ FLOORS = {
         "results",
         "tasks measure",
         "web",
+        "training_command",
         "train finetune search evaluate predict export bench demo",
         "__main__",
     ),
@@ -130,11 +132,20 @@ def test_no_file_is_long(package: str) -> None:
     assert {module: count for module, count in lines.items() if count > MOST_LINES} == {}
 
 
-@pytest.mark.parametrize("package", SOURCES)
-def test_every_folder_says_what_is_in_it(package: str) -> None:
-    silent = [
-        str(path.parent.relative_to(ROOT))
-        for path in SOURCES[package].rglob("__init__.py")
-        if not ast.get_docstring(ast.parse(path.read_text()))
-    ]
-    assert silent == []
+FOLDERS = [
+    (package, path.parent)
+    for package, source in SOURCES.items()
+    for path in sorted(source.rglob("__init__.py"))
+    if path.parent != source
+]
+
+
+@pytest.mark.parametrize(("package", "folder"), FOLDERS, ids=lambda value: Path(value).name)
+def test_a_folder_says_what_it_imports(package: str, folder: Path) -> None:
+    """And what is in it; the rooms that its docstring names after "Imports" are those that its files import."""
+    known = modules(package)
+    words = ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) or ""
+    _, _, said = words.rpartition("Imports ")
+    targets = {target for path in known.values() if path.parent == folder for target in imported(path, known)}
+    rooms = {target.split(".")[1] for target in targets} - {folder.name, "__init__"}
+    assert set(re.findall(r"`(\w+)`", said)) == rooms

@@ -17,12 +17,7 @@ PATCHES = {"setattr", "setitem", "delattr", "delitem", "patch", "object"}
 ALLOWED = {
     ("convpool/gpu/test_kernels.py", "_reads_inside"): "plants a bug where the launcher decides what a kernel may read",
     ("convpool/gpu/test_kernels.py", "_on_device_of"): "stands for a GPU's guard, which nobody but the launcher takes",
-    ("convpool/test_planning.py", "_AUTO"): "what auto asks is decided when convpool is imported",
     ("convpool/test_planning.py", "_DEFAULT"): "CONVPOOL_BACKEND is read when convpool is imported",
-    ("mnistfast/runs/outcomes.py", "_learn"): "stops a training at a step",
-    ("mnistfast/tasks/test_finetuning.py", "_learn"): "stops a training at a step",
-    ("mnistfast/tasks/test_run.py", "_rank"): "makes all epochs equally good",
-    ("mnistfast/training/test_ahead.py", "_STEPS"): "replays fewer steps",
 }
 
 

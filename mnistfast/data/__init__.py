@@ -2,7 +2,7 @@
 
 Start with `sources`, whose `load` is the one door; it asks `obtain` for the files of published sets and `paths` for
 what a user names. Both read by `idx_set`, `formats` (which lists `npz`, `csv_files` and `cifar`) and `images`, and make
-what `datasets` defines. These import `errors`, `files` and `text`.
+what `datasets` defines. A new format of files is a reader of its own, beside `npz`, and a line in `formats.FORMATS`.
 
-A new format of files is a reader of its own, beside `npz`, and a line in `formats.FORMATS`.
+Imports `errors`, `files` and `text`.
 """

@@ -1,1 +1,1 @@
-"""The named models."""
+"""The named models (zoo, backbones), and which of their weights a fine-tuning learns (adapters). Imports `errors`."""

@@ -1,1 +1,1 @@
-"""The demo's page and the server that answers it."""
+"""The demo's page, the server that answers it, and who may ask it (visitors). Imports `data`, `errors` and `results`."""

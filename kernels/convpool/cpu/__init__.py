@@ -1,1 +1,4 @@
-"""C++ kernels for CPUs: which one computes a call (kernels), and calling it (native). Imports `geometry` to `eager`."""
+"""C++ kernels for CPUs: `kernels.py` says which one computes a call, `native.py` calls it; the sources are in src/.
+
+Imports `eager`, `geometry`, `layout` and `protocol`.
+"""

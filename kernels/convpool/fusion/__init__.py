@@ -8,6 +8,8 @@ rewrite.py fuse, unfuse
 report.py  fusion_report
 verify.py  verify
 memory.py  what autograd keeps for a backward pass
+
+Imports `functional`, `module` and `torch_private`.
 """
 
 from convpool.fusion.report import FusionReport, fusion_report
