@@ -33,7 +33,13 @@ def test_preset_fills_what_is_not_given(model, device):
         if spec_of(option).preset and option.name != "lr":
             assert getattr(config, option.name) == preset.get(option.name, spec_of(option).default)
     assert config.lr == 0.125
-    assert replace(config, seed=0) == config, "a preset's values are allowed, and a value that was chosen stays"
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("model", PRESETS)
+def test_a_presets_values_are_allowed(model, device):
+    config = TrainConfig(model=model, device=device)
+    assert replace(config) == config  # which takes them as given: they are checked
 
 
 @pytest.mark.parametrize("model", PRESETS)
