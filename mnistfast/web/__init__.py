@@ -1,1 +1,1 @@
-"""The demo's page, the server that answers it, and who may ask it (visitors). Imports `data`, `errors` and `results`."""
+"""The demo's page, the server that answers it, and who may ask (visitors). Imports `data`, `errors` and `results`."""

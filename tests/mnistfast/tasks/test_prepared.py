@@ -37,7 +37,8 @@ def test_mirrored_characters_are_refused(tiny):
     check_augmentation("mild", digits)
     with pytest.raises(UsageError, match=r"--augment objects mirrors images\. The classes of tiny are characters"):
         check_augmentation("objects", digits)
-    check_augmentation("objects", from_splits(tiny, tuple(f"no. {n}" for n in range(10)), digits.train, digits.test))
+    classes = tuple(f"no. {n}" for n in range(10))
+    check_augmentation("objects", from_splits(tiny, digits.train, digits.test, classes=classes))
 
 
 def test_the_data_are_found_from_any_folder(tiny, monkeypatch):
