@@ -45,8 +45,8 @@ def from_folder(folder: Path, *, resize: int | None, gray: bool) -> Dataset:
     if class_folders(folder):
         return _from_class_folders(folder, folder, None, read)
     recognised = [(end, form.most_in_folder) for end, form in FORMATS.items() if form.most_in_folder]
-    named = ", ".join(f"{'one' if most == 1 else 'some'} {end}" for end, most in recognised)
-    others = f"{named}, cifar-10-batches-bin, folders of images by class"
+    known = ", ".join(f"{'one' if most == 1 else 'some'} {end}" for end, most in recognised)
+    others = f"{known}, cifar-10-batches-bin, folders of images by class"
     what = f"no data set in {folder}: looked for {idx_set.listed(published.ROLES)}; {others}; missing: all of them"
     raise DataError(what, fix=idx_set.COMPLETE_IT)
 

@@ -14,6 +14,8 @@ _SHOWN = 200  # characters of a file's content in a message
 def decoding_as(kind: type[MnistfastError], what: str, fix: str, why: str = "") -> Iterator[None]:
     """Raises an error of our own in the place of what is raised inside; ours, and that memory ran out, pass.
 
+    So does what no file can cause, a name that is not there.
+
     Args:
         kind: the class of the error.
         what: what is damaged, naming the file.
@@ -22,7 +24,7 @@ def decoding_as(kind: type[MnistfastError], what: str, fix: str, why: str = "") 
     """
     try:
         yield
-    except (MnistfastError, MemoryError):
+    except (MnistfastError, MemoryError, NameError):
         raise
     except Exception as error:
         if is_out_of_memory(error):

@@ -1,6 +1,7 @@
 """Who takes part when a layer is timed: torch's own forms and anyone's, each found right before it is called.
 
-A candidate is a layer and the memory layout in which it finds its tensors.
+A candidate is a layer and the memory layout in which it finds its tensors. On a GPU its calls have enough copies of the
+inputs that none is found in the cache.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,8 +1,8 @@
-"""The one way speed is measured: interleaved rounds in one process, medians with their spread, nothing without parity.
+"""The one way speed is measured: interleaved rounds in one process, medians with their spread.
 
 Candidates take turns within each round, so that a change of clock or of neighbours meets all of them. On a CPU the wall
 clock is read around repeated calls; on a GPU, where the calls can be replayed, events are, around a graph that holds
-them, over enough copies of the inputs that none is found in the cache.
+them. `candidates` gives the calls of a layer, if it is right.
 """
 
 import random
