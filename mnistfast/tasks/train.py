@@ -65,11 +65,18 @@ def train(config: TrainConfig, options: RunOptions, command: str, screen: Screen
     ranks = Ranks.of_environment()
     device = refuse_early(config, options, ranks)
     with ranks.joined(device):
-        dataset = ranks.after_first(partial(load_data, config, offline=options.offline))
-        if dataset.notice:
-            screen.say(dataset.notice)
-        prepared = prepare(config, dataset, device, ranks)
-        if not ranks.first:
-            follow(prepared, screen, resume=options.resume is not None)
-            return None
-        return carry_out(prepared, options, command, screen)
+        return _train_together(config, options, command, screen, device, ranks)
+
+
+def _train_together(
+    config: TrainConfig, options: RunOptions, command: str, screen: Screen, device: torch.device, ranks: Ranks
+) -> Outcome | None:
+    """Does what `train` does once the processes are joined; what it makes ends with it, and so before the group."""
+    dataset = ranks.after_first(partial(load_data, config, offline=options.offline))
+    if dataset.notice:
+        screen.say(dataset.notice)
+    prepared = prepare(config, dataset, device, ranks)
+    if not ranks.first:
+        follow(prepared, screen, resume=options.resume is not None)
+        return None
+    return carry_out(prepared, options, command, screen)

@@ -42,7 +42,12 @@ class Ranks:
 
     @contextmanager
     def joined(self, device: torch.device) -> Iterator[None]:
-        """Connects the processes while the context lasts: gloo between CPUs, nccl between GPUs."""
+        """Connects the processes while the context lasts: gloo between CPUs, nccl between GPUs.
+
+        What refers to the group, as a trainer does, must end before the context: a group that outlives it keeps gloo's
+        threads, and one that asks for Python's lock while Python shuts down ends the process with "terminate called
+        without an active exception".
+        """
         if self.world == 1:
             yield
             return

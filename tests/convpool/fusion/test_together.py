@@ -220,11 +220,15 @@ def _train_in_process(rank: int, folder: str) -> None:
         model = Net()
         shards = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(1)).chunk(2)
         for name, m in (("plain", copy.deepcopy(model)), ("fused", convpool.fuse(model))):
-            wrapped = nn.parallel.DistributedDataParallel(m)
-            losses(wrapped, shards[rank])
-            torch.save(wrapped.module.state_dict(), f"{folder}/{name}{rank}.pt")
+            _train_together(m, shards[rank])
+            torch.save(m.state_dict(), f"{folder}/{name}{rank}.pt")
     finally:
         dist.destroy_process_group()
+
+
+def _train_together(model: nn.Module, shard: Tensor) -> None:
+    """The wrapper ends with this call and before the group, whose threads it would keep; see tests of `Ranks`."""
+    losses(nn.parallel.DistributedDataParallel(model), shard)
 
 
 @pytest.mark.slow

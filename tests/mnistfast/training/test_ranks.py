@@ -37,7 +37,9 @@ config = TrainConfig(
 )
 train = load("sample").train
 images = Split(train.images[:481], train.labels[:481])  # ten steps an epoch and one of a single image
-with ranks.joined(cpu):
+
+
+def learned():
     torch.manual_seed(3)
     model = build("lenet5", dropout=0.3)
     data = DeviceData(images, cpu, *channel_stats(train.images))
@@ -46,8 +48,13 @@ with ranks.joined(cpu):
     for record in trainer.run():
         slot = (trainer.step - 1) % trainer.plan.steps_per_epoch
         losses.append(ranks.total(trainer.tally.losses[slot : slot + 1]).item())
+    return {"losses": losses, "best": trainer.best, "weights": trainer.best_weights}
+
+
+with ranks.joined(cpu):
+    result = learned()
 if ranks.first:
-    torch.save({"losses": losses, "best": trainer.best, "weights": trainer.best_weights}, sys.argv[1])
+    torch.save(result, sys.argv[1])
 """
 
 
