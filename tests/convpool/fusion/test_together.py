@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.distributed.nn  # noqa: F401  # else DDP does, and this module keeps the group; see mnistfast's Ranks
+import torch.distributed.nn  # else DDP does, and this module keeps the group; see mnistfast's Ranks
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn import functional as F
