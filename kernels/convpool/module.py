@@ -171,9 +171,11 @@ def computes_as(kind: type[nn.Module], layer: nn.Module) -> bool:
 
 def is_hooked(layer: Any) -> bool:
     """Whether calling the layer does more than its class's forward: hooks, or a method of it set on the instance."""
-    return isinstance(layer, nn.Module) and bool(
-        any(call_hooks(layer)) or not layer.__dict__.keys().isdisjoint(_CONV_METHODS)
-    )
+    if not isinstance(layer, nn.Module):
+        return False
+    forward, forward_pre, backward, backward_pre = call_hooks(layer)  # asked of every layer at each call: no loop
+    hooked = forward or forward_pre or backward or backward_pre
+    return bool(hooked) or not vars(layer).keys().isdisjoint(_CONV_METHODS)
 
 
 def padded_input(conv: nn.Conv2d, x: Tensor) -> tuple[Tensor, Any]:

@@ -115,7 +115,7 @@ _HOOKS = _tables(
     ("register_full_backward_pre_hook", (print,)),
 )
 # What runs at a module's call besides its forward. Where that cannot be seen there may be something.
-call_hooks: Callable[[nn.Module], tuple[Any, ...]] = attrgetter(*_HOOKS) if len(_HOOKS) == 4 else lambda _: (True,)
+call_hooks: Callable[[nn.Module], tuple[Any, ...]] = attrgetter(*_HOOKS) if len(_HOOKS) == 4 else lambda _: 4 * (True,)
 
 CHILDREN = _tables(("register_module", ("name", None)))
 TABLES = *_tables(("register_parameter", ("name", None)), ("register_buffer", ("name", None))), *CHILDREN

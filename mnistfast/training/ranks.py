@@ -51,6 +51,11 @@ class Ranks:
         if self.world == 1:
             yield
             return
+        # DDP imports it, too late: the group is a default of its functions, which so would keep it for ever, and gloo's
+        # threads with it. A thread takes Python's lock to let go of a tensor, and one that comes to it while Python
+        # shuts down ends the process with "terminate called without an active exception".
+        import torch.distributed.nn  # noqa: F401
+
         # gloo beside nccl: small decisions are made between CPUs, where they do not wait for the GPU
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
         try:
@@ -108,7 +113,6 @@ class Ranks:
         return result if self.first else make()
 
 
-# gloo's threads take Python's lock to let go of the last tensors that they were handed, and outlive the group. One that
-# comes to it while Python shuts down aborts the process, whose work is done: seconds that they get to do so before.
+# Seconds that gloo's threads get to let go of the last tensors where the model of the team outlives its group.
 _LETTING_GO = 0.05
 _VARIABLES = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+import torch.distributed.nn  # else DDP does, and this module keeps the group; see mnistfast's Ranks
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -227,7 +228,7 @@ def _train_in_process(rank: int, folder: str) -> None:
 
 
 def _train_together(model: nn.Module, shard: Tensor) -> None:
-    """The wrapper ends with this call and before the group, whose threads it would keep; see tests of `Ranks`."""
+    """The wrapper ends with this call and before the group, which it would keep."""
     losses(nn.parallel.DistributedDataParallel(model), shard)
 
 
