@@ -44,16 +44,14 @@ class Ranks:
     def joined(self, device: torch.device) -> Iterator[None]:
         """Connects the processes while the context lasts: gloo between CPUs, nccl between GPUs.
 
-        What refers to the group, as a trainer does, must end before the context: a group that outlives it keeps gloo's
-        threads, and one that asks for Python's lock while Python shuts down ends the process with "terminate called
-        without an active exception".
+        What refers to the group, as a trainer does, must end before the context, or the group keeps gloo's threads. A
+        thread takes Python's lock to let go of a tensor, and one that comes to it while Python shuts down ends the
+        process with "terminate called without an active exception".
         """
         if self.world == 1:
             yield
             return
-        # DDP imports it, too late: the group is a default of its functions, which so would keep it for ever, and gloo's
-        # threads with it. A thread takes Python's lock to let go of a tensor, and one that comes to it while Python
-        # shuts down ends the process with "terminate called without an active exception".
+        # DDP imports it, too late: by then the group is the default of its functions, which would keep it for ever.
         import torch.distributed.nn  # noqa: F401
 
         # gloo beside nccl: small decisions are made between CPUs, where they do not wait for the GPU
