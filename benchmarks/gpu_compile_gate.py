@@ -119,8 +119,8 @@ def rows(promise: Promise) -> list[dict[str, Any]]:
     inputs = make_inputs(by_name(promise.layer).at_full_size(), dtype, promise.layout, device="meta")
     x, weight, bias, geometry = inputs.x, inputs.weight, inputs.bias, inputs.geometry
     with compiled_launches(TARGETS[promise.target]) as launched:
-        y, code = launch.forward(x, weight, bias, geometry, promise.plan, True)
-        launch.backward(y, code, x, weight, geometry, promise.plan, (True, True, bias is not None))
+        y, code = launch.forward(x, weight, bias, geometry, promise.plan.plan, True)
+        launch.backward(y, code, x, weight, geometry, promise.plan.plan, (True, True, bias is not None))
     return [_row(promise, each) for each in launched]
 
 

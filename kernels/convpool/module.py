@@ -173,9 +173,14 @@ def is_hooked(layer: Any) -> bool:
     """Whether calling the layer does more than its class's forward: hooks, or a method of it set on the instance."""
     if not isinstance(layer, nn.Module):
         return False
-    forward, forward_pre, backward, backward_pre = call_hooks(layer)  # asked of every layer at each call: no loop
-    hooked = forward or forward_pre or backward or backward_pre
-    return bool(hooked) or not vars(layer).keys().isdisjoint(_CONV_METHODS)
+    own = layer.__dict__
+    forward, forward_pre, backward, backward_pre = call_hooks(own)  # asked of every layer at each call, so unpacked
+    if forward or forward_pre or backward or backward_pre:
+        return True
+    for name in _CONV_METHODS:  # noqa: SIM110  # any() over a generator takes as long as all the rest
+        if name in own:
+            return True
+    return False
 
 
 def padded_input(conv: nn.Conv2d, x: Tensor) -> tuple[Tensor, Any]:

@@ -13,6 +13,16 @@ Needs: TypeAlias = tuple[bool, bool, bool]  # which of dx, dw, db are asked for
 BAD_CODES = "backward needs its winners as the forward pass left them: a saved code names no position of its window"
 
 
+def check_word(plan: str) -> None:
+    """Refuse a plan that is none of the op's own backends': it may come from a program that another version saved.
+
+    Raises:
+        ValueError: names the plan and what is allowed.
+    """
+    if plan not in ("fused", "split"):
+        raise ValueError(f"plan must be fused or split, got {plan!r}")
+
+
 @dataclass(frozen=True)
 class Plan:
     """How one call is computed, and why; `str(plan)` is the sentence that `explain` shows.

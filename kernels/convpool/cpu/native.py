@@ -16,7 +16,7 @@ from convpool import eager
 from convpool.cpu.kernels import FUSED_PRODUCTS, Choice, Kernel, Strides, backward_kernel, forward_kernel, is_split
 from convpool.geometry import Geometry
 from convpool.layout import new_code, new_gradients, new_output
-from convpool.protocol import BAD_CODES, Needs, Plan
+from convpool.protocol import BAD_CODES, Needs, Plan, check_word
 
 _INSTRUCTION_SETS = {"avx512": "AVX512", "avx2": "AVX2"}  # by what torch calls them; best first
 _MAX_ELEMENTS = 2**31 - 1  # of one image: a winner's place in it is a 32-bit offset
@@ -180,6 +180,7 @@ class _Call:
 @lru_cache(4096)
 def _forward_call(geometry: Geometry, x_stride: Strides, w_stride: Strides, plan: str, threads: int) -> _Call:
     """Raises RuntimeError where the geometry is none that `serves` planned: a batch of weights makes it larger."""
+    check_word(plan)
     if _too_large(geometry):
         raise RuntimeError(f"backend 'cpu' cannot serve this call: {_TOO_LARGE}")
     x = torch.empty_strided(geometry.x_shape, x_stride, device="meta")

@@ -46,6 +46,7 @@ class Call(NamedTuple):
 
 Layer: TypeAlias = nn.Module | ReLU | MaxPool2d | Call
 
+_CONVS = nn.Conv1d, nn.Conv2d, nn.Conv3d
 _NORMS = *BATCH_NORMS, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d
 _FUNCTIONAL_NORMS = frozenset({"batch_norm", "group_norm", "instance_norm", "layer_norm", "local_response_norm"})
 _FUNCTIONAL_ACTIVATIONS = frozenset(
@@ -207,7 +208,7 @@ def _folded(weight: Tensor, bias: Tensor | None, norm: Any) -> tuple[Tensor, Ten
 def _is_conv(layer: Any) -> bool:
     if isinstance(layer, Call):
         return layer.name in ("conv1d", "conv2d", "conv3d")
-    return isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    return isinstance(layer, _CONVS)
 
 
 def _is_norm(layer: Any) -> bool:

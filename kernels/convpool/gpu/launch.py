@@ -16,12 +16,13 @@ from convpool.gpu.input_grad import input_grad
 from convpool.gpu.tiles import Shape, Sizes
 from convpool.gpu.weight_grad import sum_partials, weight_grad
 from convpool.layout import has_channels_last_strides, new_code, new_gradients, new_output
-from convpool.protocol import Needs
+from convpool.protocol import Needs, check_word
 
 
 def forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, plan: str, with_code: bool
 ) -> tuple[Tensor, Tensor]:
+    check_word(plan)
     if plan == "split":
         return split.forward(x, weight, bias, geometry, with_code, pool)
     y = new_output(x, weight, geometry)
@@ -73,6 +74,7 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry,
 def backward(
     dy: Tensor, code: Tensor, x: Tensor | None, weight: Tensor, geometry: Geometry, plan: str, needs: Needs
 ) -> tuple[Tensor, Tensor, Tensor]:
+    check_word(plan)
     if plan == "split":
         return split.backward(dy, code, x, weight, geometry, needs, expand)
     dx, dw, db = new_gradients(code, weight, geometry, needs)
