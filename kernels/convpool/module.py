@@ -12,7 +12,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from convpool import eager
 from convpool.functional import conv_relu_max_pool2d
 from convpool.geometry import Pair, make_settings
-from convpool.torch_private import call_hooks, reversed_padding
+from convpool.torch_private import CALL_HOOKS, reversed_padding
 
 # What repr leaves out.
 _DEFAULTS = {"pool_padding": 0, "pool_dilation": 1, "ceil_mode": False, "contiguous_output": False, "plain": False}
@@ -173,14 +173,14 @@ def is_hooked(layer: Any) -> bool:
     """Whether calling the layer does more than its class's forward: hooks, or a method of it set on the instance."""
     if not isinstance(layer, nn.Module):
         return False
-    own = layer.__dict__
-    forward, forward_pre, backward, backward_pre = call_hooks(own)  # asked of every layer at each call, so unpacked
-    if forward or forward_pre or backward or backward_pre:
-        return True
-    for name in _CONV_METHODS:  # noqa: SIM110  # any() over a generator takes as long as all the rest
+    own = layer.__dict__  # asked of every layer at each call, and traced by the compiler: plain loops
+    for table in CALL_HOOKS:
+        if own[table]:
+            return True
+    for name in _CONV_METHODS:
         if name in own:
             return True
-    return False
+    return not CALL_HOOKS  # there may be some
 
 
 def padded_input(conv: nn.Conv2d, x: Tensor) -> tuple[Tensor, Any]:

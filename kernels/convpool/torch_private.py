@@ -5,7 +5,7 @@ A torch that renames one of them still gets right results: each name has a safe 
 """
 
 from collections.abc import Callable, Sequence
-from operator import attrgetter, itemgetter
+from operator import attrgetter
 from typing import Any, TypeVar
 
 import torch
@@ -114,11 +114,8 @@ _HOOKS = _tables(
     ("register_full_backward_hook", (print,)),
     ("register_full_backward_pre_hook", (print,)),
 )
-# Of a module's own attributes, what runs at its call besides its forward. Where that cannot be seen there may be
-# something.
-call_hooks: Callable[[dict[str, Any]], tuple[Any, ...]] = (
-    itemgetter(*_HOOKS) if len(_HOOKS) == 4 else lambda _: 4 * (True,)
-)
+# A module's own tables of what runs at its call besides its forward; none where they cannot all be seen.
+CALL_HOOKS = _HOOKS if len(_HOOKS) == 4 else ()
 
 CHILDREN = _tables(("register_module", ("name", None)))
 TABLES = *_tables(("register_parameter", ("name", None)), ("register_buffer", ("name", None))), *CHILDREN
