@@ -17,6 +17,7 @@ class Architecture:
     """What the configurations must respect.
 
     shared_memory: bytes that one block may use.
+    multiprocessors: of the whole device; where no device is asked, those of a common one of its kind.
     matrix_unit: Triton has dot products on the matrix unit for it, in float16 and bfloat16.
     tf32: the matrix unit takes float32 as TF32.
     registers: that a thread can name, where the compiler takes a limit of them; else 0. The gradient kernels are given
@@ -26,41 +27,44 @@ class Architecture:
 
     name: str
     shared_memory: int
+    multiprocessors: int
     matrix_unit: bool = True
     tf32: bool = True
     registers: int = 255
     interpreted: bool = False
 
 
-INTERPRETER = Architecture("interpreter", 1 << 40, matrix_unit=False, tf32=False, registers=0, interpreted=True)
+INTERPRETER = Architecture("interpreter", 1 << 40, 1, matrix_unit=False, tf32=False, registers=0, interpreted=True)
 
 # Shared memory a block may opt in to: CUDA C++ Programming Guide, table of technical specifications; for gfx9 LDS is
-# 64 KiB.
+# 64 KiB. Multiprocessors: of T4, A100, RTX 3090, Jetson Orin, RTX 4090, H100 SXM, B200, B300, RTX 5090, MI300X.
 _CUDA = {
-    75: Architecture(
-        "sm_75", 64 * KIB, matrix_unit=False, tf32=False
-    ),  # this Triton has no dot on Turing's matrix unit
-    80: Architecture("sm_80", 163 * KIB),
-    86: Architecture("sm_86", 99 * KIB),
-    87: Architecture("sm_87", 163 * KIB),
-    89: Architecture("sm_89", 99 * KIB),
-    90: Architecture("sm_90", 227 * KIB),
-    100: Architecture("sm_100", 227 * KIB),
-    103: Architecture("sm_103", 227 * KIB),
-    120: Architecture("sm_120", 99 * KIB),
+    75: Architecture("sm_75", 64 * KIB, 40, matrix_unit=False, tf32=False),  # Triton has no dot on Turing's matrix unit
+    80: Architecture("sm_80", 163 * KIB, 108),
+    86: Architecture("sm_86", 99 * KIB, 82),
+    87: Architecture("sm_87", 163 * KIB, 16),
+    89: Architecture("sm_89", 99 * KIB, 128),
+    90: Architecture("sm_90", 227 * KIB, 132),
+    100: Architecture("sm_100", 227 * KIB, 148),
+    103: Architecture("sm_103", 227 * KIB, 160),
+    120: Architecture("sm_120", 99 * KIB, 170),
 }
 
 
 @cache
-def architecture_of(backend: str, arch: int | str) -> Architecture:
-    """The limits of a Triton target; for an unknown one the smallest of its family."""
+def architecture_of(backend: str, arch: int | str, multiprocessors: int | None = None) -> Architecture:
+    """The limits of a Triton target, for an unknown one the smallest of its family; of a device with so many
+    multiprocessors."""
     if backend == "cuda":
         capability = int(arch)
-        newer = Architecture(f"sm_{capability}", 99 * KIB)
-        older = Architecture(f"sm_{capability}", 48 * KIB, matrix_unit=False, tf32=False)
-        return _CUDA.get(capability, newer if capability >= 80 else older)
-    name = str(arch)
-    return Architecture(name, 64 * KIB, matrix_unit=name.startswith("gfx9"), tf32=name == "gfx942", registers=0)
+        newer = Architecture(f"sm_{capability}", 99 * KIB, 132)
+        older = Architecture(f"sm_{capability}", 48 * KIB, 40, matrix_unit=False, tf32=False)
+        found = _CUDA.get(capability, newer if capability >= 80 else older)
+    else:
+        name = str(arch)
+        unit = name.startswith("gfx9")
+        found = Architecture(name, 64 * KIB, 304 if unit else 60, matrix_unit=unit, tf32=name == "gfx942", registers=0)
+    return found if multiprocessors is None else replace(found, multiprocessors=multiprocessors)
 
 
 @dataclass(frozen=True)

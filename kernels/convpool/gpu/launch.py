@@ -2,6 +2,8 @@
 here."""
 
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from typing import Any
 
 import torch
 import triton
@@ -125,8 +127,17 @@ def architecture() -> Architecture:
     """The limits of the current device, which launches go to: call it under the device guard."""
     if triton.knobs.runtime.interpret:
         return config.INTERPRETER
-    target = triton.runtime.driver.active.get_current_target()
-    return config.architecture_of(target.backend, target.arch)
+    driver = triton.runtime.driver.active
+    return _architecture_of(driver, driver.get_current_device())
+
+
+@cache
+def _architecture_of(driver: Any, device: int | str) -> Architecture:
+    target = driver.get_current_target()
+    count = None  # of a stand-in for a driver, which has no devices
+    if hasattr(driver, "utils"):
+        count = driver.utils.get_device_properties(device)["multiprocessor_count"]
+    return config.architecture_of(target.backend, target.arch, count)
 
 
 def _weight_grad(
