@@ -63,9 +63,9 @@ Region = tuple[int, int]  # of instructions: the first, and the one after the la
 class Code:
     """Instructions of a kernel by where they are.
 
-    main: the innermost loop with most multiply-adds (or matrix instructions). around: the loop around that, or main.
-    What other loops hold is left out: in a gradient kernel they are those over winners alone, which only a result that
-    is not finite enters.
+    main: the innermost loop with most multiply-adds (or matrix instructions), empty if there is none. around: the loop
+    around that, or main. What other loops hold is left out: in a gradient kernel they are those over winners alone,
+    which only a result that is not finite enters, and the one in which the last program adds partial sums.
     """
 
     instructions: list[Instruction]
@@ -89,6 +89,8 @@ class Code:
         once = [at for at, each in enumerate(instructions) if at not in in_loops and each.opcode != "NOP"]
         innermost = [a for a in loops if not any(_inside(b, a) for b in loops)]
         main = max(innermost, key=weight, default=(0, 0))
+        if weight(main)[0] == 0 < weight((0, len(instructions)))[0]:
+            main = (0, 0)  # one trip was unrolled, and what is left are loops over winners
         around = min((b for b in loops if _inside(main, b)), key=lambda b: b[1] - b[0], default=main)
         return Code(instructions, main, around, once)
 
@@ -103,7 +105,7 @@ class Code:
         return len(self.once) + trips * (outer + turns * inner)
 
     def makes_products(self) -> bool:
-        return any(each.opcode in MATRIX_OPS for each in self.instructions[slice(*self.main)])
+        return any(each.opcode in MATRIX_OPS for each in self.instructions)
 
     def cycles(self, trips: int, turns: int) -> int:
         """How long a warp takes that goes round the loops so often and that nobody hinders."""

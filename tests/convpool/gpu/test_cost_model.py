@@ -105,6 +105,14 @@ def test_only_the_main_loop_and_the_one_around_it_are_walked(machine_code) -> No
     assert code.cycles(3, 5) == code.issued(3, 5)
 
 
+def test_a_loop_without_products_is_not_the_main_one_of_a_kernel_with_some(machine_code) -> None:
+    code = machine_code.Code.read(
+        assembly("HMMA.16816.F32 R0, R0, R0, R0", ".L_x_0:", "FFMA R0", "@P2 BRA `(.L_x_0)", "EXIT")
+    )
+    assert code.makes_products()
+    assert code.issued(9, 1) == code.cycles(9, 1) == 2
+
+
 def cost(terms: ModuleType, **changed: float) -> Any:
     """A launch of one program a multiprocessor, whose 4 warps issue for 1 us."""
     numbers = {"issue": 1.0, "matrix": 0.0, "l2": 0.0, "dram": 0.0, "chain": 0.0, "last_block": 0.0}
