@@ -146,8 +146,9 @@ def _trips(launched: Launched) -> tuple[int, int]:
         case "forward_direct":
             return cdiv(min(a["CHANNELS"], size.outputs), a["BLOCK_O"]), 1
         case "forward_dot":
-            flat = cdiv(a["INPUTS"] * taps, a["BLOCK_K"])
-            return flat or taps * cdiv(size.inputs, a["BLOCK_K"]), 1
+            if a.get("FLAT", a["INPUTS"]):
+                return cdiv(size.inputs * taps, a["BLOCK_K"]), 1
+            return taps * cdiv(size.inputs, a["BLOCK_K"]), 1
         case "weight_grad":
             return cdiv(a["range_size"], a["BLOCK_M"]), window // unrolled(shape)
         case "input_grad":

@@ -150,6 +150,13 @@ def test_one_program_adds_rows_as_fast_as_they_come(terms) -> None:
     assert flowing == 13 * 4 * (1 << 15) / 64 + 2 * terms.L2_LATENCY
 
 
+def test_only_a_kernel_with_counters_has_a_last_block(terms) -> None:
+    arguments = {"ranges": 50, "BLOCK_O": 64, "BLOCK_C": 32, "BLOCK_R": 4}
+    assert terms.last_block(terms.Launched(None, 450, arguments)) == 0
+    counting = terms.Launched(None, 450, arguments | {"counters_ptr": object()})
+    assert terms.last_block(counting) == terms.added_by_one(50, 64 * 32 * 4, 4)
+
+
 @pytest.mark.parametrize(
     ("warps", "registers", "shared", "blocks"),
     [
@@ -184,6 +191,17 @@ def test_a_comparison_names_what_got_slower(model) -> None:
     ]
     assert "| cnn-2 | 128 | tf32 | 9.0 / 10.0 | 4.5 / 5.0 | 0.90 | 0.90 |" in found
     assert "| a step of cnn2 | 128 | tf32 | 12.0 / 14.0 | 6.0 / 7.0 | 0.86 | 0.86 |" in found
+
+
+def test_measured_times_are_held_to_modelled_ones(terms, monkeypatch) -> None:
+    measured = benchmark("gpu_cost_measured", monkeypatch)
+    modelled = {l2: cost(terms, l2=l2) for l2 in (9.0, 3.0, 1.5)}
+    ratios = zip(modelled.values(), (1, 2, 3), strict=True)
+    found = [measured.Pair("cnn-1", 128, "tf32", each.modelled * ratio, each) for each, ratio in ratios]
+    cells = measured.table(found).splitlines()[2].split(" | ")
+    assert cells[:6] == ["| all", "3", f"{6 ** (1 / 3):.2f}", "1.20", "2.80", "1.00"]
+    in_old_terms = (found[0].measured * found[1].measured * found[2].measured / (9.0 * 3.0 * 1.5)) ** (1 / 3)
+    assert cells[6] == f"{in_old_terms:.2f}"
 
 
 def test_ranks_are_compared(monkeypatch) -> None:
