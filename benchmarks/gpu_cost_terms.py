@@ -1,4 +1,4 @@
-"""What one launch would cost on an H100: bounds from below, each of stated constants and of the kernel's machine code.
+"""What one launch would cost on an H100, of stated constants and of the kernel's machine code.
 
 A launch takes its node of a graph, and then the longest of things that run side by side on the busiest multiprocessor:
 
