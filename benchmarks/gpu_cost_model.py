@@ -93,7 +93,7 @@ def passes(table: Table) -> dict[tuple[str, int, str], tuple[float, float]]:
 
 
 def comparison(table: Table, before: Table) -> str:
-    """Ratios to an earlier table, and the kernels that got slower."""
+    """Ratios to an earlier table, and the kernels that got slower, or do what others did then, be they the vendor's."""
     was, then = passes(before), steps(before)
     pairs = [(key, now, was[key]) for key, now in passes(table).items() if key in was]
     pairs += [(("a step of cnn2", STEP_BATCH, kind), now, then[kind]) for kind, now in steps(table).items()]
@@ -103,12 +103,14 @@ def comparison(table: Table, before: Table) -> str:
     ]
     head = ("layer", "batch", "numbers", "us / before", "old terms / before", "ratio", "ratio in old terms")
     earlier_us = {_key(each): each["modelled_us"] for each in before}
-    slower = [
-        f"- slower: {' '.join(map(str, _key(each)))}: {each['modelled_us']} us after {earlier_us[_key(each)]}"
-        for each in table
-        if each["modelled_us"] > earlier_us.get(_key(each), float("inf"))
-    ]
-    return "\n".join([markdown(head, lines), "", *(slower or ["No kernel got slower."])]) + "\n"
+    found = []
+    for each in table:
+        name, us = " ".join(map(str, _key(each))), each["modelled_us"]
+        if _key(each) not in earlier_us:
+            found.append(f"- not there before: {name}: {us} us")
+        elif us > earlier_us[_key(each)]:
+            found.append(f"- slower: {name}: {us} us after {earlier_us[_key(each)]}")
+    return "\n".join([markdown(head, lines), "", *(found or ["No kernel got slower."])]) + "\n"
 
 
 def _key(each: dict[str, Any]) -> tuple[str, int, str, str]:

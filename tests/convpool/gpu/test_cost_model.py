@@ -185,10 +185,11 @@ def test_a_step_leaves_out_what_it_does_not_launch(model) -> None:
 
 def test_a_comparison_names_what_got_slower(model) -> None:
     before = [row("cnn-2", "weight_grad", 8), row("cnn-2", "sum_partials", 2), row("cnn-1", "forward_direct", 4)]
-    now = [row("cnn-2", "weight_grad", 9), row("cnn-1", "forward_direct", 3)]
+    now = [row("cnn-2", "weight_grad", 9), row("cnn-1", "forward_direct", 3), row("vgg-1", "sum_partials", 2)]
     found = model.comparison(now, before).splitlines()
-    assert [line for line in found if line.startswith("- slower")] == [
-        "- slower: cnn-2 128 tf32 weight_grad: 9 us after 8"
+    assert [line for line in found if line.startswith("- ")] == [
+        "- slower: cnn-2 128 tf32 weight_grad: 9 us after 8",
+        "- not there before: vgg-1 128 tf32 sum_partials: 2 us",
     ]
     assert "| cnn-2 | 128 | tf32 | 9.0 / 10.0 | 4.5 / 5.0 | 0.90 | 0.90 |" in found
     assert "| a step of cnn2 | 128 | tf32 | 12.0 / 14.0 | 6.0 / 7.0 | 0.86 | 0.86 |" in found
