@@ -2,14 +2,15 @@
 """The fused forward pass: conv outputs live in registers only, where the pool windows look.
 
 Both kernels compute `y[n, o, i, j] = max(0, max_p z_p)` with z_p the conv output at position p of window (i, j), and
-the p that won. ReLU is monotone, so it can follow the maximum. The bias is added before comparing: the winner is
-eager's even where the bias is not finite.
+the p that won. ReLU is monotone, so it can follow the maximum; without RELU y is the maximum itself, and a window is
+dead only where it holds no conv output at all. The bias is added before comparing: the winner is eager's even where
+the bias is not finite.
 """
 
 import triton
 import triton.language as tl
 
-from convpool.gpu.tiles import Shape, as_index, better, multiply, unflatten, visible
+from convpool.gpu.tiles import Shape, as_index, better, multiply, store_winner, take, unflatten, visible
 
 
 @triton.constexpr_function
@@ -54,6 +55,7 @@ def forward_direct(
     WINDOWS_INSIDE: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     WITH_CODE: tl.constexpr,
+    RELU: tl.constexpr,
     ACC: tl.constexpr,
     INDEX: tl.constexpr,
 ):
@@ -109,7 +111,7 @@ def forward_direct(
             bias = tl.load(b_ptr + o * b_stride + step * b_stride, mask=is_channel, other=0.0).to(ACC)
 
         best = tl.full((BLOCK_M, BLOCK_O), float("-inf"), ACC)
-        winner = tl.zeros((BLOCK_M, BLOCK_O), tl.int32)
+        winner = tl.full((BLOCK_M, BLOCK_O), 0 if RELU else 255, tl.int32)
         for p in tl.static_range(shape.pool[0] * shape.pool[1]):
             z = tl.zeros((BLOCK_M, BLOCK_O), ACC)
             for k in tl.static_range(INPUTS * KH * KW):
@@ -117,11 +119,10 @@ def forward_direct(
             z += bias  # last: a sum that begins with it rounds more
             r = conv_row + (p // shape.pool[1]) * shape.pool_dilation[0]
             s = conv_column + (p % shape.pool[1]) * shape.pool_dilation[1]
-            z = tl.where(visible(r, s, size.conv_height, size.conv_width, WINDOWS_INSIDE), z, float("-inf"))
-            wins = better(z, best)
-            best = tl.where(wins, z, best)
-            winner = tl.where(wins, p, winner)
-        _store(y_ptr, code_ptr, y_base + (o + step) * y_stride[1], best, winner, in_range & is_channel, WITH_CODE)
+            exists = visible(r, s, size.conv_height, size.conv_width, WINDOWS_INSIDE)
+            best, winner = take(z, exists, p, best, winner, RELU)
+        offset = y_base + (o + step) * y_stride[1]
+        store_winner(y_ptr, code_ptr, offset, best, winner, in_range & is_channel, RELU, WITH_CODE)
 
 
 @triton.jit(do_not_specialize=["positions"])
@@ -140,6 +141,7 @@ def forward_dot(
     y_stride,
     shape: tl.constexpr,
     INPUTS: tl.constexpr,
+    FLAT: tl.constexpr,
     CHANNELS_INNER: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_O: tl.constexpr,
@@ -148,23 +150,27 @@ def forward_dot(
     WINDOWS_INSIDE: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     WITH_CODE: tl.constexpr,
+    RELU: tl.constexpr,
     PRECISION: tl.constexpr,
     ACC: tl.constexpr,
     INDEX: tl.constexpr,
 ):
     """An implicit matrix product on the matrix unit; the positions of a pool window are so many more rows of it.
 
-    WINDOW is the window rounded up to a power of two. Row r is position `r // BLOCK_M` of window `r % BLOCK_M`, so one
-    accumulator [WINDOW * BLOCK_M, BLOCK_O] serves all positions, and a tree of pairwise comparisons takes the maximum
-    after the K loop. (A running maximum inside the loop, or an accumulator for each position, spills registers.)
+    WINDOW is the window rounded up to a power of two. One accumulator [WINDOW * BLOCK_M, BLOCK_O] serves all positions,
+    and a tree of pairwise comparisons takes the maximum after the K loop. (A running maximum inside the loop, or an
+    accumulator for each position, spills registers.) Rows are ordered as [WINDOW / 2, BLOCK_M / LOW, 2, LOW], the first
+    and third axis a window's positions: a thread of NVIDIA's matrix units holds rows 8 apart, and those half a tile
+    apart where no more than BLOCK_M / 8 warps share the rows, so it compares its own registers.
 
     A program computes BLOCK_O output channels, one of `parts` of a group.
 
-    The K loop takes BLOCK_K products at a time: channels of one tap, or, when INPUTS > 0 says how few channels there
-    are, products from (tap, channel) flattened, the channel inner where CHANNELS_INNER.
+    The K loop takes BLOCK_K products at a time: channels of one tap, or, where FLAT, for few channels, products from
+    (tap, channel) flattened, the channel inner where CHANNELS_INNER.
     """
     WINDOW: tl.constexpr = triton.next_power_of_2(shape.pool[0] * shape.pool[1])
     TAPS: tl.constexpr = shape.kernel[0] * shape.kernel[1]
+    LOW: tl.constexpr = min(8, BLOCK_M)
     blocks = tl.cdiv(positions, BLOCK_M)
     pid = tl.program_id(0).to(INDEX)
     x_stride = as_index(x_stride, INDEX)
@@ -174,8 +180,8 @@ def forward_dot(
     group = pid // parts // blocks
 
     r = tl.arange(0, WINDOW * BLOCK_M)
-    p = r // BLOCK_M
-    m = block * BLOCK_M + r % BLOCK_M
+    p = r // (2 * BLOCK_M) * 2 + r // LOW % 2 if WINDOW > 1 else tl.zeros_like(r)
+    m = block * BLOCK_M + (r // (2 * LOW) * LOW % BLOCK_M + r % LOW if WINDOW > 1 else r)
     n, i, j = unflatten(m, size.pooled_height, size.pooled_width)
     conv_row = i * shape.pool_stride[0] - shape.pool_padding[0] + p // shape.pool[1] * shape.pool_dilation[0]
     conv_column = j * shape.pool_stride[1] - shape.pool_padding[1] + p % shape.pool[1] * shape.pool_dilation[1]
@@ -192,7 +198,7 @@ def forward_dot(
     w_columns = w_ptr + o * w_stride[0]
     acc = tl.zeros((WINDOW * BLOCK_M, BLOCK_O), ACC)
     step = tl.arange(0, BLOCK_K).to(INDEX)
-    if INPUTS > 0:
+    if FLAT:
         for start in range(0, INPUTS * TAPS, BLOCK_K):
             k = start + step
             c = k % INPUTS if CHANNELS_INNER else k // TAPS
@@ -208,55 +214,58 @@ def forward_dot(
             b = tl.load(at, mask=(k < INPUTS * TAPS)[:, None] & is_channel[None, :], other=0.0)  # [BLOCK_K, BLOCK_O]
             acc = multiply(a, b, acc, PRECISION)
     else:
-        chunks = tl.cdiv(size.inputs, BLOCK_K)
-        for step_number in range(TAPS * chunks):
-            t = step_number // chunks
+        CHUNKS: tl.constexpr = triton.cdiv(INPUTS, BLOCK_K)
+        for step_number in range(TAPS * tl.cdiv(size.inputs, BLOCK_K)):  # an argument's: a constant would be unrolled
+            t = step_number // CHUNKS
             th = t // shape.kernel[1]
             tw = t % shape.kernel[1]
-            c = (step_number % chunks) * BLOCK_K + step
+            c = (step_number % CHUNKS) * BLOCK_K + step
+            is_input = c < INPUTS
             h = row + th * shape.dilation[0]
             w = column + tw * shape.dilation[1]
             seen = exists & visible(h, w, size.height, size.width, INSIDE)
             tap = c * x_stride[1] + th * shape.dilation[0] * x_stride[2] + tw * shape.dilation[1] * x_stride[3]
-            at = x_rows[:, None] + tap[None, :]
-            a = tl.load(at, mask=seen[:, None] & (c < size.inputs)[None, :], other=0.0)
-            at = (w_columns + th * w_stride[2] + tw * w_stride[3])[None, :] + (c * w_stride[1])[:, None]
-            b = tl.load(at, mask=(c < size.inputs)[:, None] & is_channel[None, :], other=0.0)
+            a = tl.load(x_rows[:, None] + tap[None, :], mask=seen[:, None] & is_input[None, :], other=0.0)
+            at = w_columns[None, :] + (c * w_stride[1] + th * w_stride[2] + tw * w_stride[3])[:, None]
+            b = tl.load(at, mask=is_input[:, None] & is_channel[None, :], other=0.0)
             acc = multiply(a, b, acc, PRECISION)
     if HAS_BIAS:
         acc += tl.load(b_ptr + o * b_stride, mask=is_channel, other=0.0).to(ACC)[None, :]
     acc = tl.where(exists[:, None], acc, float("-inf"))
-    winners = tl.broadcast_to(p[:, None], (WINDOW * BLOCK_M, BLOCK_O))
-    best, winner = _window_maximum(acc, winners, WINDOW, BLOCK_M, BLOCK_O)
+    winners = tl.broadcast_to(tl.where(exists, p, 255)[:, None], (WINDOW * BLOCK_M, BLOCK_O))
+    best, winner = _window_maximum(acc, winners, WINDOW * BLOCK_M, LOW, BLOCK_M, BLOCK_O, RELU)
 
     m = block * BLOCK_M + tl.arange(0, BLOCK_M)
     n, i, j = unflatten(m, size.pooled_height, size.pooled_width)
     offset = (n * y_stride[0] + i * y_stride[2] + j * y_stride[3])[:, None] + (o * y_stride[1])[None, :]
-    _store(y_ptr, code_ptr, offset, best, winner, (m < positions)[:, None] & is_channel[None, :], WITH_CODE)
+    mask = (m < positions)[:, None] & is_channel[None, :]
+    store_winner(y_ptr, code_ptr, offset, best, winner, mask, RELU, WITH_CODE)
 
 
 @triton.jit
-def _window_maximum(values, winners, WINDOW: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_O: tl.constexpr):
-    """Maximum and winner over the leading WINDOW of [WINDOW * BLOCK_M, BLOCK_O], neighbours first: order stays
-    row-major."""
-    if WINDOW == 1:
+def _window_maximum(
+    values,
+    winners,
+    ROWS: tl.constexpr,
+    INNER: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_O: tl.constexpr,
+    RELU: tl.constexpr,
+):
+    """Maximum and winner of each window, [BLOCK_M, BLOCK_O], from [ROWS, BLOCK_O] in forward_dot's order of rows.
+
+    Compares rows INNER apart, then what is left, BLOCK_M apart: neighbours first, so order stays row-major. Winners are
+    255 where there is no conv output.
+    """
+    if ROWS == BLOCK_M:
         return values, winners
     else:
-        HALF: tl.constexpr = WINDOW // 2
-        pairs = tl.permute(tl.reshape(values, (HALF, 2, BLOCK_M, BLOCK_O)), (0, 2, 3, 1))
-        first, second = tl.split(pairs)
-        pairs = tl.permute(tl.reshape(winners, (HALF, 2, BLOCK_M, BLOCK_O)), (0, 2, 3, 1))
+        first, second = tl.split(tl.permute(tl.reshape(values, (ROWS // (2 * INNER), 2, INNER, BLOCK_O)), (0, 2, 3, 1)))
+        pairs = tl.permute(tl.reshape(winners, (ROWS // (2 * INNER), 2, INNER, BLOCK_O)), (0, 2, 3, 1))
         first_winner, second_winner = tl.split(pairs)
         wins = better(second, first)
-        values = tl.reshape(tl.where(wins, second, first), (HALF * BLOCK_M, BLOCK_O))
-        winners = tl.reshape(tl.where(wins, second_winner, first_winner), (HALF * BLOCK_M, BLOCK_O))
-        return _window_maximum(values, winners, HALF, BLOCK_M, BLOCK_O)
-
-
-@triton.jit
-def _store(y_ptr, code_ptr, offset, best, winner, mask, WITH_CODE: tl.constexpr):
-    """ReLU, and y and code written: dead where no gradient can flow, which a NaN (best <= 0 is false) is not."""
-    dead = best <= 0
-    tl.store(y_ptr + offset, tl.where(dead, 0.0, best).to(y_ptr.dtype.element_ty), mask=mask)
-    if WITH_CODE:
-        tl.store(code_ptr + offset, tl.where(dead, 255, winner).to(tl.uint8), mask=mask)
+        if not RELU:
+            wins = wins | (first_winner == 255)
+        values = tl.reshape(tl.where(wins, second, first), (ROWS // 2, BLOCK_O))
+        winners = tl.reshape(tl.where(wins, second_winner, first_winner), (ROWS // 2, BLOCK_O))
+        return _window_maximum(values, winners, ROWS // 2, BLOCK_M, BLOCK_M, BLOCK_O, RELU)

@@ -121,6 +121,33 @@ def better(candidate, best):
 
 
 @triton.jit
+def take(candidate, exists, p, best, winner, RELU: tl.constexpr):
+    """A window's best conv output and its winner so far, after the one at position p.
+
+    Before ReLU a window of nothing but -inf is dead whatever its winner. Without it winners begin as 255, the first conv
+    output wins whatever it is, as in torch, and only a window that holds none stays dead.
+    """
+    candidate = tl.where(exists, candidate, float("-inf"))
+    wins = better(candidate, best)
+    if not RELU:
+        wins = wins | ((winner == 255) & exists)
+    return tl.where(wins, candidate, best), tl.where(wins, p, winner)
+
+
+@triton.jit
+def store_winner(y_ptr, code_ptr, offset, best, winner, mask, RELU: tl.constexpr, WITH_CODE: tl.constexpr):
+    """y and code written. After ReLU a window is dead where no gradient can flow, which a NaN (best <= 0 is false) is
+    not."""
+    if RELU:
+        dead = best <= 0
+        best = tl.where(dead, 0.0, best)
+        winner = tl.where(dead, 255, winner)
+    tl.store(y_ptr + offset, best.to(y_ptr.dtype.element_ty), mask=mask)
+    if WITH_CODE:
+        tl.store(code_ptr + offset, winner.to(tl.uint8), mask=mask)
+
+
+@triton.jit
 def multiply(a, b, acc, PRECISION: tl.constexpr):
     """acc + a @ b, rounding operands as PRECISION says.
 
