@@ -22,6 +22,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
+from convpool.gpu.prepared import ordinary_launches
 from convpool.torch_private import forget_driver
 
 TARGETS = {
@@ -72,7 +73,8 @@ def compiled_launches(target: GPUTarget) -> Iterator[list[Launched]]:
     JITFunction.run = compile_only
     driver.set_active(_Driver(target))
     try:
-        yield launched
+        with ordinary_launches():
+            yield launched
     finally:
         JITFunction.run = run
         forget_driver(driver)
