@@ -25,7 +25,7 @@ from triton import cdiv
 
 from convpool.gpu.input_grad import windows_of_cell
 from convpool.gpu.offline import Launched, resources
-from convpool.gpu.tiles import unrolled
+from convpool.gpu.tiles import pixels, unrolled
 
 MULTIPROCESSORS, CLOCK = 132, 1.755e9  # H100 SXM: NVIDIA H100 Tensor Core GPU Architecture, table 3 and boost clock
 SCHEDULERS = 4  # of a multiprocessor, each of which issues one instruction of one warp in a cycle
@@ -145,9 +145,10 @@ def _trips(launched: Launched) -> tuple[int, int]:
     match launched.name:
         case "forward_direct":
             return cdiv(min(a["CHANNELS"], size.outputs), a["BLOCK_O"]), 1
+        case "forward_patch":
+            return cdiv(size.inputs, a["BLOCK_K"]), 1
         case "forward_dot":
-            flat = cdiv(a["INPUTS"] * taps, a["BLOCK_K"])
-            return flat or taps * cdiv(size.inputs, a["BLOCK_K"]), 1
+            return cdiv(size.inputs * taps, a["BLOCK_K"]) if a["FLAT"] else taps * cdiv(size.inputs, a["BLOCK_K"]), 1
         case "weight_grad":
             return cdiv(a["range_size"], a["BLOCK_M"]), window // unrolled(shape)
         case "input_grad":
@@ -161,6 +162,10 @@ def _tile(launched: Launched) -> tuple[int, int, int, float]:
     a, shape = launched.arguments, launched.arguments["shape"]
     window = shape.pool[0] * shape.pool[1]
     match launched.name:
+        case "forward_patch":  # a pixel serves all products that read it, a tap's weights all positions
+            rows, columns, taps = a["BLOCK_M"], a["BLOCK_O"], shape.kernel[0] * shape.kernel[1]
+            summed = a["BLOCK_K"] * taps * window
+            return rows, columns, summed, (rows * pixels(shape) + columns * taps) * a["BLOCK_K"]
         case "forward_dot":
             rows, columns, summed = a["BLOCK_M"] * (1 << (window - 1).bit_length()), a["BLOCK_O"], a["BLOCK_K"]
             return rows, columns, summed, (rows + columns) * summed

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from convpool.geometry import Geometry
-from convpool.gpu import config
 from convpool.protocol import Needs, Plan
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton reads it once too, when a kernel is defined
@@ -57,9 +56,11 @@ class TritonBackend:
                 *(("expand",) if some and gradients else ()),
                 *(("the vendor's gradients",) if gradients else ()),
             )
-        forward = "forward_direct" if config.takes_direct(geometry) else "forward_dot"
+        from convpool.gpu import launch
+
+        forward = launch.forward_kernel(x, weight, geometry)
         return (
-            *((forward,) if some else ()),
+            *((forward,) if forward else ()),
             *(("weight_grad", "sum_partials") if needs[1] or needs[2] else ()),
             *(("input_grad",) if needs[0] and 0 not in geometry.x_shape else ()),
         )

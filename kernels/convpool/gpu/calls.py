@@ -7,6 +7,7 @@ is kept: Python takes longer to work it out than a kernel does for a small layer
 
 from dataclasses import dataclass
 from functools import cache
+from math import gcd
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from convpool.gpu import config, epilogue
 from convpool.gpu.backend import INTERPRETED
 from convpool.gpu.config import Architecture
 from convpool.gpu.forward import forward_direct, forward_dot
+from convpool.gpu.forward_patch import forward_patch
 from convpool.gpu.input_grad import input_grad
 from convpool.gpu.prepared import Launch, kept
 from convpool.gpu.tiles import Shape, Sizes
@@ -52,8 +54,8 @@ def forward(
     if 0 in geometry.output_shape:
         return Forward(layout, None)
     arch = architecture()
-    precision, last = _precision(dtype, tf32, arch), is_channels_last(*layout)
-    launch = config.forward(geometry, precision, dtype.itemsize, arch, last)
+    precision, x_last = _precision(dtype, tf32, arch), is_channels_last(geometry.x_shape, x_stride)
+    launch = config.forward(geometry, precision, dtype.itemsize, arch, x_last, is_channels_last(*layout))
     sizes, positions = Sizes.of(geometry), _pooled_positions(geometry)
     parts = triton.cdiv(sizes.outputs, launch.channels or launch.columns)
     arguments = {
@@ -65,27 +67,28 @@ def forward(
         "b_stride": b_stride or 0,
         "y_stride": layout[1],
         "shape": Shape.of(geometry),
+        "INPUTS": geometry.group_channels,
         "BLOCK_M": launch.rows,
         "BLOCK_O": launch.columns,
         "INSIDE": _reads_inside(geometry),
         "WINDOWS_INSIDE": _windows_inside(geometry),
         "HAS_BIAS": b_stride is not None,
         "WITH_CODE": with_code,
+        "RELU": True,
         "ACC": _accumulator(dtype),
         "INDEX": _index_type(
             positions + launch.rows, (geometry.x_shape, x_stride), (geometry.weight_shape, w_stride), layout
         ),
     }
     grid = geometry.settings.groups * triton.cdiv(positions, launch.rows) * parts
-    if config.takes_direct(geometry):
-        arguments |= {"INPUTS": geometry.group_channels, "CHANNELS": launch.channels}
+    if launch.kernel == "forward_direct":
+        arguments |= {"CHANNELS": launch.channels}
         return Forward(layout, Launch(forward_direct, grid, arguments, launch.options, device))
-    arguments |= {
-        "INPUTS": launch.inputs,
-        "CHANNELS_INNER": is_channels_last(geometry.x_shape, x_stride),
-        "BLOCK_K": launch.summed,
-        "PRECISION": precision,
-    }
+    arguments |= {"BLOCK_K": launch.summed, "PRECISION": precision}
+    if launch.kernel == "forward_patch":
+        arguments |= {"X_STEP": gcd(16, x_stride[0], *x_stride[2:])}
+        return Forward(layout, Launch(forward_patch, grid, arguments, launch.options, device))
+    arguments |= {"FLAT": launch.flat, "CHANNELS_INNER": x_last}
     return Forward(layout, Launch(forward_dot, grid, arguments, launch.options, device))
 
 
@@ -260,6 +263,7 @@ def pool(
         "BLOCK": launch.rows,
         "HAS_BIAS": b_stride is not None,
         "WITH_CODE": with_code,
+        "RELU": True,
         "ACC": _accumulator(dtype),
         "INDEX": _index_type(elements + launch.rows, (geometry.conv_shape, z_stride), y),
     }

@@ -29,7 +29,8 @@ def pool(
 ):
     """`y = max(0, max over the window of z + bias)` and its winner, from z [N, C, conv H, conv W].
 
-    Without RELU y is the maximum itself, and a window dead where it holds no conv output at all. Reads z once where windows do not overlap. A program computes BLOCK outputs, in the order of their addresses.
+    Without RELU y is the maximum itself, and a window dead where it holds no conv output at all. Reads z once where
+    windows do not overlap. A program computes BLOCK outputs, in the order of their addresses.
     """
     z_stride = as_index(z_stride, INDEX)
     y_stride = as_index(y_stride, INDEX)

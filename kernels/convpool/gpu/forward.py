@@ -1,31 +1,23 @@
 # mypy: ignore-errors
 """The fused forward pass: conv outputs live in registers only, where the pool windows look.
 
-Both kernels compute `y[n, o, i, j] = max(0, max_p z_p)` with z_p the conv output at position p of window (i, j), and
-the p that won. ReLU is monotone, so it can follow the maximum; without RELU y is the maximum itself, and a window is
-dead only where it holds no conv output at all. The bias is added before comparing: the winner is eager's even where
-the bias is not finite.
+These kernels, and `forward_patch`, compute `y[n, o, i, j] = max(0, max_p z_p)` with z_p the conv output at position p
+of window (i, j), and the p that won. ReLU is monotone, so it can follow the maximum; without RELU y is the maximum
+itself, and a window is dead only where it holds no conv output at all. The bias is added before comparing: the winner
+is eager's even where the bias is not finite.
 """
 
 import triton
 import triton.language as tl
 
-from convpool.gpu.tiles import Shape, as_index, better, multiply, store_winner, take, unflatten, visible
-
-
-@triton.constexpr_function
-def _patch_extent(shape: Shape, axis: int) -> int:
-    """Input rows (axis 0) or columns that a pool window's conv outputs read."""
-    shape = Shape(*shape)  # Triton before 3.7 hands over a plain tuple
-    span = (shape.pool[axis] - 1) * shape.pool_dilation[axis] * shape.stride[axis]
-    return span + (shape.kernel[axis] - 1) * shape.dilation[axis] + 1
+from convpool.gpu.tiles import Shape, as_index, better, multiply, patch_extent, store_winner, take, unflatten, visible
 
 
 @triton.constexpr_function
 def _patch_index(shape: Shape, p: int, k: int) -> int:
     """Where in the patch (channel, row, column) lies the k-th factor of the conv output at window position p."""
     shape = Shape(*shape)  # Triton before 3.7 hands over a plain tuple
-    height, width = _patch_extent(shape, 0), _patch_extent(shape, 1)
+    height, width = patch_extent(shape, 0), patch_extent(shape, 1)
     rows, columns = shape.kernel
     row = p // shape.pool[1] * shape.pool_dilation[0] * shape.stride[0] + k // columns % rows * shape.dilation[0]
     column = p % shape.pool[1] * shape.pool_dilation[1] * shape.stride[1] + k % columns * shape.dilation[1]
@@ -69,8 +61,8 @@ def forward_direct(
     """
     KH: tl.constexpr = shape.kernel[0]
     KW: tl.constexpr = shape.kernel[1]
-    PATCH_H: tl.constexpr = _patch_extent(shape, 0)
-    PATCH_W: tl.constexpr = _patch_extent(shape, 1)
+    PATCH_H: tl.constexpr = patch_extent(shape, 0)
+    PATCH_W: tl.constexpr = patch_extent(shape, 1)
 
     blocks = tl.cdiv(positions, BLOCK_M)
     pid = tl.program_id(0).to(INDEX)

@@ -30,6 +30,14 @@ def forward(
     return y, code
 
 
+def forward_kernel(x: Tensor, weight: Tensor, geometry: Geometry) -> str | None:
+    """The kernel that `forward` would launch by the fused plan; None where there is nothing to compute."""
+    dtype, device = x.dtype, x.get_device()
+    with _on_device(device):
+        call = calls.forward(geometry, dtype, x.stride(), weight.stride(), None, False, _takes_tf32(dtype), device)
+    return call.launch.name if call.launch else None
+
+
 def backward(
     dy: Tensor, code: Tensor, x: Tensor | None, weight: Tensor, geometry: Geometry, plan: str, needs: Needs
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -63,6 +63,10 @@ class Launch:
         self._prepared: dict[tuple[bool, ...], Callable[..., None] | None] = {}
         self._aligned: Callable[..., None] | None = None  # the one that nearly every call is for
 
+    @property
+    def name(self) -> str:
+        return str(self._function.__name__)
+
     def __call__(self, *tensors: Tensor) -> None:
         """Launch on tensors of the kind that it was made for, on the device's current stream."""
         pointers = tuple(map(_data_ptr, tensors))

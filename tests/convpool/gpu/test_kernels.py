@@ -181,7 +181,9 @@ class Calls(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize(("name", "forward"), [("cnn-1", "forward_direct"), ("cnn-2", "forward_dot")])
+@pytest.mark.parametrize(
+    ("name", "forward"), [("cnn-1", "forward_direct"), ("cnn-2", "forward_patch"), ("lenet5-2", "forward_dot")]
+)
 def test_nothing_waits_for_the_device_and_only_results_are_allocated(name, forward, monkeypatch) -> None:
     inputs = parity.make_inputs(cases.by_name(name))
     g = inputs.geometry
@@ -220,7 +222,7 @@ def test_the_op_reads_nothing_back(monkeypatch) -> None:
 def recorded_launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """Inside, kernels are named in the list instead of being run."""
     called: list[str] = []
-    for kernel in ("forward_direct", "forward_dot", "weight_grad", "sum_partials", "input_grad"):
+    for kernel in ("forward_direct", "forward_patch", "forward_dot", "weight_grad", "sum_partials", "input_grad"):
         monkeypatch.setattr(gpu_calls, kernel, _Recorder(called, getattr(gpu_calls, kernel)))
     with ordinary_launches():
         yield called

@@ -27,7 +27,8 @@ from mnistfast.training.recipe import built
 from mnistfast.training.trainer import Trainer
 
 KERNELS = [
-    getattr(gpu_calls, name) for name in ("forward_direct", "forward_dot", "weight_grad", "sum_partials", "input_grad")
+    getattr(gpu_calls, name)
+    for name in ("forward_direct", "forward_patch", "forward_dot", "weight_grad", "sum_partials", "input_grad")
 ]
 KERNELS += [epilogue.pool, epilogue.expand]
 
