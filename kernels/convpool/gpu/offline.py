@@ -124,14 +124,14 @@ def uses_matrix_unit(kernel: Any) -> bool:
 
 
 def machine_code(kernel: Any) -> str:
-    """Assembly with labels: SASS for NVIDIA, GCN for AMD."""
+    """Assembly with labels: SASS for NVIDIA, each instruction with its encoding, GCN for AMD."""
     if kernel.metadata.target.backend == "cuda":
-        return _disassemble(kernel, "nvdisasm", "-c")
+        return _disassemble(kernel, "nvdisasm", "-c", "-hex")
     return kernel.asm["amdgcn"]
 
 
-def _disassemble(kernel: Any, tool: str, option: str) -> str:
+def _disassemble(kernel: Any, tool: str, *options: str) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
-        return subprocess.run([_TOOLS / tool, option, file.name], capture_output=True, text=True, check=True).stdout
+        return subprocess.run([_TOOLS / tool, *options, file.name], capture_output=True, text=True, check=True).stdout
