@@ -74,7 +74,7 @@ class EagerConvReLUMaxPool2d(Function):
         y, code = call.forward(x, weight, bias, True)
         ctx.call = call
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight, code)
+        ctx.save_for_backward(x if weight.requires_grad else None, weight, code)
         return y
 
     @staticmethod

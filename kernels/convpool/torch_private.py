@@ -5,6 +5,7 @@ A torch that renames one of them still gets right results: each name has a safe 
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from operator import attrgetter
 from typing import Any, TypeVar
 
@@ -103,9 +104,9 @@ def alike(tensors: Sequence[Tensor]) -> Callable[..., bool] | None:
 
 def may_be_known() -> bool:
     """Whether a call can repeat one that was met before: in no mode that `alike` does not see."""
-    return not (
-        torch.compiler.is_compiling() or not _TELLS or _len_torch_dispatch_stack() or forward_ad._current_level >= 0
-    )
+    if torch.compiler.is_compiling():  # which folds it away
+        return False
+    return _TELLS and not (_len_torch_dispatch_stack() or forward_ad._current_level >= 0)
 
 
 def in_forward_mode(*tensors: Tensor | None) -> bool:
@@ -121,11 +122,13 @@ is_any_autocast_enabled: Callable[[], bool] = _found("_C._is_any_autocast_enable
 _precision_of = _found("_C._get_fp32_precision_getter")
 
 
-def conv_precision() -> str:
-    """`torch.backends.cudnn.conv.fp32_precision`, in an eighth of its 1.3 us."""
-    if _precision_of is not None:
-        return _precision_of("cuda", "conv")
-    return torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
+def _conv_precision() -> str:
+    found: str = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
+    return found
+
+
+# `torch.backends.cudnn.conv.fp32_precision`, in an eighth of its 1.3 us.
+conv_precision: Callable[[], str] = partial(_precision_of, "cuda", "conv") if _precision_of else _conv_precision
 
 
 # Modules --------------------------------------------------------------------------------------------------------------

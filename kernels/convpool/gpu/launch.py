@@ -73,37 +73,41 @@ class Fused:
         self._unneeded: dict[int, Tensor] = {}
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None, with_code: bool) -> tuple[Tensor, Tensor]:
-        tf32 = self._is_float32 and conv_precision() == "tf32"
-        with on_device(self._device):
-            call = self._forward.get((with_code, tf32))
-            if call is None:
-                call = forward_calls.forward(*self._kind, self._b_stride, with_code, tf32, self._device)
-                self._forward[with_code, tf32] = call
-            y = x.new_empty_strided(*call.y)
-            code = new_code(y, with_code)
-            if call.launch is not None:
-                call.launch(x, weight, weight if bias is None else bias, y, code)
+        if not is_current(self._device):
+            with torch.cuda.device(self._device):
+                return self.forward(x, weight, bias, with_code)
+        key = with_code, self._is_float32 and conv_precision() == "tf32"
+        call = self._forward.get(key)
+        if call is None:
+            call = forward_calls.forward(*self._kind, self._b_stride, *key, self._device)
+            self._forward[key] = call
+        y = x.new_empty_strided(*call.y)
+        code = new_code(y, with_code)
+        if call.launch is not None:
+            call.launch(x, weight, weight if bias is None else bias, y, code)
         return y, code
 
     def backward(
         self, dy: Tensor, code: Tensor, x: Tensor | None, weight: Tensor, needs: Needs
     ) -> tuple[Tensor, Tensor, Tensor]:
         """All backward passes of one object have dy and code of the same strides."""
-        tf32 = self._is_float32 and conv_precision() == "tf32"
-        with on_device(self._device):
-            call = self._backward.get((needs, tf32))
-            if call is None:
-                call = backward_calls.backward(*self._kind, code.stride(), needs, tf32, self._device)
-                self._backward[needs, tf32] = call
-            dx = weight.new_empty_strided(*call.dx) if needs[0] else self._nothing(weight, 0)
-            dw = torch.empty_like(weight) if needs[1] else self._nothing(weight, 1)
-            db = weight.new_empty(self._outputs) if needs[2] else self._nothing(weight, 2)
-            if call.weight_grad is not None and call.sum_partials is not None:
-                partial_sums = weight.new_empty(call.partial_sums[0], dtype=call.partial_sums[1])
-                call.weight_grad(x if needs[1] and x is not None else dy, dy, code, partial_sums)
-                call.sum_partials(partial_sums, dw, db)
-            if call.input_grad is not None:
-                call.input_grad(dy, code, weight, dx)
+        if not is_current(self._device):
+            with torch.cuda.device(self._device):
+                return self.backward(dy, code, x, weight, needs)
+        key = needs, self._is_float32 and conv_precision() == "tf32"
+        call = self._backward.get(key)
+        if call is None:
+            call = backward_calls.backward(*self._kind, code.stride(), *key, self._device)
+            self._backward[key] = call
+        dx = weight.new_empty_strided(*call.dx) if needs[0] else self._nothing(weight, 0)
+        dw = torch.empty_like(weight) if needs[1] else self._nothing(weight, 1)
+        db = weight.new_empty(self._outputs) if needs[2] else self._nothing(weight, 2)
+        if call.weight_grad is not None and call.sum_partials is not None:
+            partial_sums = weight.new_empty(call.partial_sums[0], dtype=call.partial_sums[1])
+            call.weight_grad(x if needs[1] and x is not None else dy, dy, code, partial_sums)
+            call.sum_partials(partial_sums, dw, db)
+        if call.input_grad is not None:
+            call.input_grad(dy, code, weight, dx)
         return dx, dw, db
 
     def _nothing(self, like: Tensor, which: int) -> Tensor:
@@ -132,9 +136,11 @@ def expand(dy: Tensor, code: Tensor, geometry: Geometry, dz: Tensor) -> None:
         backward_calls.expand(geometry, dz.dtype, code.stride(), dz.stride(), device)(dy, code, dz)
 
 
+def is_current(device: int) -> bool:
+    """Whether launches go to this GPU, by its index; -1 is the CPU, where Triton interprets."""
+    return device < 0 or device == torch.cuda.current_device()
+
+
 def on_device(device: int) -> AbstractContextManager[object]:
-    """The guard of a GPU by its index, -1 being the CPU; where it is the current device, there is nothing to guard."""
-    return _HERE if device < 0 or device == torch.cuda.current_device() else torch.cuda.device(device)
-
-
-_HERE = nullcontext()
+    """A guard: inside, the GPU is the current one."""
+    return nullcontext() if is_current(device) else torch.cuda.device(device)

@@ -76,7 +76,11 @@ class Launch:
         pointers = tuple(map(_data_ptr, tensors))
         aligned = not reduce(or_, pointers) % _ALIGNED
         prepared = self._aligned if aligned else self._others.get(_alignments(pointers))
-        if prepared is None or _ordinary or _hooked():
+        try:
+            hooked = _RUNTIME.launch_enter_hook.calls or _RUNTIME.launch_exit_hook.calls
+        except AttributeError:  # no chain of hooks: one
+            hooked = True
+        if prepared is None or _ordinary or hooked:
             self._launch_ordinarily(tensors, pointers, aligned)
             return
         run, function, metadata = prepared
@@ -104,12 +108,6 @@ def _prepared(kernel: Any) -> _Prepared | None:
         return kernel.run, kernel.function, kernel.packed_metadata
     except AttributeError:
         return None
-
-
-def _hooked() -> bool:
-    """Whether somebody listens to launches: a chain of hooks that is not empty, or a hook."""
-    enter, leave = _RUNTIME.launch_enter_hook, _RUNTIME.launch_exit_hook
-    return bool(getattr(enter, "calls", enter) or getattr(leave, "calls", leave))
 
 
 def _alignments(pointers: tuple[int, ...]) -> tuple[bool, ...]:

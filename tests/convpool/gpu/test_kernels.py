@@ -155,7 +155,8 @@ def test_the_device_is_asked_under_its_guard(plan, monkeypatch) -> None:
         current.pop()
 
     asked = []
-    monkeypatch.setattr(launch, "on_device", guard)
+    monkeypatch.setattr(torch.cuda, "device", guard)
+    monkeypatch.setattr(launch, "is_current", lambda device: device in current)
     for module in (forward_calls, backward_calls):
         monkeypatch.setattr(module, "architecture", lambda: asked.append(current[-1]) or config.INTERPRETER)
     inputs = parity.make_inputs(cases.by_name("one-channel-each"))
