@@ -90,6 +90,7 @@ def test_barriers_and_products_take_their_time(machine_code) -> None:
     product = "HGMMA.64x64x8.F32.TF32 R24, gdesc[UR4], R24"
     pair = (product, f"{product}, gsb0", "WARPGROUP.DEPBAR.LE gsb0, 0x0")
     assert cycles(machine_code, *pair) == 2 * 64 * 64 * 8 // 1024 + 1 + 2
+    assert machine_code.Code.read(assembly(*pair, *ENDS)).products(1, 1) == 2 * 64 * 64 * 8 // 4  # of one warp
 
 
 def test_only_the_main_loop_and_the_one_around_it_are_walked(machine_code) -> None:
@@ -100,7 +101,7 @@ def test_only_the_main_loop_and_the_one_around_it_are_walked(machine_code) -> No
         )
     )  # fmt: skip
     assert code.nested
-    assert code.makes_products()
+    assert code.products(3, 5) == 3 * 5 * 16 * 8 * 16
     assert code.issued(3, 5) == 1 + 3 * (2 + 5 * 2)
     assert code.cycles(3, 5) == code.issued(3, 5)
 
@@ -109,7 +110,7 @@ def test_a_loop_without_products_is_not_the_main_one_of_a_kernel_with_some(machi
     code = machine_code.Code.read(
         assembly("HMMA.16816.F32 R0, R0, R0, R0", ".L_x_0:", "FFMA R0", "@P2 BRA `(.L_x_0)", "EXIT")
     )
-    assert code.makes_products()
+    assert code.products(9, 1) == 16 * 8 * 16
     assert code.issued(9, 1) == code.cycles(9, 1) == 2
 
 
