@@ -1,4 +1,4 @@
-"""What one launch would cost on an H100: bounds from below, each of stated constants and of the kernel's machine code.
+"""What one launch would cost on an H100, of stated constants and of the kernel's machine code.
 
 A launch takes its node of a graph, and then the longest of things that run side by side on the busiest multiprocessor:
 
@@ -16,6 +16,7 @@ What is left out: caches of level 1, bank conflicts, queues for memory, programs
 """
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -92,11 +93,10 @@ def cost(launched: Launched) -> Cost:
     walked = turns if code.nested else 1  # without a loop around it, the loop inside was unrolled
     instructions = launched.programs * launched.warps * code.issued(trips, walked)
     matrix = tile_bytes = 0.0
-    if code.makes_products():
-        rows, columns, summed, loaded = _tile(launched)
+    if products := launched.programs * launched.warps * code.products(trips, walked):
         itemsize = arguments["w_ptr" if "w_ptr" in arguments else "dy_ptr"].element_size()
-        matrix = launched.programs * trips * turns * 2 * rows * columns * summed / MATRIX[itemsize]
-        tile_bytes = launched.programs * trips * turns * loaded * itemsize
+        matrix = 2 * products / MATRIX[itemsize]
+        tile_bytes = launched.programs * trips * turns * _loaded(launched) * itemsize
     tensors = {id(t): t.numel() * t.element_size() for t in arguments.values() if isinstance(t, torch.Tensor)}
     issue = instructions / (MULTIPROCESSORS * SCHEDULERS * CLOCK)
     chain = code.cycles(trips, walked) / CLOCK
@@ -140,8 +140,7 @@ def _trips(launched: Launched) -> tuple[int, int]:
     if launched.name == "sum_partials":
         return cdiv(a["ranges"], a["BLOCK_R"]), 1
     size, shape = a["size"], a["shape"]
-    taps = shape.kernel[0] * shape.kernel[1]
-    window = shape.pool[0] * shape.pool[1]
+    taps, window = prod(shape.kernel), prod(shape.pool)
     match launched.name:
         case "forward_direct":
             return cdiv(min(a["CHANNELS"], size.outputs), a["BLOCK_O"]), 1
@@ -152,29 +151,29 @@ def _trips(launched: Launched) -> tuple[int, int]:
         case "weight_grad":
             return cdiv(a["range_size"], a["BLOCK_M"]), window // unrolled(shape)
         case "input_grad":
+            if a.get("APART"):  # windows and taps are unrolled
+                return cdiv(size.outputs, a["BLOCK_O"]), 1
             windows = windows_of_cell(shape, 0) * windows_of_cell(shape, 1)
             return windows * cdiv(size.outputs, a["BLOCK_O"]), window
     return 1, 1
 
 
-def _tile(launched: Launched) -> tuple[int, int, int, float]:
-    """Rows, columns and summed products of the matrix products in one trip, and the elements loaded for them."""
+def _loaded(launched: Launched) -> float:
+    """Elements that a program loads for the matrix products of one trip."""
     a, shape = launched.arguments, launched.arguments["shape"]
-    window = shape.pool[0] * shape.pool[1]
+    window = prod(shape.pool)
     match launched.name:
         case "forward_patch":  # a pixel serves all products that read it, a tap's weights all positions
-            rows, columns, taps = a["BLOCK_M"], a["BLOCK_O"], shape.kernel[0] * shape.kernel[1]
-            summed = a["BLOCK_K"] * taps * window
-            return rows, columns, summed, (rows * pixels(shape) + columns * taps) * a["BLOCK_K"]
+            return (a["BLOCK_M"] * pixels(shape) + a["BLOCK_O"] * prod(shape.kernel)) * a["BLOCK_K"]
         case "forward_dot":
-            rows, columns, summed = a["BLOCK_M"] * (1 << (window - 1).bit_length()), a["BLOCK_O"], a["BLOCK_K"]
-            return rows, columns, summed, (rows + columns) * summed
+            return (a["BLOCK_M"] * (1 << (window - 1).bit_length()) + a["BLOCK_O"]) * a["BLOCK_K"]
         case "weight_grad":  # dy serves the whole window, x one position of it
-            rows, columns, summed = a["BLOCK_O"], a["BLOCK_C"], a["BLOCK_M"] * unrolled(shape)
-            return rows, columns, summed, (rows / window + columns) * summed
-        case _:  # as above, dy and weight
-            rows, columns, summed = a["BLOCK_M"], a["BLOCK_C"], a["BLOCK_O"]
-            return rows, columns, summed, (rows / window + columns) * summed
+            return (a["BLOCK_O"] / window + a["BLOCK_C"]) * a["BLOCK_M"] * unrolled(shape)
+        case "input_grad" if a.get("APART"):  # each window's dy once, and each tap's weight
+            windows = windows_of_cell(shape, 0) * windows_of_cell(shape, 1)
+            return (a["BLOCK_M"] * windows + a["BLOCK_C"] * prod(shape.kernel)) * a["BLOCK_O"]
+        case _:  # dy serves the whole window
+            return (a["BLOCK_M"] / window + a["BLOCK_C"]) * a["BLOCK_O"]
 
 
 def row(cost: Cost) -> dict[str, Any]:

@@ -100,12 +100,16 @@ class Code:
 
     def issued(self, trips: int, turns: int) -> int:
         """Instructions of a warp that goes `trips` times round the outer loop, `turns` times the inner one in each."""
-        inner = self.main[1] - self.main[0]
-        outer = self.around[1] - self.around[0] - inner
-        return len(self.once) + trips * (outer + turns * inner)
+        return self._sum(lambda each: 1, trips, turns)
 
-    def makes_products(self) -> bool:
-        return any(each.opcode in MATRIX_OPS for each in self.instructions)
+    def products(self, trips: int, turns: int) -> int:
+        """Multiply-adds that the matrix unit makes for such a warp."""
+        return self._sum(_products, trips, turns)
+
+    def _sum(self, value: Callable[[Instruction], int], trips: int, turns: int) -> int:
+        inner = sum(map(value, self.instructions[slice(*self.main)]))
+        outer = sum(map(value, self.instructions[slice(*self.around)])) - inner
+        return sum(value(self.instructions[at]) for at in self.once) + trips * (outer + turns * inner)
 
     def cycles(self, trips: int, turns: int) -> int:
         """How long a warp takes that goes round the loops so often and that nobody hinders."""
@@ -150,6 +154,14 @@ def _parse(code: str) -> tuple[list[Instruction], set[Region]]:
     return instructions, loops
 
 
+def _products(each: Instruction) -> int:
+    """Of one warp: four share the products of an HGMMA."""
+    if each.opcode == "HGMMA":
+        return prod(map(int, re.findall(r"(\d+)x(\d+)x(\d+)", each.text)[0])) // 4
+    summed = re.match(r"HMMA\.168(\d+)\.", each.text)  # 16 rows, 8 columns
+    return 16 * 8 * int(summed[1]) if summed else 0
+
+
 def _inside(a: Region, b: Region) -> bool:
     return a != b and b[0] <= a[0] and a[1] <= b[1]
 
@@ -178,9 +190,8 @@ class _Warp:
                 under_way = int(each.text.rsplit(", ", 1)[1], 16)
                 self.now = max([self.now, *groups[: len(groups) - under_way]])
             case "HGMMA":
-                products = prod(map(int, re.findall(r"(\d+)x(\d+)x(\d+)", each.text)[0]))
                 rate = PRODUCTS["tf32" if ".TF32" in each.text else "half"]
-                self.multiplied = max(self.multiplied, self.now) + products // rate
+                self.multiplied = max(self.multiplied, self.now) + 4 * _products(each) // rate
                 if "gsb0" in each.text:
                     self.products.append(self.multiplied)
             case "BAR":

@@ -121,7 +121,7 @@ def forward_kernel(g: Geometry, precision: str, itemsize: int, arch: Architectur
     stays with forward_dot. To turn x into channels_last for it would gain nothing: cnn-2 in bfloat16 and batch 128
     takes 6.3 us in the cost model, turned 3.0, and turning takes a launch of 1.1 and 2 of memory.
     """
-    if takes_direct(g):
+    if _takes_direct(g):
         return "forward_direct"
     units = arch.interpreted or (_on_matrix_unit(precision, itemsize) and (x_last or itemsize == 4))
     return "forward_patch" if units and _takes_patch(g, arch) else "forward_dot"
@@ -235,7 +235,7 @@ def _on_matrix_unit(precision: str, itemsize: int) -> bool:
     return precision == "tf32" or (precision == "ieee" and itemsize == 2)
 
 
-def takes_direct(g: Geometry) -> bool:
+def _takes_direct(g: Geometry) -> bool:
     """Whether forward_direct computes it, which keeps a patch in registers; else forward_dot does."""
     s = g.settings
     patch = g.group_channels

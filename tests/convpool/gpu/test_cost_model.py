@@ -90,6 +90,7 @@ def test_barriers_and_products_take_their_time(machine_code) -> None:
     product = "HGMMA.64x64x8.F32.TF32 R24, gdesc[UR4], R24"
     pair = (product, f"{product}, gsb0", "WARPGROUP.DEPBAR.LE gsb0, 0x0")
     assert cycles(machine_code, *pair) == 2 * 64 * 64 * 8 // 1024 + 1 + 2
+    assert machine_code.Code.read(assembly(*pair, *ENDS)).products(1, 1) == 2 * 64 * 64 * 8 // 4  # of one warp
 
 
 def test_only_the_main_loop_and_the_one_around_it_are_walked(machine_code) -> None:
@@ -100,7 +101,7 @@ def test_only_the_main_loop_and_the_one_around_it_are_walked(machine_code) -> No
         )
     )  # fmt: skip
     assert code.nested
-    assert code.makes_products()
+    assert code.products(3, 5) == 3 * 5 * 16 * 8 * 16
     assert code.issued(3, 5) == 1 + 3 * (2 + 5 * 2)
     assert code.cycles(3, 5) == code.issued(3, 5)
 
@@ -109,7 +110,7 @@ def test_a_loop_without_products_is_not_the_main_one_of_a_kernel_with_some(machi
     code = machine_code.Code.read(
         assembly("HMMA.16816.F32 R0, R0, R0, R0", ".L_x_0:", "FFMA R0", "@P2 BRA `(.L_x_0)", "EXIT")
     )
-    assert code.makes_products()
+    assert code.products(9, 1) == 16 * 8 * 16
     assert code.issued(9, 1) == code.cycles(9, 1) == 2
 
 
@@ -150,6 +151,13 @@ def test_one_program_adds_rows_as_fast_as_they_come(terms) -> None:
     assert flowing == 13 * 4 * (1 << 15) / 64 + 2 * terms.L2_LATENCY
 
 
+def test_only_a_kernel_with_counters_has_a_last_block(terms) -> None:
+    arguments = {"ranges": 50, "BLOCK_O": 64, "BLOCK_C": 32, "BLOCK_R": 4}
+    assert terms.last_block(terms.Launched(None, 450, arguments)) == 0
+    counting = terms.Launched(None, 450, arguments | {"counters_ptr": object()})
+    assert terms.last_block(counting) == terms.added_by_one(50, 64 * 32 * 4, 4)
+
+
 @pytest.mark.parametrize(
     ("warps", "registers", "shared", "blocks"),
     [
@@ -184,6 +192,17 @@ def test_a_comparison_names_what_got_slower(model) -> None:
     ]
     assert "| cnn-2 | 128 | tf32 | 9.0 / 10.0 | 4.5 / 5.0 | 0.90 | 0.90 |" in found
     assert "| a step of cnn2 | 128 | tf32 | 12.0 / 14.0 | 6.0 / 7.0 | 0.86 | 0.86 |" in found
+
+
+def test_measured_times_are_held_to_modelled_ones(terms, monkeypatch) -> None:
+    measured = benchmark("gpu_cost_measured", monkeypatch)
+    modelled = {l2: cost(terms, l2=l2) for l2 in (9.0, 3.0, 1.5)}
+    ratios = zip(modelled.values(), (1, 2, 3), strict=True)
+    found = [measured.Pair("cnn-1", 128, "tf32", each.modelled * ratio, each) for each, ratio in ratios]
+    cells = measured.table(found).splitlines()[2].split(" | ")
+    assert cells[:6] == ["| all", "3", f"{6 ** (1 / 3):.2f}", "1.20", "2.80", "1.00"]
+    in_old_terms = (found[0].measured * found[1].measured * found[2].measured / (9.0 * 3.0 * 1.5)) ** (1 / 3)
+    assert cells[6] == f"{in_old_terms:.2f}"
 
 
 def test_ranks_are_compared(monkeypatch) -> None:

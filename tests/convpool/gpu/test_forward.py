@@ -16,7 +16,7 @@ if not gpu_backend.INTERPRETED:
 if missing := gpu_backend.BACKEND.unavailable():
     pytest.skip(missing, allow_module_level=True)
 
-from convpool.gpu import calls, config, launch
+from convpool.gpu import config, forward_calls, launch
 from convpool.gpu.prepared import Launch, ordinary_launches
 
 pytestmark = pytest.mark.triton
@@ -116,7 +116,7 @@ def without_relu(inputs: parity.Inputs, kernel: str, monkeypatch: pytest.MonkeyP
     def told(function, grid, arguments, options, device) -> Launch:
         return Launch(function, grid, arguments | {"RELU": False}, options, device)
 
-    monkeypatch.setattr(calls, "Launch", told)
+    monkeypatch.setattr(forward_calls, "Launch", told)
     with ordinary_launches():
         return launch.forward(inputs.x, inputs.weight, inputs.bias, inputs.geometry, plan, True)
 
