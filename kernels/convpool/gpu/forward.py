@@ -149,11 +149,9 @@ def forward_dot(
 ):
     """An implicit matrix product on the matrix unit; the positions of a pool window are so many more rows of it.
 
-    WINDOW is the window rounded up to a power of two. One accumulator [WINDOW * BLOCK_M, BLOCK_O] serves all positions,
-    and a tree of pairwise comparisons takes the maximum after the K loop. (A running maximum inside the loop, or an
-    accumulator for each position, spills registers.) Rows are ordered as [WINDOW / 2, BLOCK_M / LOW, 2, LOW], the first
-    and third axis a window's positions: a thread of NVIDIA's matrix units holds rows 8 apart, and those half a tile
-    apart where no more than BLOCK_M / 8 warps share the rows, so it compares its own registers.
+    WINDOW is the window rounded up to a power of two. Row r is position `r // BLOCK_M` of window `r % BLOCK_M`, so one
+    accumulator [WINDOW * BLOCK_M, BLOCK_O] serves all positions, and a tree of pairwise comparisons takes the maximum
+    after the K loop. (A running maximum inside the loop, or an accumulator for each position, spills registers.)
 
     A program computes BLOCK_O output channels, one of `parts` of a group.
 
@@ -162,7 +160,6 @@ def forward_dot(
     """
     WINDOW: tl.constexpr = triton.next_power_of_2(shape.pool[0] * shape.pool[1])
     TAPS: tl.constexpr = shape.kernel[0] * shape.kernel[1]
-    LOW: tl.constexpr = min(8, BLOCK_M)
     blocks = tl.cdiv(positions, BLOCK_M)
     pid = tl.program_id(0).to(INDEX)
     x_stride = as_index(x_stride, INDEX)
@@ -172,8 +169,8 @@ def forward_dot(
     group = pid // parts // blocks
 
     r = tl.arange(0, WINDOW * BLOCK_M)
-    p = r // (2 * BLOCK_M) * 2 + r // LOW % 2 if WINDOW > 1 else tl.zeros_like(r)
-    m = block * BLOCK_M + (r // (2 * LOW) * LOW % BLOCK_M + r % LOW if WINDOW > 1 else r)
+    p = r // BLOCK_M
+    m = block * BLOCK_M + r % BLOCK_M
     n, i, j = unflatten(m, size.pooled_height, size.pooled_width)
     conv_row = i * shape.pool_stride[0] - shape.pool_padding[0] + p // shape.pool[1] * shape.pool_dilation[0]
     conv_column = j * shape.pool_stride[1] - shape.pool_padding[1] + p % shape.pool[1] * shape.pool_dilation[1]
@@ -224,8 +221,9 @@ def forward_dot(
     if HAS_BIAS:
         acc += tl.load(b_ptr + o * b_stride, mask=is_channel, other=0.0).to(ACC)[None, :]
     acc = tl.where(exists[:, None], acc, float("-inf"))
-    winners = tl.broadcast_to(tl.where(exists, p, 255)[:, None], (WINDOW * BLOCK_M, BLOCK_O))
-    best, winner = _window_maximum(acc, winners, WINDOW * BLOCK_M, LOW, BLOCK_M, BLOCK_O, RELU)
+    winners = p if RELU else tl.where(exists, p, 255)
+    winners = tl.broadcast_to(winners[:, None], (WINDOW * BLOCK_M, BLOCK_O))
+    best, winner = _window_maximum(acc, winners, WINDOW, BLOCK_M, BLOCK_O, RELU)
 
     m = block * BLOCK_M + tl.arange(0, BLOCK_M)
     n, i, j = unflatten(m, size.pooled_height, size.pooled_width)
@@ -236,28 +234,21 @@ def forward_dot(
 
 @triton.jit
 def _window_maximum(
-    values,
-    winners,
-    ROWS: tl.constexpr,
-    INNER: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_O: tl.constexpr,
-    RELU: tl.constexpr,
+    values, winners, WINDOW: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_O: tl.constexpr, RELU: tl.constexpr
 ):
-    """Maximum and winner of each window, [BLOCK_M, BLOCK_O], from [ROWS, BLOCK_O] in forward_dot's order of rows.
-
-    Compares rows INNER apart, then what is left, BLOCK_M apart: neighbours first, so order stays row-major. Winners are
-    255 where there is no conv output.
-    """
-    if ROWS == BLOCK_M:
+    """Maximum and winner over the leading WINDOW of [WINDOW * BLOCK_M, BLOCK_O], neighbours first: order stays
+    row-major. Without RELU winners are 255 where there is no conv output."""
+    if WINDOW == 1:
         return values, winners
     else:
-        first, second = tl.split(tl.permute(tl.reshape(values, (ROWS // (2 * INNER), 2, INNER, BLOCK_O)), (0, 2, 3, 1)))
-        pairs = tl.permute(tl.reshape(winners, (ROWS // (2 * INNER), 2, INNER, BLOCK_O)), (0, 2, 3, 1))
+        HALF: tl.constexpr = WINDOW // 2
+        pairs = tl.permute(tl.reshape(values, (HALF, 2, BLOCK_M, BLOCK_O)), (0, 2, 3, 1))
+        first, second = tl.split(pairs)
+        pairs = tl.permute(tl.reshape(winners, (HALF, 2, BLOCK_M, BLOCK_O)), (0, 2, 3, 1))
         first_winner, second_winner = tl.split(pairs)
         wins = better(second, first)
         if not RELU:
             wins = wins | (first_winner == 255)
-        values = tl.reshape(tl.where(wins, second, first), (ROWS // 2, BLOCK_O))
-        winners = tl.reshape(tl.where(wins, second_winner, first_winner), (ROWS // 2, BLOCK_O))
-        return _window_maximum(values, winners, ROWS // 2, BLOCK_M, BLOCK_M, BLOCK_O, RELU)
+        values = tl.reshape(tl.where(wins, second, first), (HALF * BLOCK_M, BLOCK_O))
+        winners = tl.reshape(tl.where(wins, second_winner, first_winner), (HALF * BLOCK_M, BLOCK_O))
+        return _window_maximum(values, winners, HALF, BLOCK_M, BLOCK_O, RELU)

@@ -97,17 +97,6 @@ def test_forward_patch_serves_any_layer(case, layout) -> None:
     assert found.ok, found
 
 
-@pytest.mark.parametrize("rows", [4, 8, 32])
-def test_forward_dot_finds_winners_in_any_order_of_rows(rows, monkeypatch) -> None:
-    """Ties and NaN among them, in tiles of fewer rows than a thread of the matrix unit skips, as many, and more."""
-    inputs = parity.make_inputs(cases.by_name("pool-overlap-padded"), integers=True)
-    shipped = config.forward
-    monkeypatch.setattr(config, "forward", lambda *a: replace(shipped(*a), rows=rows))
-    with ordinary_launches():
-        found = parity.check(inputs, "triton", exact=True)
-    assert found.ok, found
-
-
 def without_relu(inputs: parity.Inputs, kernel: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, Tensor]:
     """y and code by a kernel, or by the split plan, that is told not to apply ReLU."""
     plan = "split" if kernel == "split" else "fused"
