@@ -76,9 +76,9 @@ def run(inputs: parity.Inputs) -> list[torch.Tensor]:
     return [y, code, *torch.autograd.grad(y, (x, weight), inputs.dy)]
 
 
-# Small cases that between them launch every kernel in each of its forms: direct, from flattened taps and by channels;
-# padded, strided, dilated; one output channel and several; overlapping windows.
-SMALL = ("one-channel-each", "batch-1", "one-window", "same-even-dilated", "pool-overlap-padded")
+# Small cases that between them launch every kernel in each of its forms: direct, by patches, from flattened taps and by
+# channels; padded, strided, dilated; one output channel and several; overlapping windows.
+SMALL = ("channels-17-33", "one-channel-each", "batch-1", "one-window", "same-even-dilated", "pool-overlap-padded")
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -242,12 +242,13 @@ class _Recorder:
         return lambda *_, **__: self.called.append(self.kernel.__name__)
 
 
-def test_offsets_beyond_32_bits() -> None:
+@pytest.mark.parametrize(("name", "channels"), [("batch-1", 3), ("channels-17-33", 17)])
+def test_offsets_beyond_32_bits(name, channels) -> None:
     """Two images 2^31 elements apart touch two pages of a large virtual allocation."""
-    dense = parity.make_inputs(cases.by_name("batch-1"))
-    x = torch.empty_strided((2, 3, 9, 9), ((1 << 31) + 5, 81, 9, 1), dtype=torch.float16)
+    dense = parity.make_inputs(cases.by_name(name))
+    x = torch.empty_strided((2, channels, 9, 9), ((1 << 31) + 5, 81, 9, 1), dtype=torch.float16)
     assert x.stride(0) > 1 << 31
-    x.copy_(torch.randn(2, 3, 9, 9))
+    x.copy_(torch.randn(2, channels, 9, 9))
     weight = dense.weight.half()
     near, far = (apply(t, weight, dense.bias.half(), dense.settings, "triton")[0] for t in (x.contiguous(), x))
     assert torch.equal(near, far)
