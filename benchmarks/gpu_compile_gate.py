@@ -153,7 +153,9 @@ def faults(row: dict[str, Any]) -> list[str]:
         found.append(f"{' '.join(at)}: {row['spilled']} bytes of registers spilled")
     if row["shared"] > arch.shared_memory:
         found.append(f"{' '.join(at)}: {row['shared']} bytes of shared memory, the limit is {arch.shared_memory}")
-    multiplies = row["kernel"] in ("forward_dot", "weight_grad", "input_grad") and row["layer"] != "depthwise"
+    multiplies = (
+        row["kernel"] in ("forward_patch", "forward_dot", "weight_grad", "input_grad") and row["layer"] != "depthwise"
+    )
     meant = arch.tf32 if row["numbers"] == "tf32" else arch.matrix_unit and row["numbers"] in ("float16", "bfloat16")
     if multiplies and meant and not row["matrix"]:
         found.append(f"{' '.join(at)}: no matrix instruction")

@@ -26,7 +26,7 @@ from triton import cdiv
 
 from convpool.gpu.input_grad import windows_of_cell
 from convpool.gpu.offline import Launched, resources
-from convpool.gpu.tiles import unrolled
+from convpool.gpu.tiles import pixels, unrolled
 
 MULTIPROCESSORS, CLOCK = 132, 1.755e9  # H100 SXM: NVIDIA H100 Tensor Core GPU Architecture, table 3 and boost clock
 SCHEDULERS = 4  # of a multiprocessor, each of which issues one instruction of one warp in a cycle
@@ -144,10 +144,10 @@ def _trips(launched: Launched) -> tuple[int, int]:
     match launched.name:
         case "forward_direct":
             return cdiv(min(a["CHANNELS"], size.outputs), a["BLOCK_O"]), 1
+        case "forward_patch":
+            return cdiv(size.inputs, a["BLOCK_K"]), 1
         case "forward_dot":
-            if a.get("FLAT", a["INPUTS"]):
-                return cdiv(size.inputs * taps, a["BLOCK_K"]), 1
-            return taps * cdiv(size.inputs, a["BLOCK_K"]), 1
+            return cdiv(size.inputs * taps, a["BLOCK_K"]) if a["FLAT"] else taps * cdiv(size.inputs, a["BLOCK_K"]), 1
         case "weight_grad":
             return cdiv(a["range_size"], a["BLOCK_M"]), window // unrolled(shape)
         case "input_grad":
@@ -163,6 +163,8 @@ def _loaded(launched: Launched) -> float:
     a, shape = launched.arguments, launched.arguments["shape"]
     window = prod(shape.pool)
     match launched.name:
+        case "forward_patch":  # a pixel serves all products that read it, a tap's weights all positions
+            return (a["BLOCK_M"] * pixels(shape) + a["BLOCK_O"] * prod(shape.kernel)) * a["BLOCK_K"]
         case "forward_dot":
             return (a["BLOCK_M"] * (1 << (window - 1).bit_length()) + a["BLOCK_O"]) * a["BLOCK_K"]
         case "weight_grad":  # dy serves the whole window, x one position of it

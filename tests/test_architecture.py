@@ -23,7 +23,7 @@ FLOORS = {
         "eager",
         "torch_ops cpu gpu",
         "planning",
-        "operators",
+        "operators known",
         "autograd",
         "functional",
         "module",

@@ -15,8 +15,6 @@ PATCHES = {"setattr", "setitem", "delattr", "delitem", "patch", "object"}
 
 # File and private name, with the reason why there is no seam in its place.
 ALLOWED = {
-    ("convpool/gpu/test_kernels.py", "_reads_inside"): "plants a bug where the launcher decides what a kernel may read",
-    ("convpool/gpu/test_kernels.py", "_on_device_of"): "stands for a GPU's guard, which nobody but the launcher takes",
     ("convpool/test_planning.py", "_DEFAULT"): "CONVPOOL_BACKEND is read when convpool is imported",
 }
 

@@ -11,6 +11,13 @@ from convpool.gpu.config import Launch
 # By kernel, the values of each factor.
 FACTORS: dict[str, dict[str, tuple[int, ...]]] = {
     "forward_direct": {"rows": (16, 32, 64, 128, 256, 512), "channels": (2, 4, 8, 16, 32), "warps": (1, 2, 4, 8)},
+    "forward_patch": {
+        "rows": (16, 32, 64),
+        "columns": (16, 32, 64),
+        "summed": (16, 32),
+        "warps": (2, 4, 8),
+        "stages": (2, 3),
+    },
     "forward_dot": {
         "rows": (4, 8, 16, 32, 64),
         "columns": (16, 32, 64, 128),
@@ -40,6 +47,7 @@ FACTORS: dict[str, dict[str, tuple[int, ...]]] = {
 # By kernel, the factors that are changed together: small blocks want few warps, long loops want stages.
 PAIRS: dict[str, tuple[dict[str, tuple[int, ...]], ...]] = {
     "forward_direct": ({"rows": (32, 64, 128, 256), "channels": (4, 8, 16), "warps": (1, 2, 4)},),
+    "forward_patch": ({"rows": (16, 32), "columns": (32, 64), "warps": (2, 4, 8), "stages": (2, 3)},),
     "forward_dot": (
         {"rows": (4, 8, 16, 32), "warps": (4, 8), "stages": (2, 3, 4)},
         {"columns": (32, 64), "summed": (16, 32, 64), "stages": (2, 3)},

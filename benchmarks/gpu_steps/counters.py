@@ -30,7 +30,7 @@ METRICS = {  # by our name; ncu measures nothing at all if it does not know one
     "stall_long": "smsp__average_warps_issue_stalled_long_scoreboard_per_issue_active.ratio",
     "stall_barrier": "smsp__average_warps_issue_stalled_barrier_per_issue_active.ratio",
 }
-_OURS = "regex:forward_direct|forward_dot|weight_grad|sum_partials|input_grad|pool|expand"
+_OURS = "regex:forward_direct|forward_patch|forward_dot|weight_grad|sum_partials|input_grad|pool|expand"
 
 
 EXAMINED: tuple[tuple[int, Numbers], ...] = ((128, "tf32"), (1024, "tf32"), (128, "bf16"))

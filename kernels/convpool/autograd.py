@@ -10,25 +10,26 @@ from torch.autograd import Function
 from convpool import operators, torch_ops
 from convpool.checks import check_saved
 from convpool.geometry import Geometry, Settings
+from convpool.known import Call
+from convpool.layout import dense
 from convpool.operators import Size
 from convpool.protocol import Needs, Plan
 from convpool.torch_private import in_forward_mode, unseen
 
 
-def apply(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, plan: Plan, unseen: bool) -> Tensor:
-    """y of a checked, batched call; winners are kept only where a gradient can be asked for.
-
-    `unseen`: by `torch_private.unseen`.
-    """
+def apply(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, plan: Plan) -> Tensor:
+    """y of a checked, batched call; winners are kept only where a gradient can be asked for."""
     needed = x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
-    differentiable = needed and torch.is_grad_enabled()
-    if unseen:
-        if differentiable:
-            return EagerConvReLUMaxPool2d.apply(x, weight, bias, geometry, plan.call)
-        return operators.compute_forward(x, weight, bias, geometry, plan.call, False)[0]
-    if differentiable:
+    if needed and torch.is_grad_enabled():
         return ConvReLUMaxPool2dFunction.apply(x, weight, bias, geometry.settings, plan.call)[0]
     return operators.forward(x, weight, bias, geometry.settings.pack(), plan.call, False)[0]
+
+
+def apply_unseen(x: Tensor, weight: Tensor, bias: Tensor | None, call: Call) -> Tensor:
+    """As `apply`, for a call that nothing but autograd has to see (`torch_private.unseen`)."""
+    if call.differentiable and torch.is_grad_enabled():
+        return _apply_eagerly(x, weight, bias, call)
+    return call.forward(x, weight, bias, False)[0]
 
 
 class ConvReLUMaxPool2dFunction(Function):
@@ -64,35 +65,46 @@ class ConvReLUMaxPool2dFunction(Function):
 
 
 class EagerConvReLUMaxPool2d(Function):
-    """ConvReLUMaxPool2dFunction for calls that nothing but autograd sees: `apply(...) -> y`.
-
-    Without the dispatcher and `torch.func`'s conventions a forward and backward spend 143 us in Python instead of 247
-    (torch's three layers: 91), and several times that in training, where the kernels evict Python's own code from the
-    caches.
-    """
+    """ConvReLUMaxPool2dFunction for calls that nothing but autograd sees: without the dispatcher and the conventions of
+    `torch.func` they take half the time in Python, and a quarter where the kernels evict Python's own code from the
+    caches."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, call: str) -> Tensor:
-        y, code = operators.compute_forward(x, weight, bias, geometry, call, True)
-        ctx.geometry, ctx.call = geometry, call
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, call: Call) -> Tensor:
+        y, code = call.forward(x, weight, bias, True)
+        ctx.call = call
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight, code)
+        ctx.save_for_backward(x if weight.requires_grad else None, weight, code)
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None) -> tuple[Tensor | None, ...]:
         if dy is None:
-            return None, None, None, None, None
-        needs = ctx.needs_input_grad[:3]
+            return None, None, None, None
+        call: Call = ctx.call
         x, weight, code = ctx.saved_tensors
-        g: Geometry = ctx.geometry
-        if torch.is_grad_enabled() or not unseen(dy):
-            size = g.height, g.width
-            check_saved(dy, code, x, weight, g)
-            grads = _gradients(dy, code, x, weight, size, g.settings, ctx.call, needs)
-        else:
-            grads = _needed(operators.compute_backward(dy, code, x, weight, g, ctx.call, needs), needs)
-        return *grads, None, None
+        needs = ctx.needs_input_grad[:3]
+        if torch.is_grad_enabled() or not call.repeats_backward(dy, code, x, weight):
+            return *_gradients_anew(dy, code, x, weight, call, needs), None
+        return *_needed(call.backward(dy, code, x, weight, needs), needs), None
+
+
+# Without what Function.apply itself adds for `torch.func`.
+_apply_eagerly = super(Function, EagerConvReLUMaxPool2d).apply
+
+
+def _gradients_anew(
+    dy: Tensor, code: Tensor, x: Tensor | None, weight: Tensor, call: Call, needs: Needs
+) -> tuple[Tensor | None, ...]:
+    """The gradients of a backward pass about whose tensors nothing is known."""
+    g = call.geometry
+    check_saved(dy, code, x, weight, g)
+    if torch.is_grad_enabled() or not unseen(dy):
+        return _gradients(dy, code, x, weight, (g.height, g.width), g.settings, call.name, needs)
+    grads = operators.compute_backward(dy, code, x, weight, g, call.name, needs)
+    if dy.stride() == code.stride() and dense(code) is code and not operators.autocasts(weight):
+        call.keep_backward(dy, code, x, weight)
+    return _needed(grads, needs)
 
 
 class ConvReLUMaxPool2dBackward(Function):

@@ -40,18 +40,22 @@ def check_memory(**tensors: Tensor | None) -> None:
         RuntimeError: a tensor's last element lies beyond its storage.
     """
     for name, tensor in tensors.items():
-        if tensor is None or not (count := tensor.numel()):
+        if tensor is None or not (count := extent(tensor)):
             continue
-        if not (
-            tensor.is_contiguous() or (tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last))
-        ):
-            count = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
         needed, room = tensor.storage_offset() + count, tensor.untyped_storage().nbytes() // tensor.itemsize
         if needed > room:
             raise RuntimeError(
                 f"{name} of shape {tuple(tensor.shape)} has no memory: its storage holds {room} elements, {needed} are "
                 "needed (was it freed or shrunk?)"
             )
+
+
+def extent(t: Tensor) -> int:
+    """Elements from a tensor's first one to its last, both included."""
+    count = t.numel()
+    if not count or t.is_contiguous() or (t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last)):
+        return count
+    return 1 + sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
 
 
 def check_saved(dy: Tensor, code: Tensor, x: Tensor | None, weight: Tensor, geometry: Geometry) -> None:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from convpool import autograd, eager, operators, planning, torch_private
+from convpool import autograd, eager, known, operators, planning, torch_private
+from convpool.checks import check_memory
 from convpool.geometry import Geometry, Pair
 from convpool.protocol import Plan
 
@@ -67,18 +68,28 @@ def conv_relu_max_pool2d(
     if has_torch_function(tensors):
         named: dict[str, Any] = dict(zip(_OPTIONS, options, strict=True))
         return handle_torch_function(conv_relu_max_pool2d, tensors, x, weight, bias, **named)
+    call = known.find(tensors, options)
+    if call is not None:
+        return autograd.apply_unseen(x, weight, bias, call)
     unseen = torch_private.unseen(*tensors)
     x, weight, bias, geometry, plan = _prepare(x, weight, bias, options, unseen)
     batched = x if x.dim() == 4 else x.unsqueeze(0)
     if plan.plan == "plain":
         y = eager.fastest(batched, weight, bias, geometry)
+    elif unseen:
+        call = known.Call(geometry, plan, batched, weight, bias)
+        check_memory(x=batched, weight=weight, bias=bias)
+        with operators.without_autocast(x):
+            y = autograd.apply_unseen(batched, weight, bias, call)
+        if batched is tensors[0] and not operators.autocasts(x):
+            known.keep(call, tensors, options)
     else:
-        if not unseen and torch.jit.is_tracing():  # a tracer is seen: other calls do not pay for the question
+        if torch.jit.is_tracing():  # a tracer is seen: other calls do not pay for the question
             raise RuntimeError(
                 "torch.jit.trace cannot record conv_relu_max_pool2d: "
                 "trace convpool.unfuse(model), and set plain = True of each ConvReLUMaxPool2d"
             )
-        y = autograd.apply(batched, weight, bias, geometry, plan, unseen)
+        y = autograd.apply(batched, weight, bias, geometry, plan)
     return y if x.dim() == 4 else y.squeeze(0)
 
 

@@ -5,6 +5,7 @@ have no autograd kernel: differentiation is the business of `autograd`'s Functio
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache, lru_cache
 from typing import Any, TypeAlias
 
@@ -51,12 +52,10 @@ def compute_forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, call: str, with_code: bool
 ) -> tuple[Tensor, Tensor]:
     """Returns y and the winners' codes by the call's backend; see `protocol.Backend.forward`."""
-    if autocasts(weight):
-        with torch.autocast(weight.device.type, enabled=False):  # the arguments already have the type to compute in
-            return compute_forward(x, weight, bias, geometry, call, with_code)
     check_memory(x=x, weight=weight, bias=bias)
     backend, plan = planning.running(call)
-    return backend.forward(x, weight, bias, geometry, plan, with_code)
+    with without_autocast(weight):
+        return backend.forward(x, weight, bias, geometry, plan, with_code)
 
 
 def compute_backward(
@@ -67,9 +66,6 @@ def compute_backward(
     Raises:
         RuntimeError: a saved tensor is not the forward pass's any more.
     """
-    if autocasts(weight):
-        with torch.autocast(weight.device.type, enabled=False):
-            return compute_backward(dy, code, x, weight, geometry, call, needs)
     check_saved(dy, code, x, weight, geometry)
     check_memory(x=x, weight=weight, code=code, dy=dy)
     code = dense(code)
@@ -77,7 +73,13 @@ def compute_backward(
         layout = torch.channels_last if has_channels_last_strides(code) else torch.contiguous_format
         dy = dy.contiguous(memory_format=layout)
     backend, plan = planning.running(call)
-    return backend.backward(dy, code, x, weight, geometry, plan, needs)
+    with without_autocast(weight):
+        return backend.backward(dy, code, x, weight, geometry, plan, needs)
+
+
+def without_autocast(t: Tensor) -> AbstractContextManager[object]:
+    """Inside, autocast is off for t's device: the arguments already have the type to compute in."""
+    return torch.autocast(t.device.type, enabled=False) if autocasts(t) else nullcontext()
 
 
 def autocasts(t: Tensor) -> bool:

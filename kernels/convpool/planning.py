@@ -54,6 +54,7 @@ _registered: dict[str, _Registered] = {  # `auto` asks the last one first
 }
 _loaded: dict[str, Backend] = {}
 _running: dict[str, tuple[Backend, str]] = {}
+_forgetting: list[Callable[[], None]] = [_running.clear]
 
 # Read at import: to look for an absent name in os.environ takes as long as all other checks of a call together.
 _DEFAULT = os.environ.get("CONVPOOL_BACKEND") or "auto"
@@ -108,8 +109,13 @@ def unregister_backend(name: str) -> None:
     """Forget the backend `name`, if there is one; calls that were planned for it can no longer be computed."""
     _registered.pop(name, None)
     _loaded.pop(name, None)
-    _running.clear()
-    decide_once.cache_clear()
+    for forget in _forgetting:
+        forget()
+
+
+def when_backends_change(forget: Callable[[], None]) -> None:
+    """Have `forget` called when a name may mean another backend than before."""
+    _forgetting.append(forget)
 
 
 def backend(name: str) -> Backend:
@@ -174,6 +180,7 @@ def decide(
 
 
 decide_once = lru_cache(4096)(decide)
+when_backends_change(decide_once.cache_clear)
 
 
 def choose(

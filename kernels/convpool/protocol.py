@@ -55,11 +55,28 @@ class Plan:
         return f"{self.backend}, {self.plan} plan{kernels}: {self.reason} ({kept})"
 
 
+class Bound(Protocol):
+    """A backend's plan for calls that repeat each other: their tensors differ in nothing but their numbers."""
+
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None, with_code: bool) -> tuple[Tensor, Tensor]:
+        """As `Backend.forward`."""
+        ...
+
+    def backward(
+        self, dy: Tensor, code: Tensor, x: Tensor | None, weight: Tensor, needs: Needs
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As `Backend.backward`; dy and code always have the strides of the forward pass's y."""
+        ...
+
+
 class Backend(Protocol):
     """Kernels behind one name. Every tensor is batched (4-d); shapes are those of `Geometry`.
 
     `plan` is the word of the plan that `serves` made. Under vmap the call has more images or more groups than what was
     planned; whoever cannot compute that raises RuntimeError.
+
+    A backend may have one more method, `bind(x, weight, bias, geometry, plan) -> Bound`, with which calls that repeat
+    each other spend less in Python.
     """
 
     def unavailable(self) -> str | None:

@@ -5,6 +5,7 @@ A torch that renames one of them still gets right results: each name has a safe 
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from operator import attrgetter
 from typing import Any, TypeVar
 
@@ -80,6 +81,34 @@ def unseen(*tensors: Tensor) -> bool:
     ) and all(_dispatch_keys(t).raw_repr() in _PLAIN_KEYS for t in tensors)
 
 
+_TensorGuards = _found("_C._dynamo.guards.TensorGuards")
+_TELLS = bool(_TensorGuards and _len_torch_dispatch_stack and _HAS_LEVEL)
+
+
+def alike(tensors: Sequence[Tensor]) -> Callable[..., bool] | None:
+    """A function of as many tensors: whether they have the type, dtype, device, sizes, strides and requires_grad of
+    these, and mean the same to the dispatcher, autocast, inference mode, tracers and `torch.func` included.
+
+    It does not see levels of forward mode, nor every dispatch mode: that is for `may_be_known`. None without torch's
+    own, which the compiler asks before it runs a graph again.
+    """
+    if not may_be_known() or not _PLAIN_TYPES.issuperset(map(type, tensors)):
+        return None
+    sizes, strides = [list(t.shape) for t in tensors], [list(t.stride()) for t in tensors]
+    try:
+        guards = _TensorGuards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides)
+    except TypeError:  # it is made otherwise in this torch
+        return None
+    return guards.check
+
+
+def may_be_known() -> bool:
+    """Whether a call can repeat one that was met before: in no mode that `alike` does not see."""
+    if torch.compiler.is_compiling():  # which folds it away
+        return False
+    return _TELLS and not (_len_torch_dispatch_stack() or forward_ad._current_level >= 0)
+
+
 def in_forward_mode(*tensors: Tensor | None) -> bool:
     """Whether derivatives are taken forward, inside a level; without torch's word for it: whether a tensor has one."""
     if _HAS_LEVEL:
@@ -93,11 +122,13 @@ is_any_autocast_enabled: Callable[[], bool] = _found("_C._is_any_autocast_enable
 _precision_of = _found("_C._get_fp32_precision_getter")
 
 
-def conv_precision() -> str:
-    """`torch.backends.cudnn.conv.fp32_precision`, in an eighth of its 1.3 us."""
-    if _precision_of is not None:
-        return _precision_of("cuda", "conv")  # type: ignore[no-any-return]
-    return torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined, no-any-return]
+def _conv_precision() -> str:
+    found: str = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
+    return found
+
+
+# `torch.backends.cudnn.conv.fp32_precision`, in an eighth of its 1.3 us.
+conv_precision: Callable[[], str] = partial(_precision_of, "cuda", "conv") if _precision_of else _conv_precision
 
 
 # Modules --------------------------------------------------------------------------------------------------------------

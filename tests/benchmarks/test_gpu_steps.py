@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 SHIPPED = Launch(64, 32, 32, 4, 2, ranges=66, registers=255, channels=0)
 
 
-@pytest.mark.parametrize("kernel", ["forward_dot", "weight_grad", "sum_partials", "input_grad"])
+@pytest.mark.parametrize("kernel", ["forward_patch", "forward_dot", "weight_grad", "sum_partials", "input_grad"])
 def test_candidates_are_different_and_begin_with_the_shipped_launch(kernel):
     found = singles(kernel, SHIPPED, 64)
     assert found[0] == SHIPPED

@@ -5,12 +5,10 @@ Geometry, strides, the number of threads and the width of a vector decide; no bi
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TypeAlias
 
 from convpool.geometry import Geometry
+from convpool.layout import Strides
 from convpool.protocol import Needs
-
-Strides: TypeAlias = tuple[int, ...]
 
 # Products for each conv output above which torch's convolution is no slower, and differs less by shape. Forward
 # passes, ratio to the best plain form, split and fused: 4,165 products 0.99 and 0.80; 2,009: 1.01 and 0.80; 1,960: 0.97

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from convpool import eager
-from convpool.cpu.kernels import FUSED_PRODUCTS, Choice, Kernel, Strides, backward_kernel, forward_kernel, is_split
+from convpool.cpu.kernels import FUSED_PRODUCTS, Choice, Kernel, backward_kernel, forward_kernel, is_split
 from convpool.geometry import Geometry
-from convpool.layout import new_code, new_gradients, new_output
-from convpool.protocol import BAD_CODES, Needs, Plan, check_word
+from convpool.layout import Layout, Strides, gradient_layouts, new_code, output_layout
+from convpool.protocol import BAD_CODES, Bound, Needs, Plan, check_word
 
 _INSTRUCTION_SETS = {"avx512": "AVX512", "avx2": "AVX2"}  # by what torch calls them; best first
 _MAX_ELEMENTS = 2**31 - 1  # of one image: a winner's place in it is a 32-bit offset
@@ -88,14 +88,39 @@ class NativeBackend:
     def forward(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, plan: str, with_code: bool
     ) -> tuple[Tensor, Tensor]:
-        call = _forward_call(geometry, x.stride(), weight.stride(), plan, torch.get_num_threads())
+        return _Calls(geometry, x.stride(), weight.stride(), plan).forward(x, weight, bias, with_code)
+
+    def backward(
+        self, dy: Tensor, code: Tensor, x: Tensor | None, weight: Tensor, geometry: Geometry, plan: str, needs: Needs
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        x_stride = () if x is None else x.stride()
+        return _Calls(geometry, x_stride, weight.stride(), plan).backward(dy, code, x, weight, needs)
+
+    def bind(self, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, plan: str) -> Bound:
+        return _Calls(geometry, x.stride(), weight.stride(), plan)
+
+
+class _Calls:
+    """A plan for tensors of one geometry and these strides (`protocol.Bound`); x may have none if none is read."""
+
+    def __init__(self, geometry: Geometry, x_stride: Strides, w_stride: Strides, plan: str) -> None:
+        self._kind = geometry, x_stride, w_stride
+        self._settings, self._plan = geometry.settings, plan
+        self._forward: dict[int, _Call] = {}
+        self._backward: dict[tuple[Needs, int], _Call] = {}
+
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None, with_code: bool) -> tuple[Tensor, Tensor]:
+        threads = torch.get_num_threads()
+        call = self._forward.get(threads)
+        if call is None:
+            call = self._forward[threads] = _forward_call(*self._kind, self._plan, threads)
         y = x.new_empty_strided(*call.results[0])
-        code = x.new_empty_strided(*call.results[1], dtype=torch.uint8) if with_code else new_code(y, False)
+        code = new_code(y, with_code)
         if call.empty:
             return y, code
         winners = code.data_ptr() if with_code else None
-        if plan == "split":  # torch convolves best where channels are innermost, whatever format is asked for
-            z = eager.conv(x.contiguous(memory_format=torch.channels_last), weight, bias, geometry.settings)
+        if self._plan == "split":  # torch convolves best where channels are innermost, whatever format is asked for
+            z = eager.conv(x.contiguous(memory_format=torch.channels_last), weight, bias, self._settings)
             z = z.contiguous(memory_format=torch.channels_last)
             library().convpool_pool(call.problem, z.data_ptr(), y.data_ptr(), winners)
             return y, code
@@ -114,10 +139,13 @@ class NativeBackend:
         return y, code
 
     def backward(
-        self, dy: Tensor, code: Tensor, x: Tensor | None, weight: Tensor, geometry: Geometry, plan: str, needs: Needs
+        self, dy: Tensor, code: Tensor, x: Tensor | None, weight: Tensor, needs: Needs
     ) -> tuple[Tensor, Tensor, Tensor]:
-        x_stride = None if x is None else x.stride()
-        call = _backward_call(geometry, x_stride, weight.stride(), code.stride(), needs, torch.get_num_threads())
+        """All backward passes of one object have dy and code of the same strides."""
+        key = needs, torch.get_num_threads()
+        call = self._backward.get(key)
+        if call is None:
+            call = self._backward[key] = _backward_call(*self._kind, code.stride(), *key)
         dx, dw, db = (weight.new_empty_strided(*layout) for layout in call.results)
         if call.empty:
             return dx.zero_(), dw.zero_(), db.zero_()
@@ -167,12 +195,12 @@ class _Call:
     """
 
     def __init__(
-        self, problem: _Problem, results: Sequence[Tensor], *, empty: bool, copies_weight: bool = False
+        self, problem: _Problem, results: Sequence[Layout], *, empty: bool, copies_weight: bool = False
     ) -> None:
         self._problem = problem
         self.kernel = Kernel(problem.chosen)
         self.problem = ctypes.addressof(problem)
-        self.results = [(tuple(t.shape), t.stride()) for t in results]
+        self.results = results
         self.empty = empty
         self.copies_weight = copies_weight
 
@@ -183,36 +211,30 @@ def _forward_call(geometry: Geometry, x_stride: Strides, w_stride: Strides, plan
     check_word(plan)
     if _too_large(geometry):
         raise RuntimeError(f"backend 'cpu' cannot serve this call: {_TOO_LARGE}")
-    x = torch.empty_strided(geometry.x_shape, x_stride, device="meta")
-    weight = torch.empty_strided(geometry.weight_shape, w_stride, device="meta")
-    y = new_output(x, weight, geometry)
+    y = output_layout(geometry, x_stride, w_stride)
     choice = (
-        Choice(Kernel.POOL, threads)
-        if plan == "split"
-        else forward_kernel(geometry, x_stride, y.stride(), threads, _lanes())
+        Choice(Kernel.POOL, threads) if plan == "split" else forward_kernel(geometry, x_stride, y[1], threads, _lanes())
     )
     # The transforms turn all that lies between a channel's first and last weight.
+    weight = torch.empty_strided(geometry.weight_shape, w_stride, device="meta")
     dense = choice.kernel is not Kernel.FORWARD_WINOGRAD or _is_dense(weight)
     w_stride = w_stride if dense else weight.contiguous().stride()
-    problem = _problem(geometry, choice, x=x_stride, w=w_stride, y=y.stride())
-    return _Call(problem, (y, new_code(y, True)), empty=y.numel() == 0, copies_weight=not dense)
+    problem = _problem(geometry, choice, x=x_stride, w=w_stride, y=y[1])
+    return _Call(problem, (y,), empty=0 in geometry.output_shape, copies_weight=not dense)
 
 
 @lru_cache(4096)
 def _backward_call(
-    geometry: Geometry, x_stride: Strides | None, w_stride: Strides, y_stride: Strides, needs: Needs, threads: int
+    geometry: Geometry, x_stride: Strides, w_stride: Strides, y_stride: Strides, needs: Needs, threads: int
 ) -> _Call:
-    code = torch.empty_strided(geometry.output_shape, y_stride, device="meta")
-    weight = torch.empty_strided(geometry.weight_shape, w_stride, device="meta")
-    dx, dw, db = new_gradients(code, weight, geometry, needs)
+    results = gradient_layouts(geometry, w_stride, y_stride, needs)
     strides = {"w": w_stride, "y": y_stride}
     if needs[0]:
-        strides["dx"] = dx.stride()
+        strides["dx"] = results[0][1]
     if needs[1]:
-        assert x_stride is not None
-        strides |= {"x": x_stride, "dw": dw.stride()}
+        strides |= {"x": x_stride, "dw": results[1][1]}
     choice = Choice(backward_kernel(geometry, needs), threads)
-    return _Call(_problem(geometry, choice, **strides), (dx, dw, db), empty=code.numel() == 0)
+    return _Call(_problem(geometry, choice, **strides), results, empty=0 in geometry.output_shape)
 
 
 def _is_dense(weight: Tensor) -> bool:

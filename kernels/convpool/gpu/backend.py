@@ -1,15 +1,16 @@
 """The backend `triton` as the planner sees it: what it serves, by which plan, and why. Imports no Triton."""
 
 import os
+from functools import cache
 from importlib.util import find_spec
 from shutil import which
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from convpool.geometry import Geometry
-from convpool.gpu import config
-from convpool.protocol import Needs, Plan
+from convpool.protocol import Bound, Needs, Plan
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton reads it once too, when a kernel is defined
 
@@ -57,9 +58,11 @@ class TritonBackend:
                 *(("expand",) if some and gradients else ()),
                 *(("the vendor's gradients",) if gradients else ()),
             )
-        forward = "forward_direct" if config.takes_direct(geometry) else "forward_dot"
+        from convpool.gpu import launch
+
+        forward = launch.forward_kernel(x, weight, geometry)
         return (
-            *((forward,) if some else ()),
+            *((forward,) if forward else ()),
             *(("weight_grad", "sum_partials") if needs[1] or needs[2] else ()),
             *(("input_grad",) if needs[0] and 0 not in geometry.x_shape else ()),
         )
@@ -67,16 +70,23 @@ class TritonBackend:
     def forward(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, plan: str, with_code: bool
     ) -> tuple[Tensor, Tensor]:
-        from convpool.gpu import launch
-
-        return launch.forward(x, weight, bias, geometry, plan, with_code)
+        return _launchers().forward(x, weight, bias, geometry, plan, with_code)
 
     def backward(
         self, dy: Tensor, code: Tensor, x: Tensor | None, weight: Tensor, geometry: Geometry, plan: str, needs: Needs
     ) -> tuple[Tensor, Tensor, Tensor]:
-        from convpool.gpu import launch
+        return _launchers().backward(dy, code, x, weight, geometry, plan, needs)
 
-        return launch.backward(dy, code, x, weight, geometry, plan, needs)
+    def bind(self, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, plan: str) -> Bound:
+        return _launchers().bind(x, weight, bias, geometry, plan)
+
+
+@cache
+def _launchers() -> Any:
+    """The module `launch`, which imports Triton: at the first launch."""
+    from convpool.gpu import launch
+
+    return launch
 
 
 def _unfit(version: str, interpreted_on: str | None) -> str | None:

@@ -1,13 +1,15 @@
 """How each kernel is launched: block sizes, warps and pipeline stages, from the shape and the architecture's limits.
 
-The blocks are those that were fastest on an H200 over the layers of small networks (docs/measurements.md), as far as
-they spill no registers on any architecture of the compile gate, but for the exceptions written there.
+The blocks are those that were fastest on an H200 over the layers of small networks (docs/measurements.md), or, where a
+comment says so, by the cost model (benchmarks/gpu_cost_model.py), as far as they spill no registers on any architecture
+of the compile gate, but for the exceptions written there.
 """
 
 from dataclasses import dataclass, replace
 from functools import cache
 
 from convpool.geometry import Geometry
+from convpool.gpu.tiles import Shape, pixels
 
 KIB = 1024
 
@@ -71,7 +73,8 @@ def architecture_of(backend: str, arch: int | str, multiprocessors: int | None =
 class Launch:
     """One kernel's blocks as those of a matrix product (rows, columns, summed), 0 where a kernel has no such axis.
 
-    inputs: for forward_dot, the input channels of a group if their products are flattened with the taps', else 0.
+    kernel: which of the forward kernels, else nothing.
+    flat: for forward_dot, whether the products of channels and taps are one axis.
     channels: for forward_direct, the output channels of one program.
     ranges: for weight_grad, into how many ranges the pooled positions are cut.
     registers: a limit for the compiler, a thread; 0 leaves it to itself.
@@ -82,7 +85,8 @@ class Launch:
     summed: int = 0
     warps: int = 4
     stages: int = 1
-    inputs: int = 0
+    kernel: str = ""
+    flat: bool = False
     channels: int = 0
     ranges: int = 1
     registers: int = 0
@@ -98,11 +102,29 @@ _PATCH_PRODUCTS = 288  # and unrolls this many multiply-adds a channel at most
 _BLOCKS_WANTED = 528  # four blocks for each of 132 multiprocessors; fixed, so that sums come out alike on every device
 
 
-def forward(g: Geometry, precision: str, itemsize: int, arch: Architecture, y_last: bool) -> Launch:
-    """Of forward_direct where `takes_direct` says so, else of forward_dot."""
-    if takes_direct(g):
-        return _forward_direct(g, arch, y_last)
-    return _forward_dot(g, precision, itemsize, arch)
+def forward(g: Geometry, precision: str, itemsize: int, arch: Architecture, x_last: bool, y_last: bool) -> Launch:
+    """Of the kernel that `forward_kernel` names; x_last and y_last: whether channels are innermost in them."""
+    kernel = forward_kernel(g, precision, itemsize, arch, x_last)
+    if kernel == "forward_direct":
+        launch = _forward_direct(g, arch, y_last)
+    elif kernel == "forward_patch":
+        launch = _forward_patch(g, itemsize, arch)
+    else:
+        launch = _forward_dot(g, precision, itemsize, arch)
+    return replace(launch, kernel=kernel)
+
+
+def forward_kernel(g: Geometry, precision: str, itemsize: int, arch: Architecture, x_last: bool) -> str:
+    """Which kernel computes the forward pass; x_last: whether channels are innermost in x.
+
+    forward_patch needs a matrix unit, and asynchronous copies, which have no 2-byte elements: half precision in NCHW
+    stays with forward_dot. To turn x into channels_last for it would gain nothing: cnn-2 in bfloat16 and batch 128
+    takes 6.3 us in the cost model, turned 3.0, and turning takes a launch of 1.1 and 2 of memory.
+    """
+    if _takes_direct(g):
+        return "forward_direct"
+    units = arch.interpreted or (_on_matrix_unit(precision, itemsize) and (x_last or itemsize == 4))
+    return "forward_patch" if units and _takes_patch(g, arch) else "forward_dot"
 
 
 def weight_grad(g: Geometry, precision: str, itemsize: int, arch: Architecture, needs_weight: bool) -> Launch:
@@ -159,10 +181,33 @@ def _forward_direct(g: Geometry, arch: Architecture, y_last: bool) -> Launch:
     if arch.interpreted:
         return Launch(min(2048, _power_above(positions)), min(64, _power_above(outputs)), channels=outputs)
     if not y_last:  # neighbours in a warp are positions: contiguous in y, and weights are the same for all
-        return Launch(128, 1, channels=min(outputs, 8))  # more, and small batches leave multiprocessors idle
+        # Two windows a thread of one warp share its loads of weights (cnn-1 on an H200: 0.97 of the time in batch 128,
+        # 0.87 in 1024); twice the patch takes the registers, so that large filters wait for each of them.
+        rows, warps = (64, 1) if g.reduction <= 16 else (128, 4)
+        # More channels read the patch less often, but leave multiprocessors idle in small batches: on an H200 lenet-1
+        # in batch 128 takes 0.74 of the time with 2, fast-1 0.87 with 4.
+        channels, blocks = 8, g.settings.groups * -(-positions // 128)
+        while channels > 2 and blocks * -(-outputs // channels) < 4 * arch.multiprocessors:
+            channels //= 2
+        return Launch(rows, 1, warps=warps, channels=min(outputs, channels))
     columns = min(32, _power_above(outputs))
     values = 4 if g.reduction <= 16 and columns > 1 else 2  # a thread; more would need more registers than it has
     return Launch(max(1, values * 128 // columns), columns, channels=columns)
+
+
+def _forward_patch(g: Geometry, itemsize: int, arch: Architecture) -> Launch:
+    """By the cost model; no GPU has timed it. 64 bytes of channels in a trip."""
+    outputs, inputs = g.out_channels // g.settings.groups, g.group_channels
+    positions = g.batch * g.pooled_height * g.pooled_width
+    if arch.interpreted:
+        return Launch(_block(positions, 1024), _block(outputs, 256), _block(inputs, 256))
+    columns, summed = _block(outputs, 64), _block(inputs, 64 // itemsize)
+    rows, blocks = 16, g.settings.groups * -(-outputs // columns) * -(-positions // 32)
+    # Twice the rows read weights half as often (cnn-2 in batch 1024: 21 us modelled instead of 32), but leave
+    # multiprocessors idle in small batches. Narrower tiles of them spill registers, as all do on AMD's units.
+    if columns == 64 and blocks >= 2 * arch.multiprocessors and arch.registers:
+        rows = 32 if _patch_bytes(g, 32, columns) <= arch.shared_memory else 16
+    return Launch(rows, columns, summed, max(1, rows * columns // 256), stages=2)
 
 
 def _forward_dot(g: Geometry, precision: str, itemsize: int, arch: Architecture) -> Launch:
@@ -173,12 +218,12 @@ def _forward_dot(g: Geometry, precision: str, itemsize: int, arch: Architecture)
     positions = g.batch * g.pooled_height * g.pooled_width
     if arch.interpreted:
         rows = max(-(-16 // window), min(4096 // window, _power_above(positions)))
-        return Launch(rows, _block(outputs, 256), _block(products, 256), inputs=few)
+        return Launch(rows, _block(outputs, 256), _block(products, 256), flat=few > 0)
     # Without a matrix unit operands go through registers: tiles twice as large spilled 8 to 24 bytes on four targets.
     large = _on_matrix_unit(precision, itemsize)
     rows, columns, summed, warps = (128, 64, 32, 8) if large else (64, 32, 16, 4)
     columns = _block(outputs, columns if window <= 128 else 32)
-    launch = Launch(max(1, rows // window), columns, _block(products, summed), warps, inputs=few)
+    launch = Launch(max(1, rows // window), columns, _block(products, summed), warps, flat=few > 0)
     stage = (launch.rows * window + launch.columns) * launch.summed * itemsize
     two_blocks = arch.shared_memory // (2 * stage)  # that share a multiprocessor
     return replace(launch, stages=max(1, min(3, two_blocks)))
@@ -190,7 +235,7 @@ def _on_matrix_unit(precision: str, itemsize: int) -> bool:
     return precision == "tf32" or (precision == "ieee" and itemsize == 2)
 
 
-def takes_direct(g: Geometry) -> bool:
+def _takes_direct(g: Geometry) -> bool:
     """Whether forward_direct computes it, which keeps a patch in registers; else forward_dot does."""
     s = g.settings
     patch = g.group_channels
@@ -198,6 +243,24 @@ def takes_direct(g: Geometry) -> bool:
         step = s.pool_dilation[axis] * s.stride[axis]
         patch *= (s.pool_kernel[axis] - 1) * step + (g.kernel[axis] - 1) * s.dilation[axis] + 1
     return patch <= _PATCH_VALUES and g.window * g.reduction <= _PATCH_PRODUCTS
+
+
+def _takes_patch(g: Geometry, arch: Architecture) -> bool:
+    """Whether forward_patch gains something, and its unrolled products (81 were compiled in 20 s), accumulators and
+    tiles fit."""
+    taps = g.kernel[0] * g.kernel[1]
+    few = max(taps, g.window) <= 9 and taps * g.window <= 36
+    return (
+        few
+        and g.group_channels >= 16
+        and pixels(Shape.of(g)) < taps * g.window
+        and _patch_bytes(g, 16, 64) <= arch.shared_memory
+    )
+
+
+def _patch_bytes(g: Geometry, rows: int, columns: int) -> int:
+    """Shared memory of a block of forward_patch: 64 bytes of channels of each pixel and tap."""
+    return 64 * (pixels(Shape.of(g)) * rows + g.kernel[0] * g.kernel[1] * columns)
 
 
 def _block(size: int, most: int) -> int:

@@ -4,7 +4,7 @@
 import triton
 import triton.language as tl
 
-from convpool.gpu.tiles import as_index, at_once, better, unflatten, visible
+from convpool.gpu.tiles import as_index, at_once, store_winner, take, unflatten, visible
 
 
 @triton.jit
@@ -23,12 +23,14 @@ def pool(
     BLOCK: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     WITH_CODE: tl.constexpr,
+    RELU: tl.constexpr,
     ACC: tl.constexpr,
     INDEX: tl.constexpr,
 ):
     """`y = max(0, max over the window of z + bias)` and its winner, from z [N, C, conv H, conv W].
 
-    Reads z once where windows do not overlap. A program computes BLOCK outputs, in the order of their addresses.
+    Without RELU y is the maximum itself, and a window dead where it holds no conv output at all. Reads z once where
+    windows do not overlap. A program computes BLOCK outputs, in the order of their addresses.
     """
     z_stride = as_index(z_stride, INDEX)
     y_stride = as_index(y_stride, INDEX)
@@ -40,7 +42,7 @@ def pool(
         bias = tl.load(b_ptr + o * b_stride, mask=in_range, other=0.0).to(ACC)
     z_base = z_ptr + n * z_stride[0] + o * z_stride[1]
     best = tl.full((BLOCK,), float("-inf"), ACC)
-    winner = tl.zeros((BLOCK,), tl.int32)
+    winner = tl.full((BLOCK,), 0 if RELU else 255, tl.int32)
     WINDOW: tl.constexpr = shape.pool[0] * shape.pool[1]
     STEP: tl.constexpr = at_once(WINDOW, 16)
     for start in range(0, WINDOW, STEP):
@@ -50,15 +52,9 @@ def pool(
             column = j * shape.pool_stride[1] - shape.pool_padding[1] + p % shape.pool[1] * shape.pool_dilation[1]
             exists = in_range & visible(row, column, size.conv_height, size.conv_width, False)
             z = tl.load(z_base + row * z_stride[2] + column * z_stride[3], mask=exists, other=0.0).to(ACC) + bias
-            z = tl.where(exists, z, float("-inf"))
-            wins = better(z, best)
-            best = tl.where(wins, z, best)
-            winner = tl.where(wins, p, winner)
-    dead = best <= 0
+            best, winner = take(z, exists, p, best, winner, RELU)
     at = n * y_stride[0] + o * y_stride[1] + i * y_stride[2] + j * y_stride[3]
-    tl.store(y_ptr + at, tl.where(dead, 0.0, best).to(y_ptr.dtype.element_ty), mask=in_range)
-    if WITH_CODE:
-        tl.store(code_ptr + at, tl.where(dead, 255, winner).to(tl.uint8), mask=in_range)
+    store_winner(y_ptr, code_ptr, at, best, winner, in_range, RELU, WITH_CODE)
 
 
 @triton.jit

@@ -1,30 +1,23 @@
 # mypy: ignore-errors
 """The fused forward pass: conv outputs live in registers only, where the pool windows look.
 
-Both kernels compute `y[n, o, i, j] = max(0, max_p z_p)` with z_p the conv output at position p of window (i, j), and
-the p that won. ReLU is monotone, so it can follow the maximum. The bias is added before comparing: the winner is
-eager's even where the bias is not finite.
+These kernels, and `forward_patch`, compute `y[n, o, i, j] = max(0, max_p z_p)` with z_p the conv output at position p
+of window (i, j), and the p that won. ReLU is monotone, so it can follow the maximum; without RELU y is the maximum
+itself, and a window is dead only where it holds no conv output at all. The bias is added before comparing: the winner
+is eager's even where the bias is not finite.
 """
 
 import triton
 import triton.language as tl
 
-from convpool.gpu.tiles import Shape, as_index, better, multiply, unflatten, visible
-
-
-@triton.constexpr_function
-def _patch_extent(shape: Shape, axis: int) -> int:
-    """Input rows (axis 0) or columns that a pool window's conv outputs read."""
-    shape = Shape(*shape)  # Triton before 3.7 hands over a plain tuple
-    span = (shape.pool[axis] - 1) * shape.pool_dilation[axis] * shape.stride[axis]
-    return span + (shape.kernel[axis] - 1) * shape.dilation[axis] + 1
+from convpool.gpu.tiles import Shape, as_index, better, multiply, patch_extent, store_winner, take, unflatten, visible
 
 
 @triton.constexpr_function
 def _patch_index(shape: Shape, p: int, k: int) -> int:
     """Where in the patch (channel, row, column) lies the k-th factor of the conv output at window position p."""
     shape = Shape(*shape)  # Triton before 3.7 hands over a plain tuple
-    height, width = _patch_extent(shape, 0), _patch_extent(shape, 1)
+    height, width = patch_extent(shape, 0), patch_extent(shape, 1)
     rows, columns = shape.kernel
     row = p // shape.pool[1] * shape.pool_dilation[0] * shape.stride[0] + k // columns % rows * shape.dilation[0]
     column = p % shape.pool[1] * shape.pool_dilation[1] * shape.stride[1] + k % columns * shape.dilation[1]
@@ -54,6 +47,7 @@ def forward_direct(
     WINDOWS_INSIDE: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     WITH_CODE: tl.constexpr,
+    RELU: tl.constexpr,
     ACC: tl.constexpr,
     INDEX: tl.constexpr,
 ):
@@ -67,8 +61,8 @@ def forward_direct(
     """
     KH: tl.constexpr = shape.kernel[0]
     KW: tl.constexpr = shape.kernel[1]
-    PATCH_H: tl.constexpr = _patch_extent(shape, 0)
-    PATCH_W: tl.constexpr = _patch_extent(shape, 1)
+    PATCH_H: tl.constexpr = patch_extent(shape, 0)
+    PATCH_W: tl.constexpr = patch_extent(shape, 1)
 
     blocks = tl.cdiv(positions, BLOCK_M)
     pid = tl.program_id(0).to(INDEX)
@@ -109,7 +103,7 @@ def forward_direct(
             bias = tl.load(b_ptr + o * b_stride + step * b_stride, mask=is_channel, other=0.0).to(ACC)
 
         best = tl.full((BLOCK_M, BLOCK_O), float("-inf"), ACC)
-        winner = tl.zeros((BLOCK_M, BLOCK_O), tl.int32)
+        winner = tl.full((BLOCK_M, BLOCK_O), 0 if RELU else 255, tl.int32)
         for p in tl.static_range(shape.pool[0] * shape.pool[1]):
             z = tl.zeros((BLOCK_M, BLOCK_O), ACC)
             for k in tl.static_range(INPUTS * KH * KW):
@@ -117,11 +111,10 @@ def forward_direct(
             z += bias  # last: a sum that begins with it rounds more
             r = conv_row + (p // shape.pool[1]) * shape.pool_dilation[0]
             s = conv_column + (p % shape.pool[1]) * shape.pool_dilation[1]
-            z = tl.where(visible(r, s, size.conv_height, size.conv_width, WINDOWS_INSIDE), z, float("-inf"))
-            wins = better(z, best)
-            best = tl.where(wins, z, best)
-            winner = tl.where(wins, p, winner)
-        _store(y_ptr, code_ptr, y_base + (o + step) * y_stride[1], best, winner, in_range & is_channel, WITH_CODE)
+            exists = visible(r, s, size.conv_height, size.conv_width, WINDOWS_INSIDE)
+            best, winner = take(z, exists, p, best, winner, RELU)
+        offset = y_base + (o + step) * y_stride[1]
+        store_winner(y_ptr, code_ptr, offset, best, winner, in_range & is_channel, RELU, WITH_CODE)
 
 
 @triton.jit(do_not_specialize=["positions"])
@@ -140,6 +133,7 @@ def forward_dot(
     y_stride,
     shape: tl.constexpr,
     INPUTS: tl.constexpr,
+    FLAT: tl.constexpr,
     CHANNELS_INNER: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_O: tl.constexpr,
@@ -148,6 +142,7 @@ def forward_dot(
     WINDOWS_INSIDE: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     WITH_CODE: tl.constexpr,
+    RELU: tl.constexpr,
     PRECISION: tl.constexpr,
     ACC: tl.constexpr,
     INDEX: tl.constexpr,
@@ -160,8 +155,8 @@ def forward_dot(
 
     A program computes BLOCK_O output channels, one of `parts` of a group.
 
-    The K loop takes BLOCK_K products at a time: channels of one tap, or, when INPUTS > 0 says how few channels there
-    are, products from (tap, channel) flattened, the channel inner where CHANNELS_INNER.
+    The K loop takes BLOCK_K products at a time: channels of one tap, or, where FLAT, for few channels, products from
+    (tap, channel) flattened, the channel inner where CHANNELS_INNER.
     """
     WINDOW: tl.constexpr = triton.next_power_of_2(shape.pool[0] * shape.pool[1])
     TAPS: tl.constexpr = shape.kernel[0] * shape.kernel[1]
@@ -192,7 +187,7 @@ def forward_dot(
     w_columns = w_ptr + o * w_stride[0]
     acc = tl.zeros((WINDOW * BLOCK_M, BLOCK_O), ACC)
     step = tl.arange(0, BLOCK_K).to(INDEX)
-    if INPUTS > 0:
+    if FLAT:
         for start in range(0, INPUTS * TAPS, BLOCK_K):
             k = start + step
             c = k % INPUTS if CHANNELS_INNER else k // TAPS
@@ -208,37 +203,41 @@ def forward_dot(
             b = tl.load(at, mask=(k < INPUTS * TAPS)[:, None] & is_channel[None, :], other=0.0)  # [BLOCK_K, BLOCK_O]
             acc = multiply(a, b, acc, PRECISION)
     else:
-        chunks = tl.cdiv(size.inputs, BLOCK_K)
-        for step_number in range(TAPS * chunks):
-            t = step_number // chunks
+        CHUNKS: tl.constexpr = triton.cdiv(INPUTS, BLOCK_K)
+        for step_number in range(TAPS * tl.cdiv(size.inputs, BLOCK_K)):  # an argument's: a constant would be unrolled
+            t = step_number // CHUNKS
             th = t // shape.kernel[1]
             tw = t % shape.kernel[1]
-            c = (step_number % chunks) * BLOCK_K + step
+            c = (step_number % CHUNKS) * BLOCK_K + step
+            is_input = c < INPUTS
             h = row + th * shape.dilation[0]
             w = column + tw * shape.dilation[1]
             seen = exists & visible(h, w, size.height, size.width, INSIDE)
             tap = c * x_stride[1] + th * shape.dilation[0] * x_stride[2] + tw * shape.dilation[1] * x_stride[3]
-            at = x_rows[:, None] + tap[None, :]
-            a = tl.load(at, mask=seen[:, None] & (c < size.inputs)[None, :], other=0.0)
-            at = (w_columns + th * w_stride[2] + tw * w_stride[3])[None, :] + (c * w_stride[1])[:, None]
-            b = tl.load(at, mask=(c < size.inputs)[:, None] & is_channel[None, :], other=0.0)
+            a = tl.load(x_rows[:, None] + tap[None, :], mask=seen[:, None] & is_input[None, :], other=0.0)
+            at = w_columns[None, :] + (c * w_stride[1] + th * w_stride[2] + tw * w_stride[3])[:, None]
+            b = tl.load(at, mask=is_input[:, None] & is_channel[None, :], other=0.0)
             acc = multiply(a, b, acc, PRECISION)
     if HAS_BIAS:
         acc += tl.load(b_ptr + o * b_stride, mask=is_channel, other=0.0).to(ACC)[None, :]
     acc = tl.where(exists[:, None], acc, float("-inf"))
-    winners = tl.broadcast_to(p[:, None], (WINDOW * BLOCK_M, BLOCK_O))
-    best, winner = _window_maximum(acc, winners, WINDOW, BLOCK_M, BLOCK_O)
+    winners = p if RELU else tl.where(exists, p, 255)
+    winners = tl.broadcast_to(winners[:, None], (WINDOW * BLOCK_M, BLOCK_O))
+    best, winner = _window_maximum(acc, winners, WINDOW, BLOCK_M, BLOCK_O, RELU)
 
     m = block * BLOCK_M + tl.arange(0, BLOCK_M)
     n, i, j = unflatten(m, size.pooled_height, size.pooled_width)
     offset = (n * y_stride[0] + i * y_stride[2] + j * y_stride[3])[:, None] + (o * y_stride[1])[None, :]
-    _store(y_ptr, code_ptr, offset, best, winner, (m < positions)[:, None] & is_channel[None, :], WITH_CODE)
+    mask = (m < positions)[:, None] & is_channel[None, :]
+    store_winner(y_ptr, code_ptr, offset, best, winner, mask, RELU, WITH_CODE)
 
 
 @triton.jit
-def _window_maximum(values, winners, WINDOW: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_O: tl.constexpr):
+def _window_maximum(
+    values, winners, WINDOW: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_O: tl.constexpr, RELU: tl.constexpr
+):
     """Maximum and winner over the leading WINDOW of [WINDOW * BLOCK_M, BLOCK_O], neighbours first: order stays
-    row-major."""
+    row-major. Without RELU winners are 255 where there is no conv output."""
     if WINDOW == 1:
         return values, winners
     else:
@@ -248,15 +247,8 @@ def _window_maximum(values, winners, WINDOW: tl.constexpr, BLOCK_M: tl.constexpr
         pairs = tl.permute(tl.reshape(winners, (HALF, 2, BLOCK_M, BLOCK_O)), (0, 2, 3, 1))
         first_winner, second_winner = tl.split(pairs)
         wins = better(second, first)
+        if not RELU:
+            wins = wins | (first_winner == 255)
         values = tl.reshape(tl.where(wins, second, first), (HALF * BLOCK_M, BLOCK_O))
         winners = tl.reshape(tl.where(wins, second_winner, first_winner), (HALF * BLOCK_M, BLOCK_O))
-        return _window_maximum(values, winners, HALF, BLOCK_M, BLOCK_O)
-
-
-@triton.jit
-def _store(y_ptr, code_ptr, offset, best, winner, mask, WITH_CODE: tl.constexpr):
-    """ReLU, and y and code written: dead where no gradient can flow, which a NaN (best <= 0 is false) is not."""
-    dead = best <= 0
-    tl.store(y_ptr + offset, tl.where(dead, 0.0, best).to(y_ptr.dtype.element_ty), mask=mask)
-    if WITH_CODE:
-        tl.store(code_ptr + offset, tl.where(dead, 255, winner).to(tl.uint8), mask=mask)
+        return _window_maximum(values, winners, HALF, BLOCK_M, BLOCK_O, RELU)

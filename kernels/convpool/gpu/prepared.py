@@ -7,8 +7,9 @@ Triton found is kept for each.
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import lru_cache
-from typing import Any, ParamSpec, TypeVar
+from functools import lru_cache, reduce
+from operator import or_
+from typing import Any, ParamSpec, TypeAlias, TypeVar
 
 import triton
 from torch import Tensor
@@ -19,7 +20,7 @@ T = TypeVar("T")
 _ALIGNED = 16  # bytes: a pointer that they divide gets a kernel of its own
 
 _ordinary = 0  # how many ask for ordinary launches; of the process, for backward passes have threads of their own
-_RUNTIME = triton.knobs.runtime
+_RUNTIME, _DRIVERS = triton.knobs.runtime, triton.runtime.driver
 
 
 @contextmanager
@@ -27,20 +28,27 @@ def ordinary_launches() -> Iterator[None]:
     """Inside, every launch is worked out anew and goes through Triton's own `JITFunction.run`, as its tools expect."""
     global _ordinary
     _ordinary += 1
+    _forget()
     try:
         yield
     finally:
         _ordinary -= 1
+        _forget()
 
 
 def kept(make: Callable[P, T]) -> Callable[P, T]:
-    """`make`, whose answers are kept (the last 4096), but for those that ordinary launches ask for."""
+    """`make`, whose answers are kept (the last 4096), but not from within `ordinary_launches` to without."""
     known = lru_cache(4096)(make)
+    _kept.append(known)
+    return known  # type: ignore[return-value]
 
-    def get(*key: P.args, **_: P.kwargs) -> T:
-        return make(*key) if _ordinary else known(*key)
 
-    return get
+def _forget() -> None:
+    for function in _kept:
+        function.cache_clear()
+
+
+_kept: list[Any] = []
 
 
 class Launch:
@@ -60,50 +68,50 @@ class Launch:
         self._function, self._grid, self._options, self._device = function, grid, options, device
         names = function.arg_names
         self._rest = tuple(arguments[name] for name in names[len(names) - len(arguments) :])
-        self._prepared: dict[tuple[bool, ...], Callable[..., None] | None] = {}
-        self._aligned: Callable[..., None] | None = None  # the one that nearly every call is for
+        self._aligned: _Prepared | None = None  # the one that nearly every call is for
+        self._others: dict[tuple[bool, ...], _Prepared | None] = {}
+
+    @property
+    def name(self) -> str:
+        return str(self._function.__name__)
 
     def __call__(self, *tensors: Tensor) -> None:
         """Launch on tensors of the kind that it was made for, on the device's current stream."""
         pointers = tuple(map(_data_ptr, tensors))
-        together = 0
-        for pointer in pointers:
-            together |= pointer
-        aligned = together % _ALIGNED == 0
-        launch = self._aligned if aligned else self._prepared.get(_alignments(pointers))
-        if launch is None or _ordinary or _hooked():
+        aligned = not reduce(or_, pointers) % _ALIGNED
+        prepared = self._aligned if aligned else self._others.get(_alignments(pointers))
+        try:
+            hooked = _RUNTIME.launch_enter_hook.calls or _RUNTIME.launch_exit_hook.calls
+        except AttributeError:  # no chain of hooks: one
+            hooked = True
+        if prepared is None or _ordinary or hooked:
             self._launch_ordinarily(tensors, pointers, aligned)
-        else:
-            launch(triton.runtime.driver.active.get_current_stream(self._device), pointers)
+            return
+        run, function, metadata = prepared
+        stream = _DRIVERS.active.get_current_stream(self._device)
+        # Neither hooks nor what they would be told: there are none, and Triton would ask an empty chain of them.
+        run(self._grid, 1, 1, stream, function, metadata, None, None, None, *pointers, *self._rest)
 
     def _launch_ordinarily(self, tensors: tuple[Tensor, ...], pointers: tuple[int, ...], aligned: bool) -> None:
         kernel = self._function[(self._grid,)](*tensors, *self._rest, **self._options)
-        if _ordinary or (key := _alignments(pointers)) in self._prepared:
+        if _ordinary:
             return
-        self._prepared[key] = _prepared(kernel, self._grid, self._rest)
         if aligned:
-            self._aligned = self._prepared[key]
+            self._aligned = _prepared(kernel)
+        else:
+            self._others[_alignments(pointers)] = _prepared(kernel)
 
 
-def _prepared(kernel: Any, grid: int, rest: tuple[Any, ...]) -> Callable[..., None] | None:
-    """`launch(stream, pointers)` of a compiled kernel, by what Triton 3.6 to 3.9 offer alike; None where one does not,
-    as its interpreter."""
+_Prepared: TypeAlias = tuple[Callable[..., None], Any, Any]
+
+
+def _prepared(kernel: Any) -> _Prepared | None:
+    """What launches a compiled kernel, by what Triton 3.6 to 3.9 offer alike; None where one does not, as its
+    interpreter, which gives no kernel."""
     try:
-        run, function, metadata = kernel.run, kernel.function, kernel.packed_metadata
+        return kernel.run, kernel.function, kernel.packed_metadata
     except AttributeError:
         return None
-
-    def launch(stream: int, pointers: tuple[int, ...]) -> None:
-        # Neither metadata for hooks nor hooks: there are none, and Triton would ask an empty chain of them.
-        run(grid, 1, 1, stream, function, metadata, None, None, None, *pointers, *rest)
-
-    return launch
-
-
-def _hooked() -> bool:
-    """Whether somebody listens to launches: a chain of hooks that is not empty, or a hook."""
-    enter, leave = _RUNTIME.launch_enter_hook, _RUNTIME.launch_exit_hook
-    return bool(getattr(enter, "calls", enter) or getattr(leave, "calls", leave))
 
 
 def _alignments(pointers: tuple[int, ...]) -> tuple[bool, ...]:

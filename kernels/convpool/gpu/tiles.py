@@ -70,6 +70,24 @@ class Shape(NamedTuple):
 
 
 @triton.constexpr_function
+def patch_extent(shape: Shape, axis: int) -> int:
+    """Input rows (axis 0) or columns that a pool window's conv outputs read."""
+    shape = Shape(*shape)  # Triton before 3.7 hands over a plain tuple
+    span = (shape.pool[axis] - 1) * shape.pool_dilation[axis] * shape.stride[axis]
+    return span + (shape.kernel[axis] - 1) * shape.dilation[axis] + 1
+
+
+def pixels(shape: Shape) -> int:
+    """How many input pixels the conv outputs of a pool window read."""
+    count = 1
+    for axis in (0, 1):
+        step = shape.pool_dilation[axis] * shape.stride[axis]
+        positions, taps = range(shape.pool[axis]), range(shape.kernel[axis])
+        count *= len({p * step + t * shape.dilation[axis] for p in positions for t in taps})
+    return count
+
+
+@triton.constexpr_function
 def at_once(count: int, most: int = 4) -> int:
     """How many of `count` turns a loop does at once: a divisor of it, at most `most`. All of a window's 255 positions
     unrolled were not compiled in 40 s."""
@@ -118,6 +136,33 @@ def visible(row, column, height, width, INSIDE: tl.constexpr):
 def better(candidate, best):
     """torch's rule for candidates in row-major order: the first maximum wins, and the last NaN over all."""
     return (candidate > best) | (candidate != candidate)
+
+
+@triton.jit
+def take(candidate, exists, p, best, winner, RELU: tl.constexpr):
+    """A window's best conv output and its winner so far, after the one at position p.
+
+    Before ReLU a window of nothing but -inf is dead whatever its winner. Without RELU winners begin as 255, and the
+    first conv output wins whatever it is, as in torch: only a window that holds none stays dead.
+    """
+    candidate = tl.where(exists, candidate, float("-inf"))
+    wins = better(candidate, best)
+    if not RELU:
+        wins = wins | ((winner == 255) & exists)
+    return tl.where(wins, candidate, best), tl.where(wins, p, winner)
+
+
+@triton.jit
+def store_winner(y_ptr, code_ptr, offset, best, winner, mask, RELU: tl.constexpr, WITH_CODE: tl.constexpr):
+    """y and code written. After ReLU a window is dead where no gradient can flow, which a NaN (best <= 0 is false) is
+    not."""
+    if RELU:
+        dead = best <= 0
+        best = tl.where(dead, 0.0, best)
+        winner = tl.where(dead, 255, winner)
+    tl.store(y_ptr + offset, best.to(y_ptr.dtype.element_ty), mask=mask)
+    if WITH_CODE:
+        tl.store(code_ptr + offset, winner.to(tl.uint8), mask=mask)
 
 
 @triton.jit

@@ -59,7 +59,19 @@ def test_one_layer_fits_a_gpu(tmp_path) -> None:
     ("target", "numbers"), [("sm_80", "tf32"), ("sm_90", "bfloat16"), ("sm_120", "tf32"), ("gfx942", "float16")]
 )
 def test_layers_of_mnist_fit(target, numbers, tmp_path) -> None:
-    fits(tmp_path, "--targets", target, "--layers", "cnn-1", "cnn-2", "--numbers", numbers)
+    found = fits(tmp_path, "--targets", target, "--layers", "cnn-1", "cnn-2", "--numbers", numbers)
+    formats = {"cnn-1": "nchw", "cnn-2": "channels_last"}
+    forward = {
+        row["kernel"]: row
+        for row in found
+        if row["kernel"].startswith("forward")
+        if row["layout"] == formats[row["layer"]]
+    }
+    assert set(forward) == {"forward_direct", "forward_patch"}
+    assert forward["forward_direct"]["barriers"] == 0
+    if target != "gfx942":  # a window's maximum stays in its thread: forward_dot took 23 barriers and 32 stores
+        assert forward["forward_patch"]["barriers"] <= 7
+        assert forward["forward_patch"]["shared_stores"] <= 10
 
 
 @pytest.mark.exhaustive
@@ -71,18 +83,16 @@ def test_everything_fits(target, tmp_path) -> None:
 @pinned
 @pytest.mark.slow
 def test_modelled_costs(tmp_path) -> None:
-    """Forward no slower than the kernels' first design (us, in old terms), the weight gradient in no more
-    instructions."""
+    """Forward no slower than when its blocks were chosen (us), the weight gradient in no more instructions than in the
+    kernels' first design."""
     layers = ("cnn-1", "cnn-2", "lenet5-1", "lenet5-2")
     result = benchmark("gpu_cost_model.py", tmp_path, "--numbers", "tf32", "--layers", *layers)
     assert result.returncode == 0, result.stdout + result.stderr
     rows = [row for row in json.loads((tmp_path / "cost_model.json").read_text())["rows"] if row["batch"] == 128]
     forward = {row["layer"]: row for row in rows if row["kernel"].startswith("forward")}
     weight = {row["layer"]: row for row in rows if row["kernel"] == "weight_grad"}
-    # cnn-1's channels go to four programs, each of which loads the input: 2.13 became 2.54 in these terms, which know
-    # no idle multiprocessors, and 11.5 us became 6.2 on an H200.
-    for layer, most in {"cnn-1": 2.6, "cnn-2": 4.0, "lenet5-1": 1.1, "lenet5-2": 1.7}.items():
-        assert round(forward[layer]["old_us"], 1) <= most, forward[layer]
+    for layer, most in {"cnn-1": 3.8, "cnn-2": 5.0, "lenet5-1": 3.9, "lenet5-2": 3.4}.items():
+        assert round(forward[layer]["modelled_us"], 1) <= most, forward[layer]
     # Warp instructions for a product that a live window adds; the bound is the first design's at its best blocks, in
     # this same model: one tap and channel chunk a program.
     for layer, most in {"cnn-1": 3.82, "cnn-2": 0.0557, "lenet5-1": 17.5, "lenet5-2": 1.10}.items():

@@ -23,8 +23,7 @@ if missing := gpu_backend.BACKEND.unavailable():
 
 from triton.runtime import interpreter
 
-from convpool.gpu import calls as gpu_calls
-from convpool.gpu import config, launch
+from convpool.gpu import backward_calls, config, forward_calls, launch
 from convpool.gpu.prepared import ordinary_launches
 from tests.convpool.samples import apply
 
@@ -77,9 +76,9 @@ def run(inputs: parity.Inputs) -> list[torch.Tensor]:
     return [y, code, *torch.autograd.grad(y, (x, weight), inputs.dy)]
 
 
-# Small cases that between them launch every kernel in each of its forms: direct, from flattened taps and by channels;
-# padded, strided, dilated; one output channel and several; overlapping windows.
-SMALL = ("one-channel-each", "batch-1", "one-window", "same-even-dilated", "pool-overlap-padded")
+# Small cases that between them launch every kernel in each of its forms: direct, by patches, from flattened taps and by
+# channels; padded, strided, dilated; one output channel and several; overlapping windows.
+SMALL = ("channels-17-33", "one-channel-each", "batch-1", "one-window", "same-even-dilated", "pool-overlap-padded")
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -92,7 +91,8 @@ def test_addresses_stay_inside(name: str) -> None:
 
 def test_the_guard_sees_one_step_too_far(monkeypatch) -> None:
     inputs = parity.make_inputs(cases.by_name("batch-1"))
-    monkeypatch.setattr(gpu_calls, "_reads_inside", lambda geometry: True)
+    for module in (forward_calls, backward_calls):
+        monkeypatch.setattr(module, "reads_inside", lambda geometry: True)
     padded = inputs.settings._replace(padding=(1, 1, 1, 1))
     with ordinary_launches(), guarded(), pytest.raises(Exception, match="out of bounds"):
         run(parity.Inputs(inputs.x, inputs.weight, inputs.bias, torch.ones(1, 4, 4, 4), padded))
@@ -155,8 +155,10 @@ def test_the_device_is_asked_under_its_guard(plan, monkeypatch) -> None:
         current.pop()
 
     asked = []
-    monkeypatch.setattr(launch, "_on_device", guard)
-    monkeypatch.setattr(gpu_calls, "architecture", lambda: asked.append(current[-1]) or config.INTERPRETER)
+    monkeypatch.setattr(torch.cuda, "device", guard)
+    monkeypatch.setattr(launch, "is_current", lambda device: device in current)
+    for module in (forward_calls, backward_calls):
+        monkeypatch.setattr(module, "architecture", lambda: asked.append(current[-1]) or config.INTERPRETER)
     inputs = parity.make_inputs(cases.by_name("one-channel-each"))
     g = inputs.geometry
     with ordinary_launches():
@@ -181,7 +183,9 @@ class Calls(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize(("name", "forward"), [("cnn-1", "forward_direct"), ("cnn-2", "forward_dot")])
+@pytest.mark.parametrize(
+    ("name", "forward"), [("cnn-1", "forward_direct"), ("cnn-2", "forward_patch"), ("lenet5-2", "forward_dot")]
+)
 def test_nothing_waits_for_the_device_and_only_results_are_allocated(name, forward, monkeypatch) -> None:
     inputs = parity.make_inputs(cases.by_name(name))
     g = inputs.geometry
@@ -220,8 +224,12 @@ def test_the_op_reads_nothing_back(monkeypatch) -> None:
 def recorded_launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """Inside, kernels are named in the list instead of being run."""
     called: list[str] = []
-    for kernel in ("forward_direct", "forward_dot", "weight_grad", "sum_partials", "input_grad"):
-        monkeypatch.setattr(gpu_calls, kernel, _Recorder(called, getattr(gpu_calls, kernel)))
+    for module, kernels in (
+        (forward_calls, ("forward_direct", "forward_patch", "forward_dot")),
+        (backward_calls, ("weight_grad", "sum_partials", "input_grad")),
+    ):
+        for kernel in kernels:
+            monkeypatch.setattr(module, kernel, _Recorder(called, getattr(module, kernel)))
     with ordinary_launches():
         yield called
 
@@ -234,12 +242,13 @@ class _Recorder:
         return lambda *_, **__: self.called.append(self.kernel.__name__)
 
 
-def test_offsets_beyond_32_bits() -> None:
+@pytest.mark.parametrize(("name", "channels"), [("batch-1", 3), ("channels-17-33", 17)])
+def test_offsets_beyond_32_bits(name, channels) -> None:
     """Two images 2^31 elements apart touch two pages of a large virtual allocation."""
-    dense = parity.make_inputs(cases.by_name("batch-1"))
-    x = torch.empty_strided((2, 3, 9, 9), ((1 << 31) + 5, 81, 9, 1), dtype=torch.float16)
+    dense = parity.make_inputs(cases.by_name(name))
+    x = torch.empty_strided((2, channels, 9, 9), ((1 << 31) + 5, 81, 9, 1), dtype=torch.float16)
     assert x.stride(0) > 1 << 31
-    x.copy_(torch.randn(2, 3, 9, 9))
+    x.copy_(torch.randn(2, channels, 9, 9))
     weight = dense.weight.half()
     near, far = (apply(t, weight, dense.bias.half(), dense.settings, "triton")[0] for t in (x.contiguous(), x))
     assert torch.equal(near, far)

@@ -16,8 +16,7 @@ from triton.backends.compiler import GPUTarget
 
 from convpool import ConvReLUMaxPool2d, planning
 from convpool.geometry import Geometry, make_settings
-from convpool.gpu import backend, epilogue, launch
-from convpool.gpu import calls as gpu_calls
+from convpool.gpu import backend, backward_calls, epilogue, forward_calls, launch
 from convpool.gpu.offline import compiled_launches
 from mnistfast.data.datasets import Split
 from mnistfast.data.loader import DeviceData
@@ -26,9 +25,8 @@ from mnistfast.training.inference import predict
 from mnistfast.training.recipe import built
 from mnistfast.training.trainer import Trainer
 
-KERNELS = [
-    getattr(gpu_calls, name) for name in ("forward_direct", "forward_dot", "weight_grad", "sum_partials", "input_grad")
-]
+KERNELS = [forward_calls.forward_direct, forward_calls.forward_patch, forward_calls.forward_dot]
+KERNELS += [backward_calls.weight_grad, backward_calls.sum_partials, backward_calls.input_grad]
 KERNELS += [epilogue.pool, epilogue.expand]
 
 

@@ -1,0 +1,128 @@
+"""Calls that were met before: a training step makes the same few again, and what was decided for one is kept.
+
+Whether tensors are such as those of a known call is one question to torch (`torch_private.alike`), answered in a
+microsecond; to check the arguments, ask for a plan and look for whatever must see the operators takes ten.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from operator import is_
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from convpool import torch_private
+from convpool.checks import extent
+from convpool.geometry import Geometry
+from convpool.planning import requested_backend, running, when_backends_change
+from convpool.protocol import Backend, Bound, Needs, Plan
+
+Tensors: TypeAlias = tuple[Tensor, ...]
+
+MOST_SHAPES = 4096
+MOST_CALLS = 16  # for one pair of shapes
+
+
+class Kind:
+    """Tensors that are alike in all but their numbers: type, dtype, device, sizes, strides, requires_grad, and what is
+    switched on that torch's dispatcher asks; and whose memory is there."""
+
+    def __init__(self, alike: Callable[..., bool], tensors: Tensors) -> None:
+        self._alike = alike
+        self._sizes = [(extent(t) * t.itemsize, t.itemsize) for t in tensors]  # bytes, of all and of an element
+
+    @staticmethod
+    def of(tensors: Tensors) -> "Kind | None":
+        """Their kind, if torch can tell it."""
+        alike = torch_private.alike(tensors)
+        return None if alike is None else Kind(alike, tensors)
+
+    def fits(self, tensors: Tensors) -> bool:
+        """Whether these are of this kind."""
+        if len(tensors) != len(self._sizes) or not self._alike(*tensors):
+            return False
+        for tensor, (size, itemsize) in zip(tensors, self._sizes):  # noqa: B905 (as many, and this is not free)
+            if tensor.untyped_storage().nbytes() < size + tensor.storage_offset() * itemsize:
+                return False
+        return True
+
+
+class Call:
+    """A call on batched tensors, as it was decided: what computes it, `forward` and `backward` (`protocol.Bound`)."""
+
+    def __init__(self, geometry: Geometry, plan: Plan, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+        self.geometry, self.name = geometry, plan.call
+        self.differentiable = any(t is not None and t.requires_grad for t in (x, weight, bias))
+        backend, word = running(plan.call)
+        bind = getattr(backend, "bind", None)
+        bound: Bound = bind(x, weight, bias, geometry, word) if bind else _Unbound(backend, geometry, word)
+        self.forward, self.backward = bound.forward, bound.backward
+        self._kind: Kind | None = None  # of a backward pass's dy, code, weight and x
+
+    def keep_backward(self, dy: Tensor, code: Tensor, x: Tensor | None, weight: Tensor) -> None:
+        """Know tensors that are like these again: the backend took them as they are."""
+        if self._kind is None:
+            self._kind = Kind.of((dy, code, weight) if x is None else (dy, code, weight, x))
+
+    def repeats_backward(self, dy: Tensor, code: Tensor, x: Tensor | None, weight: Tensor) -> bool:
+        """Whether the tensors are like those kept, so that nothing about them is left to check."""
+        if self._kind is None:
+            return False
+        tensors = (dy, code, weight) if x is None else (dy, code, weight, x)
+        return torch_private.may_be_known() and self._kind.fits(tensors)
+
+
+@dataclass(frozen=True)
+class _Unbound:
+    """A `Bound` of a backend that has none of its own."""
+
+    backend: Backend
+    geometry: Geometry
+    plan: str
+
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None, with_code: bool) -> tuple[Tensor, Tensor]:
+        return self.backend.forward(x, weight, bias, self.geometry, self.plan, with_code)
+
+    def backward(
+        self, dy: Tensor, code: Tensor, x: Tensor | None, weight: Tensor, needs: Needs
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return self.backend.backward(dy, code, x, weight, self.geometry, self.plan, needs)
+
+
+_known: dict[tuple[torch.Size, torch.Size], list[tuple[str, tuple[Any, ...], Kind, Call]]] = {}
+when_backends_change(_known.clear)
+
+
+def find(tensors: Tensors, options: tuple[Any, ...]) -> Call | None:
+    """The call that these repeat.
+
+    Args:
+        tensors: x, weight and, if there is one, bias.
+        options: what else the op is given. They are compared by identity: 1 is a stride, and True is not.
+    """
+    if not torch_private.may_be_known():
+        return None
+    try:
+        calls = _known.get((tensors[0].shape, tensors[1].shape))
+    except (AttributeError, TypeError):  # no tensors at all, or symbolic sizes, which have no hash
+        return None
+    if calls is None:
+        return None
+    requested = requested_backend()
+    for backend, known_options, kind, call in calls:
+        if backend == requested and all(map(is_, known_options, options)) and kind.fits(tensors):
+            return call
+    return None
+
+
+def keep(call: Call, tensors: Tensors, options: tuple[Any, ...]) -> None:
+    """Let `find` find the call, on which nothing was cast and which nothing had to see."""
+    kind = Kind.of(tensors)
+    if kind is None:
+        return
+    if len(_known) >= MOST_SHAPES:
+        _known.clear()
+    calls = _known.setdefault((tensors[0].shape, tensors[1].shape), [])
+    calls.insert(0, (requested_backend(), options, kind, call))
+    del calls[MOST_CALLS:]
