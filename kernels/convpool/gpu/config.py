@@ -181,8 +181,8 @@ def _forward_direct(g: Geometry, arch: Architecture, y_last: bool) -> Launch:
     if arch.interpreted:
         return Launch(min(2048, _power_above(positions)), min(64, _power_above(outputs)), channels=outputs)
     if not y_last:  # neighbours in a warp are positions: contiguous in y, and weights are the same for all
-        # Two windows a thread of one warp share its loads of weights (cnn-1 on an H200: 0.97 of the time in batch 128,
-        # 0.87 in 1024); twice the patch takes the registers, so that large filters wait for each of them.
+        # Two windows a thread share its loads of weights (0.93 of the time over two layers on an H200). Two large
+        # patches leave no registers for weights ahead.
         rows, warps = (64, 1) if g.reduction <= 16 else (128, 4)
         # More channels read the patch less often, but leave multiprocessors idle in small batches: on an H200 lenet-1
         # in batch 128 takes 0.74 of the time with 2, fast-1 0.87 with 4.
@@ -196,7 +196,7 @@ def _forward_direct(g: Geometry, arch: Architecture, y_last: bool) -> Launch:
 
 
 def _forward_patch(g: Geometry, itemsize: int, arch: Architecture) -> Launch:
-    """By the cost model; no GPU has timed it. 64 bytes of channels in a trip."""
+    """By the cost model; no GPU has timed it. A trip takes 64 bytes of channels."""
     outputs, inputs = g.out_channels // g.settings.groups, g.group_channels
     positions = g.batch * g.pooled_height * g.pooled_width
     if arch.interpreted:
@@ -236,7 +236,7 @@ def _on_matrix_unit(precision: str, itemsize: int) -> bool:
 
 
 def _takes_direct(g: Geometry) -> bool:
-    """Whether forward_direct computes it, which keeps a patch in registers; else forward_dot does."""
+    """Whether forward_direct computes it, which keeps a patch in registers."""
     s = g.settings
     patch = g.group_channels
     for axis in (0, 1):
