@@ -19,6 +19,8 @@ figures with each other, never with a measurement.
 """
 
 import argparse
+from math import prod
+import numpy as np
 import re
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -31,7 +33,7 @@ from gpu_tables import keep
 from triton import cdiv
 
 from convpool.gpu import launch
-from convpool.gpu.input_grad import windows_of_cell
+from convpool.gpu.input_grad import windows_of_cell, tap_between
 from convpool.gpu.offline import TARGETS, Launched, compiled_launches, machine_code, resources
 from convpool.gpu.tiles import unrolled
 from convpool.testing.cases import Case, by_name
@@ -174,6 +176,8 @@ def _trips(launched: Launched) -> tuple[int, int]:
             return cdiv(a["range_size"], a["BLOCK_M"]), window // unrolled(shape)
         case "input_grad":
             windows = windows_of_cell(shape, 0) * windows_of_cell(shape, 1)
+            if a["APART"]:  # windows and taps are unrolled
+                return cdiv(size.outputs, a["BLOCK_O"]), 1
             return windows * cdiv(size.outputs, a["BLOCK_O"]), window
     return 1, 1
 
@@ -189,6 +193,11 @@ def _tile(launched: Launched) -> tuple[int, int, int, float]:
         case "weight_grad":  # dy serves the whole window, x one position of it
             rows, columns, summed = a["BLOCK_O"], a["BLOCK_C"], a["BLOCK_M"] * unrolled(shape)
             return rows, columns, summed, (rows / window + columns) * summed
+        case "input_grad" if a["APART"]:  # all windows' dy and all taps' weight once
+            windows, taps = windows_of_cell(shape, 0) * windows_of_cell(shape, 1), prod(shape.kernel)
+            products = sum(tap_between(shape, *at) >= 0 for at in np.ndindex(windows, window, prod(shape.pool_stride) * prod(shape.stride)))
+            rows, columns, summed = a["BLOCK_M"], a["BLOCK_C"], a["BLOCK_O"]
+            return rows, columns, summed * products, (rows * windows + columns * taps) * summed
         case _:  # as above, dy and weight
             rows, columns, summed = a["BLOCK_M"], a["BLOCK_C"], a["BLOCK_O"]
             return rows, columns, summed, (rows / window + columns) * summed

@@ -74,6 +74,7 @@ class Launch:
     inputs: for forward_dot, the input channels of a group if their products are flattened with the taps', else 0.
     channels: for forward_direct, the output channels of one program.
     ranges: for weight_grad, into how many ranges the pooled positions are cut.
+    apart: for input_grad, whether each phase has a tile of its own, columns being channels then.
     registers: a limit for the compiler, a thread; 0 leaves it to itself.
     """
 
@@ -85,6 +86,7 @@ class Launch:
     inputs: int = 0
     channels: int = 0
     ranges: int = 1
+    apart: bool = False
     registers: int = 0
 
     @property
@@ -95,6 +97,7 @@ class Launch:
 
 _PATCH_VALUES = 80  # forward_direct keeps a patch in registers: beyond this many values a lane it would spill
 _PATCH_PRODUCTS = 288  # and unrolls this many multiply-adds a channel at most
+_UNROLLED_PRODUCTS = 36  # of tiles in input_grad's loop, where phases are apart; 100 spill
 _BLOCKS_WANTED = 528  # four blocks for each of 132 multiprocessors; fixed, so that sums come out alike on every device
 
 
@@ -134,18 +137,28 @@ def sum_partials(arch: Architecture, ranges: int, columns: int) -> Launch:
 
 
 def input_grad(g: Geometry, precision: str, itemsize: int, arch: Architecture) -> Launch:
-    """rows are cells, columns (phase, channel), summed the output channels of one trip."""
+    """rows are cells, columns (phase, channel) or channels, summed the output channels of one trip."""
     s = g.settings
     outputs = g.out_channels // s.groups
     cell_h, cell_w = (a * b for a, b in zip(s.pool_stride, s.stride, strict=True))
-    columns = g.group_channels * cell_h * cell_w
+    apart = _phases_apart(g)
+    columns = g.group_channels * (1 if apart else cell_h * cell_w)
     if arch.interpreted:
         cells = g.batch * -(-g.height // cell_h) * -(-g.width // cell_w)
-        return Launch(_block(cells, 1024), _block(columns, 512), 1 if outputs == 1 else _block(outputs, 128))
+        return Launch(_block(cells, 1024), _block(columns, 512), 1 if outputs == 1 else _block(outputs, 128), apart=apart)
+    if apart and _on_matrix_unit(precision, itemsize):
+        return Launch(64, _block(columns, 32), 16, stages=2, apart=True, registers=arch.registers)
+    columns = g.group_channels * cell_h * cell_w
     rows, summed = (64, 32) if _on_matrix_unit(precision, itemsize) else (32, 16)
     summed = 1 if outputs == 1 else _block(outputs, summed)
     most = 64 if rows == 64 and itemsize == 2 and columns % 64 == 0 else 32
     return Launch(rows, _block(columns, most), summed, registers=arch.registers)
+
+
+def _phases_apart(g: Geometry) -> bool:
+    """Whether input_grad keeps phases apart: channels fill a tile, and few enough products to be unrolled."""
+    taps = g.kernel[0] * g.kernel[1]
+    return g.group_channels >= 16 and g.out_channels > g.settings.groups and g.window * taps <= _UNROLLED_PRODUCTS
 
 
 def pointwise(arch: Architecture, count: int) -> Launch:

@@ -191,13 +191,14 @@ def _input_grad(dy: Tensor, code: Tensor, weight: Tensor, geometry: Geometry, dx
     cell_h, cell_w = (a * b for a, b in zip(settings.pool_stride, settings.stride, strict=True))
     cells = geometry.batch * triton.cdiv(geometry.height, cell_h) * triton.cdiv(geometry.width, cell_w)
     sizes = Sizes.of(geometry)
-    parts = triton.cdiv(sizes.inputs * cell_h * cell_w, launch.columns)
+    parts = triton.cdiv(sizes.inputs * (1 if launch.apart else cell_h * cell_w), launch.columns)
     blocks = triton.cdiv(cells, launch.rows)
     input_grad[(geometry.settings.groups * parts * blocks,)](
         *(dy, code, weight, dx, sizes, cells, code.stride(), weight.stride(), dx.stride(), Shape.of(geometry)),
         BLOCK_M=launch.rows,
         BLOCK_C=launch.columns,
         BLOCK_O=launch.summed,
+        APART=launch.apart,
         PRECISION=precision,
         ACC=_accumulator(weight.dtype),
         INDEX=_index_type(cells + launch.rows, dx, dy, weight),
