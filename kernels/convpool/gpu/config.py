@@ -20,6 +20,8 @@ class Architecture:
     multiprocessors: of the whole device; where no device is asked, those of a common one of its kind.
     matrix_unit: Triton has dot products on the matrix unit for it, in float16 and bfloat16.
     tf32: the matrix unit takes float32 as TF32.
+    shared_operands: the matrix unit reads its second operand from shared memory, so that many tiles of it, loaded
+        ahead, cost a thread no registers. (Blackwell's too, but Triton 3.8 makes nothing of input_grad's loop there.)
     registers: that a thread can name, where the compiler takes a limit of them; else 0. The gradient kernels are given
         it: left to itself ptxas picks 96 or 128 for some, so that more blocks would fit, and spills (19 of the 144
         compiled for sm_90, 100 and 120, up to 88 bytes). Two blocks of 128 threads still share a multiprocessor.
@@ -30,6 +32,7 @@ class Architecture:
     multiprocessors: int
     matrix_unit: bool = True
     tf32: bool = True
+    shared_operands: bool = False
     registers: int = 255
     interpreted: bool = False
 
@@ -44,7 +47,7 @@ _CUDA = {
     86: Architecture("sm_86", 99 * KIB, 82),
     87: Architecture("sm_87", 163 * KIB, 16),
     89: Architecture("sm_89", 99 * KIB, 128),
-    90: Architecture("sm_90", 227 * KIB, 132),
+    90: Architecture("sm_90", 227 * KIB, 132, shared_operands=True),
     100: Architecture("sm_100", 227 * KIB, 148),
     103: Architecture("sm_103", 227 * KIB, 160),
     120: Architecture("sm_120", 99 * KIB, 170),
@@ -98,7 +101,7 @@ class Launch:
 _PATCH_VALUES = 80  # forward_direct keeps a patch in registers: beyond this many values a lane it would spill
 _PATCH_PRODUCTS = 288  # and unrolls this many multiply-adds a channel at most
 _UNROLLED_PRODUCTS = 36  # of tiles in input_grad's loop, where phases are apart; 100 spill
-_BLOCKS_WANTED = 528  # four blocks for each of 132 multiprocessors; fixed, so that sums come out alike on every device
+_BLOCKS_WANTED = 264  # two blocks for each of 132 multiprocessors; fixed, so that sums come out alike on every device
 
 
 def forward(g: Geometry, precision: str, itemsize: int, arch: Architecture, y_last: bool) -> Launch:
@@ -141,15 +144,16 @@ def input_grad(g: Geometry, precision: str, itemsize: int, arch: Architecture) -
     s = g.settings
     outputs = g.out_channels // s.groups
     cell_h, cell_w = (a * b for a, b in zip(s.pool_stride, s.stride, strict=True))
-    apart = _phases_apart(g)
+    on_unit = _on_matrix_unit(precision, itemsize)
+    apart = _phases_apart(g) and (arch.interpreted or (on_unit and arch.shared_operands))
     columns = g.group_channels * (1 if apart else cell_h * cell_w)
     if arch.interpreted:
         cells = g.batch * -(-g.height // cell_h) * -(-g.width // cell_w)
-        return Launch(_block(cells, 1024), _block(columns, 512), 1 if outputs == 1 else _block(outputs, 128), apart=apart)
-    if apart and _on_matrix_unit(precision, itemsize):
+        summed = 1 if outputs == 1 else _block(outputs, 128)
+        return Launch(_block(cells, 1024), _block(columns, 512), summed, apart=apart)
+    if apart:
         return Launch(64, _block(columns, 32), 16, stages=2, apart=True, registers=arch.registers)
-    columns = g.group_channels * cell_h * cell_w
-    rows, summed = (64, 32) if _on_matrix_unit(precision, itemsize) else (32, 16)
+    rows, summed = (64, 32) if on_unit else (32, 16)
     summed = 1 if outputs == 1 else _block(outputs, summed)
     most = 64 if rows == 64 and itemsize == 2 and columns % 64 == 0 else 32
     return Launch(rows, _block(columns, most), summed, registers=arch.registers)
