@@ -14,22 +14,23 @@ spills registers (but for the exceptions below; other versions spill here and th
 import argparse
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 import triton
-from gpu_tables import keep
+from gpu_machine_code import counts
+from gpu_multiprocessors import MULTIPROCESSORS, resident
+from gpu_tables import keep, markdown
 
 from convpool.gpu import launch
 from convpool.gpu.backend import BACKEND
 from convpool.gpu.config import architecture_of
-from convpool.gpu.offline import TARGETS, Launched, Resources, compiled_launches, resources, uses_matrix_unit
+from convpool.gpu.offline import TARGETS, Launched, compiled_launches, resources, uses_matrix_unit
 from convpool.protocol import Plan
-from convpool.testing.cases import by_name
-from convpool.testing.parity import make_inputs
+from convpool.testing.cases import Case, by_name
 
 TRITON = "3.8.0"  # whose registers and spills the kept table shows
 EXCEPTIONS: dict[tuple[str, str, str, str], str] = {  # (layer, numbers, target, kernel): why it may spill; at most 3
@@ -51,6 +52,7 @@ LAYERS = {  # one of each kind, in the memory format it is met in
     "vgg-5": "channels_last",
     "depthwise": "nchw",
 }
+BATCHES = (128, 1024)  # in which the grids are counted
 LAYOUTS = ("nchw", "channels_last")
 BOTH_LAYOUTS = "sm_90"  # where each layer is compiled in the other format too
 NUMBERS = {
@@ -60,32 +62,6 @@ NUMBERS = {
     "float16": (torch.float16, "ieee"),
     "float64": (torch.float64, "ieee"),
 }
-
-
-@dataclass(frozen=True)
-class Multiprocessor:
-    """What the blocks that reside on one share: threads, bytes of shared memory, 32-bit registers.
-
-    Of the CUDA C++ Programming Guide's table of technical specifications; gfx942 of AMD's CDNA 3 ISA reference.
-    """
-
-    threads: int
-    shared: int
-    registers: int = 64 << 10
-
-
-MULTIPROCESSORS = {
-    "sm_75": Multiprocessor(1024, 64 << 10),
-    "sm_80": Multiprocessor(2048, 164 << 10),
-    "sm_86": Multiprocessor(1536, 100 << 10),
-    "sm_89": Multiprocessor(1536, 100 << 10),
-    "sm_90": Multiprocessor(2048, 228 << 10),
-    "sm_100": Multiprocessor(2048, 228 << 10),
-    "sm_120": Multiprocessor(1536, 100 << 10),
-    "gfx942": Multiprocessor(2048, 64 << 10, 128 << 10),
-}
-_REGISTER_GRAIN = 8  # a thread is given so many at a time
-_SHARED_RESERVED = 1 << 10  # of each block's, by CUDA from sm_80 on
 
 
 @dataclass(frozen=True)
@@ -105,27 +81,49 @@ def promises(targets: Iterable[str], layers: Iterable[str], numbers: Iterable[st
     for target, layer, kind in product(targets, layers, numbers):
         if kind == "tf32" and not architecture_of(TARGETS[target].backend, TARGETS[target].arch).tf32:
             continue  # computed as float32 there
-        plan = BACKEND.serves(by_name(layer).at_full_size().geometry, NUMBERS[kind][0], torch.device("cuda"))
+        plan = BACKEND.serves(case_of(layer).geometry, NUMBERS[kind][0], torch.device("cuda"))
         if isinstance(plan, Plan):
             layouts = LAYOUTS if target == BOTH_LAYOUTS else (LAYERS[layer],)
             found += [Promise(layer, layout, kind, target, plan) for layout in layouts]
     return found
 
 
-def rows(promise: Promise) -> list[dict[str, Any]]:
-    """The launches of one forward and backward pass."""
-    dtype, precision = NUMBERS[promise.numbers]
+def case_of(layer: str, batch: int | None = None) -> Case:
+    """The layer at the size at which people use it; in another batch if one is given."""
+    case = by_name(layer).at_full_size()
+    return replace(case, batch=batch or case.batch)
+
+
+def launches(case: Case, numbers: str, layout: str, plan: str, target: str) -> list[Launched]:
+    """Those of one forward and backward pass with all gradients."""
+    dtype, precision = NUMBERS[numbers]
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
-    inputs = make_inputs(by_name(promise.layer).at_full_size(), dtype, promise.layout, device="meta")
-    x, weight, bias, geometry = inputs.x, inputs.weight, inputs.bias, inputs.geometry
-    with compiled_launches(TARGETS[promise.target]) as launched:
-        y, code = launch.forward(x, weight, bias, geometry, promise.plan.plan, True)
-        launch.backward(y, code, x, weight, geometry, promise.plan.plan, (True, True, bias is not None))
-    return [_row(promise, each) for each in launched]
+    form = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    x, weight = (
+        torch.empty(shape, dtype=dtype, device="meta").to(memory_format=form)
+        for shape in (case.x_shape, case.weight_shape)
+    )
+    bias = torch.empty(case.out_channels, dtype=dtype, device="meta") if case.bias else None
+    with compiled_launches(TARGETS[target]) as launched:
+        y, code = launch.forward(x, weight, bias, case.geometry, plan, True)
+        launch.backward(y, code, x, weight, case.geometry, plan, (True, True, bias is not None))
+    return launched
+
+
+def rows(promise: Promise) -> list[dict[str, Any]]:
+    """What each launch takes, and how many programs a multiprocessor gets in small and large batches."""
+    about = promise.numbers, promise.layout, promise.plan.plan, promise.target
+    found = [_row(promise, each) for each in launches(case_of(promise.layer), *about)]
+    target = TARGETS[promise.target]
+    multiprocessors = architecture_of(target.backend, target.arch).multiprocessors
+    for batch in BATCHES:
+        for row, each in zip(found, launches(case_of(promise.layer, batch), *about), strict=True):
+            row[f"programs_{batch}"] = round(each.programs / multiprocessors, 2)
+    return found
 
 
 def _row(promise: Promise, launched: Launched) -> dict[str, Any]:
-    found = resources(launched.kernel)
+    found, counted = resources(launched.kernel), counts(launched.kernel)
     target = promise.target
     threads = launched.warps * TARGETS[target].warp_size
     return {
@@ -135,24 +133,14 @@ def _row(promise: Promise, launched: Launched) -> dict[str, Any]:
         "numbers": promise.numbers,
         "kernel": launched.name,
         "threads": threads,
+        "stages": launched.kernel.metadata.num_stages,
         "registers": found.registers,
         "spilled": found.spilled,
         "shared": found.shared,
-        "occupancy": round(_occupancy(target, threads, found), 3),
+        "occupancy": round(resident(target, launched.warps, found) * threads / MULTIPROCESSORS[target].threads, 3),
         "matrix": uses_matrix_unit(launched.kernel),
+        **asdict(counted),
     }
-
-
-def _occupancy(target: str, threads: int, found: Resources) -> float:
-    """Threads that can reside on a multiprocessor at once, of those that it has room for."""
-    has = MULTIPROCESSORS[target]
-    registers = -(-max(found.registers, 1) // _REGISTER_GRAIN) * _REGISTER_GRAIN
-    blocks = min(has.threads // threads, has.registers // (registers * threads))
-    if found.shared:
-        blocks = min(
-            blocks, has.shared // (found.shared + (_SHARED_RESERVED if target not in ("sm_75", "gfx942") else 0))
-        )
-    return blocks * threads / has.threads
 
 
 def faults(row: dict[str, Any]) -> list[str]:
@@ -173,7 +161,7 @@ def faults(row: dict[str, Any]) -> list[str]:
 
 
 def as_markdown(table: list[dict[str, Any]]) -> str:
-    """A table for each kind of numbers: kernels down, targets across."""
+    """A table for each kind of numbers: kernels down, targets across; then how kernels fill a machine."""
     lines = [
         "# What the Triton kernels take",
         "",
@@ -182,26 +170,33 @@ def as_markdown(table: list[dict[str, Any]]) -> str:
         "run or timed.",
         "",
         "A cell holds registers a thread / KiB of shared memory a block / occupancy: threads that can reside on a "
-        "multiprocessor, of those it has room for. `m`: matrix instructions. `!`: bytes of registers spilled.",
+        "multiprocessor, of those it has room for. `m`: matrix instructions. `!`: bytes of registers spilled. The last "
+        f"section, for {BOTH_LAYOUTS}, has instructions, barriers and stores to shared memory as they lie in the code, "
+        "and programs for each multiprocessor in batches of 128 and 1024.",
     ]
     for numbers in dict.fromkeys(row["numbers"] for row in table):
-        cells = {
-            ((row["layer"], row["layout"], row["kernel"]), row["target"]): _cell(row)
-            for row in table
-            if row["numbers"] == numbers
-        }
+        cells = {(_names(row), row["target"]): _cell(row) for row in table if row["numbers"] == numbers}
         targets = list(dict.fromkeys(target for _, target in cells))
-        lines += [
-            "",
-            f"## {numbers}",
-            "",
-            f"| layer | layout | kernel | {' | '.join(targets)} |",
-            "| --- " * (len(targets) + 3) + "|",
-        ]
+        lines += ["", f"## {numbers}", "", f"| layer | layout | kernel | {' | '.join(targets)} |"]
+        lines.append("| --- " * (len(targets) + 3) + "|")
         for names in dict.fromkeys(names for names, _ in cells):
             found = (cells.get((names, target), "") for target in targets)
             lines.append(f"| {' | '.join(names)} | {' | '.join(found)} |")
+    head = {
+        "numbers": "numbers",
+        "stages": "stages",
+        "instructions": "instructions",
+        "barriers": "barriers",
+        "stores": "shared_stores",
+        **{f"programs, {batch}": f"programs_{batch}" for batch in BATCHES},
+    }
+    filled = [(*_names(row), *(row[key] for key in head.values())) for row in table if row["target"] == BOTH_LAYOUTS]
+    lines += ["", f"## {BOTH_LAYOUTS}", "", markdown(("layer", "layout", "kernel", *head), filled)]
     return "\n".join(lines) + "\n"
+
+
+def _names(row: dict[str, Any]) -> tuple[str, str, str]:
+    return row["layer"], row["layout"], row["kernel"]
 
 
 def _cell(row: dict[str, Any]) -> str:

@@ -50,7 +50,6 @@ def rows(bench: Bench) -> Rows:
         g, needs = i.geometry, (True, True, True)
         _, code = launch.forward(i.x, i.weight, i.bias, g, "fused", True)
         calls |= {
-            "architecture()": launch.architecture,
             "device guard": lambda: _guard(i.x.device),
             "launch.forward, 1 kernel": lambda: launch.forward(i.x, i.weight, i.bias, g, "fused", True),
             "launch.backward, 3 kernels": lambda: launch.backward(i.dy, code, i.x, i.weight, g, "fused", needs),

@@ -13,6 +13,7 @@ from triton.runtime.jit import JITFunction
 from benchmarks.gpu_steps.subjects import Layer, precise
 from convpool.gpu import config, launch
 from convpool.gpu.config import Launch
+from convpool.gpu.prepared import ordinary_launches
 from convpool.layout import memory_format, new_code, new_output
 from convpool.protocol import Needs
 from convpool.testing.parity import Inputs
@@ -76,7 +77,8 @@ def recorded(*, dry: bool = False) -> Iterator[list[Recorded]]:
 
     JITFunction.run = note
     try:
-        yield seen
+        with ordinary_launches():
+            yield seen
     finally:
         JITFunction.run = run
 
@@ -93,7 +95,8 @@ def launched_as(kernel: str, change: Callable[[Launch], Launch]) -> Iterator[lis
 
     setattr(config, name, changed)
     try:
-        yield met
+        with ordinary_launches():
+            yield met
     finally:
         setattr(config, name, shipped)
 

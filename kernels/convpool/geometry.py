@@ -115,6 +115,10 @@ class Geometry(NamedTuple):
         return self.out_channels, self.group_channels, *self.kernel
 
     @property
+    def conv_shape(self) -> tuple[int, int, int, int]:
+        return self.batch, self.out_channels, self.conv_height, self.conv_width
+
+    @property
     def output_shape(self) -> tuple[int, int, int, int]:
         return self.batch, self.out_channels, self.pooled_height, self.pooled_width
 

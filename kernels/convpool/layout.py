@@ -1,9 +1,14 @@
 """Memory formats: what torch's own layers would return, and the tensors allocated in that format."""
 
+from typing import TypeAlias
+
 import torch
 from torch import Tensor
 
 from convpool.geometry import Geometry, Settings
+
+Strides: TypeAlias = tuple[int, ...]
+Layout: TypeAlias = tuple[tuple[int, ...], Strides]  # sizes and strides: the arguments of `empty_strided`
 
 
 def has_channels_last_strides(t: Tensor) -> bool:
@@ -12,7 +17,12 @@ def has_channels_last_strides(t: Tensor) -> bool:
     The rule is that of c10/core/MemoryFormat.h (is_channels_last_strides_2d), which Python does not expose:
     `is_contiguous(memory_format=...)` says yes to both formats when a tensor has one channel.
     """
-    (n, c, h, w), (by_n, by_c, by_h, by_w) = t.shape, t.stride()
+    return is_channels_last(t.shape, t.stride())
+
+
+def is_channels_last(shape: tuple[int, ...], strides: Strides) -> bool:
+    """As `has_channels_last_strides` of a tensor with these sizes and strides."""
+    (n, c, h, w), (by_n, by_c, by_h, by_w) = shape, strides
     if 0 in (n, c, h, w) or by_c == 0:
         return False
     return by_w >= by_c * c and by_h >= by_w * w and by_n >= by_h * h and by_h * h != by_c
@@ -55,6 +65,27 @@ def input_format(code: Tensor, weight: Tensor, geometry: Geometry) -> torch.memo
     """The format of dx, and of what else a backward pass makes beside it: y's, or weight's where y's was asked for."""
     model = weight if geometry.settings.contiguous_output else code
     return torch.channels_last if has_channels_last_strides(model) else torch.contiguous_format
+
+
+def output_layout(geometry: Geometry, x_stride: Strides, w_stride: Strides) -> Layout:
+    """Sizes and strides of y, as of the winners' code."""
+    x = torch.empty_strided(geometry.x_shape, x_stride, device="meta")
+    weight = torch.empty_strided(geometry.weight_shape, w_stride, device="meta")
+    return _layout(new_output(x, weight, geometry))
+
+
+def gradient_layouts(
+    geometry: Geometry, w_stride: Strides, y_stride: Strides, needs: tuple[bool, bool, bool]
+) -> tuple[Layout, Layout, Layout]:
+    """Sizes and strides of dx, dw and db, as `new_gradients` allocates them."""
+    code = torch.empty_strided(geometry.output_shape, y_stride, device="meta")
+    weight = torch.empty_strided(geometry.weight_shape, w_stride, device="meta")
+    dx, dw, db = new_gradients(code, weight, geometry, needs)
+    return _layout(dx), _layout(dw), _layout(db)
+
+
+def _layout(t: Tensor) -> Layout:
+    return tuple(t.shape), t.stride()
 
 
 def new_gradients(

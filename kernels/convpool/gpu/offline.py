@@ -22,6 +22,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
+from convpool.gpu.prepared import ordinary_launches
 from convpool.torch_private import forget_driver
 
 TARGETS = {
@@ -72,7 +73,8 @@ def compiled_launches(target: GPUTarget) -> Iterator[list[Launched]]:
     JITFunction.run = compile_only
     driver.set_active(_Driver(target))
     try:
-        yield launched
+        with ordinary_launches():
+            yield launched
     finally:
         JITFunction.run = run
         forget_driver(driver)
@@ -122,14 +124,14 @@ def uses_matrix_unit(kernel: Any) -> bool:
 
 
 def machine_code(kernel: Any) -> str:
-    """Assembly with labels: SASS for NVIDIA, GCN for AMD."""
+    """Assembly with labels: SASS for NVIDIA, each instruction with its encoding, GCN for AMD."""
     if kernel.metadata.target.backend == "cuda":
-        return _disassemble(kernel, "nvdisasm", "-c")
+        return _disassemble(kernel, "nvdisasm", "-c", "-hex")
     return kernel.asm["amdgcn"]
 
 
-def _disassemble(kernel: Any, tool: str, option: str) -> str:
+def _disassemble(kernel: Any, tool: str, *options: str) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
-        return subprocess.run([_TOOLS / tool, option, file.name], capture_output=True, text=True, check=True).stdout
+        return subprocess.run([_TOOLS / tool, *options, file.name], capture_output=True, text=True, check=True).stdout

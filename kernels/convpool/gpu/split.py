@@ -58,8 +58,7 @@ def _vendor_gradients(
     padding = (top, left)
     if not settings.symmetric_padding:
         x, padding = F.pad(x, (left, right, top, bottom)), (0, 0)
-    conv_shape = geometry.batch, geometry.out_channels, geometry.conv_height, geometry.conv_width
-    dz = torch.empty(conv_shape, dtype=dy.dtype, device=dy.device, memory_format=layout)
+    dz = torch.empty(geometry.conv_shape, dtype=dy.dtype, device=dy.device, memory_format=layout)
     expand(dy, code, geometry, dz)
     grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
         dz,

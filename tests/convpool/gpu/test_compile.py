@@ -47,6 +47,11 @@ def test_one_layer_fits_a_gpu(tmp_path) -> None:
     assert kernels["input_grad"]["matrix"]
     assert not kernels["sum_partials"]["matrix"]
     assert all(0 < row["occupancy"] <= 1 and 0 < row["registers"] < 256 for row in found)
+    assert all(row["instructions"] > 100 and row["programs_1024"] >= row["programs_128"] > 0 for row in found)
+    tiles = [row for row in found if row["kernel"] in ("forward_dot", "weight_grad", "input_grad")]
+    assert all(row["barriers"] and row["shared_stores"] for row in tiles)
+    pools = [row for row in found if row["kernel"] == "pool" and row["layout"] == "nchw"]
+    assert [(row["barriers"], row["shared_stores"]) for row in pools] == [(0, 0)]  # each thread for itself
 
 
 @pytest.mark.slow
@@ -66,16 +71,18 @@ def test_everything_fits(target, tmp_path) -> None:
 @pinned
 @pytest.mark.slow
 def test_modelled_costs(tmp_path) -> None:
-    """Forward no slower than the kernels' first design (us, modelled), the weight gradient in no more instructions."""
-    result = benchmark("gpu_cost_model.py", tmp_path, "--numbers", "tf32")
+    """Forward no slower than the kernels' first design (us, in old terms), the weight gradient in no more
+    instructions."""
+    layers = ("cnn-1", "cnn-2", "lenet5-1", "lenet5-2")
+    result = benchmark("gpu_cost_model.py", tmp_path, "--numbers", "tf32", "--layers", *layers)
     assert result.returncode == 0, result.stdout + result.stderr
-    rows = json.loads((tmp_path / "cost_model.json").read_text())["rows"]
+    rows = [row for row in json.loads((tmp_path / "cost_model.json").read_text())["rows"] if row["batch"] == 128]
     forward = {row["layer"]: row for row in rows if row["kernel"].startswith("forward")}
     weight = {row["layer"]: row for row in rows if row["kernel"] == "weight_grad"}
-    # cnn-1's channels go to four programs, each of which loads the input: 2.13 became 2.54 in this model, which knows
+    # cnn-1's channels go to four programs, each of which loads the input: 2.13 became 2.54 in these terms, which know
     # no idle multiprocessors, and 11.5 us became 6.2 on an H200.
     for layer, most in {"cnn-1": 2.6, "cnn-2": 4.0, "lenet5-1": 1.1, "lenet5-2": 1.7}.items():
-        assert round(forward[layer]["modelled_us"], 1) <= most, forward[layer]
+        assert round(forward[layer]["old_us"], 1) <= most, forward[layer]
     # Warp instructions for a product that a live window adds; the bound is the first design's at its best blocks, in
     # this same model: one tap and channel chunk a program.
     for layer, most in {"cnn-1": 3.82, "cnn-2": 0.0557, "lenet5-1": 17.5, "lenet5-2": 1.10}.items():

@@ -23,7 +23,9 @@ if missing := gpu_backend.BACKEND.unavailable():
 
 from triton.runtime import interpreter
 
+from convpool.gpu import calls as gpu_calls
 from convpool.gpu import config, launch
+from convpool.gpu.prepared import ordinary_launches
 from tests.convpool.samples import apply
 
 pytestmark = pytest.mark.triton
@@ -90,9 +92,9 @@ def test_addresses_stay_inside(name: str) -> None:
 
 def test_the_guard_sees_one_step_too_far(monkeypatch) -> None:
     inputs = parity.make_inputs(cases.by_name("batch-1"))
-    monkeypatch.setattr(launch, "_reads_inside", lambda geometry: True)
+    monkeypatch.setattr(gpu_calls, "_reads_inside", lambda geometry: True)
     padded = inputs.settings._replace(padding=(1, 1, 1, 1))
-    with guarded(), pytest.raises(Exception, match="out of bounds"):
+    with ordinary_launches(), guarded(), pytest.raises(Exception, match="out of bounds"):
         run(parity.Inputs(inputs.x, inputs.weight, inputs.bias, torch.ones(1, 4, 4, 4), padded))
 
 
@@ -144,26 +146,27 @@ def test_pool_and_expand_serve_the_split_plan(name: str, layout: parity.Layout) 
 @pytest.mark.parametrize("plan", ["fused", "split"])
 def test_the_device_is_asked_under_its_guard(plan, monkeypatch) -> None:
     """Where GPUs differ, the limits are those of the tensors' device, not of the one that happens to be current."""
-    current: list[torch.device] = []
+    current: list[int] = []
 
     @contextmanager
-    def guard(t: torch.Tensor) -> Iterator[None]:
-        current.append(t.device)
+    def guard(device: int) -> Iterator[None]:
+        current.append(device)
         yield
         current.pop()
 
     asked = []
-    monkeypatch.setattr(launch, "_on_device_of", guard)
-    monkeypatch.setattr(launch, "architecture", lambda: asked.append(current[-1]) or config.INTERPRETER)
+    monkeypatch.setattr(launch, "_on_device", guard)
+    monkeypatch.setattr(gpu_calls, "architecture", lambda: asked.append(current[-1]) or config.INTERPRETER)
     inputs = parity.make_inputs(cases.by_name("one-channel-each"))
     g = inputs.geometry
-    _, code = launch.forward(inputs.x, inputs.weight, inputs.bias, g, plan, True)
-    launch.backward(inputs.dy, code, inputs.x, inputs.weight, g, plan, (True, True, True))
+    with ordinary_launches():
+        _, code = launch.forward(inputs.x, inputs.weight, inputs.bias, g, plan, True)
+        launch.backward(inputs.dy, code, inputs.x, inputs.weight, g, plan, (True, True, True))
     assert len(asked) >= 2
 
 
 class Calls(TorchDispatchMode):
-    """What torch is asked for: names, and the elements of new tensors."""
+    """What torch is asked for: names, and the elements of new tensors that have memory."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -173,7 +176,7 @@ class Calls(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         self.names.append(func.__name__)
-        if func.__name__.startswith(("empty", "new_empty")):
+        if func.__name__.startswith(("empty", "new_empty")) and result.device.type != "meta":
             self.new.append((tuple(result.shape), result.dtype))
         return result
 
@@ -182,8 +185,7 @@ class Calls(TorchDispatchMode):
 def test_nothing_waits_for_the_device_and_only_results_are_allocated(name, forward, monkeypatch) -> None:
     inputs = parity.make_inputs(cases.by_name(name))
     g = inputs.geometry
-    called = record_launches(monkeypatch)
-    with Calls() as calls:
+    with recorded_launches(monkeypatch) as called, Calls() as calls:
         _, code = launch.forward(inputs.x, inputs.weight, inputs.bias, g, FUSED, True)
         launch.backward(inputs.dy, code, inputs.x, inputs.weight, g, FUSED, (True, True, True))
     assert called == [forward, "weight_grad", "sum_partials", "input_grad"]
@@ -199,9 +201,13 @@ def test_nothing_waits_for_the_device_and_only_results_are_allocated(name, forwa
 def test_the_op_reads_nothing_back(monkeypatch) -> None:
     """As above through autograd and autocast: what would wait is a value's copy to the host."""
     inputs = parity.make_inputs(cases.by_name("cnn-1"))
-    called = record_launches(monkeypatch)
     leaves = [t.requires_grad_() for t in inputs.tensors]
-    with Calls() as calls, planning.use_backend("triton"), torch.autocast("cpu", dtype=torch.bfloat16):
+    with (
+        recorded_launches(monkeypatch) as called,
+        Calls() as calls,
+        planning.use_backend("triton"),
+        torch.autocast("cpu", dtype=torch.bfloat16),
+    ):
         y = conv_relu_max_pool2d(*leaves)
         y.backward(inputs.dy.bfloat16())
     assert y.dtype == torch.bfloat16
@@ -210,20 +216,22 @@ def test_the_op_reads_nothing_back(monkeypatch) -> None:
     assert {name for name in calls.names if name.startswith("_to_copy")} == {"_to_copy.default"}, "autocast's"
 
 
-def record_launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Kernels are named in the list instead of being run."""
+@contextmanager
+def recorded_launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Inside, kernels are named in the list instead of being run."""
     called: list[str] = []
     for kernel in ("forward_direct", "forward_dot", "weight_grad", "sum_partials", "input_grad"):
-        monkeypatch.setattr(launch, kernel, _Recorder(called, kernel))
-    return called
+        monkeypatch.setattr(gpu_calls, kernel, _Recorder(called, getattr(gpu_calls, kernel)))
+    with ordinary_launches():
+        yield called
 
 
 class _Recorder:
-    def __init__(self, called: list[str], name: str) -> None:
-        self.called, self.name = called, name
+    def __init__(self, called: list[str], kernel: Any) -> None:
+        self.called, self.kernel, self.arg_names = called, kernel, kernel.arg_names
 
     def __getitem__(self, grid: tuple[int, ...]) -> Any:
-        return lambda *_, **__: self.called.append(self.name)
+        return lambda *_, **__: self.called.append(self.kernel.__name__)
 
 
 def test_offsets_beyond_32_bits() -> None:

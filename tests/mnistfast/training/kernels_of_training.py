@@ -17,6 +17,7 @@ from triton.backends.compiler import GPUTarget
 from convpool import ConvReLUMaxPool2d, planning
 from convpool.geometry import Geometry, make_settings
 from convpool.gpu import backend, epilogue, launch
+from convpool.gpu import calls as gpu_calls
 from convpool.gpu.offline import compiled_launches
 from mnistfast.data.datasets import Split
 from mnistfast.data.loader import DeviceData
@@ -25,7 +26,9 @@ from mnistfast.training.inference import predict
 from mnistfast.training.recipe import built
 from mnistfast.training.trainer import Trainer
 
-KERNELS = [launch.forward_direct, launch.forward_dot, launch.weight_grad, launch.sum_partials, launch.input_grad]
+KERNELS = [
+    getattr(gpu_calls, name) for name in ("forward_direct", "forward_dot", "weight_grad", "sum_partials", "input_grad")
+]
 KERNELS += [epilogue.pool, epilogue.expand]
 
 
