@@ -213,7 +213,8 @@ def _input_grad(
     settings, sizes = geometry.settings, Sizes.of(geometry)
     cell_h, cell_w = (a * b for a, b in zip(settings.pool_stride, settings.stride, strict=True))
     cells = geometry.batch * triton.cdiv(geometry.height, cell_h) * triton.cdiv(geometry.width, cell_w)
-    parts = triton.cdiv(sizes.inputs * (1 if launch.apart else cell_h * cell_w), launch.columns)
+    shares = cell_h * cell_w // launch.apart if launch.apart else 1
+    parts = shares * triton.cdiv(sizes.inputs * (1 if launch.apart else cell_h * cell_w), launch.columns)
     arguments = {
         "size": sizes,
         "positions": cells,

@@ -77,7 +77,7 @@ class Launch:
     inputs: for forward_dot, the input channels of a group if their products are flattened with the taps', else 0.
     channels: for forward_direct, the output channels of one program.
     ranges: for weight_grad, into how many ranges the pooled positions are cut.
-    apart: for input_grad, whether each phase has a tile of its own, columns being channels then.
+    apart: for input_grad, of how many phases a program has a tile each, columns being channels then; 0: of none.
     registers: a limit for the compiler, a thread; 0 leaves it to itself.
     """
 
@@ -89,7 +89,7 @@ class Launch:
     inputs: int = 0
     channels: int = 0
     ranges: int = 1
-    apart: bool = False
+    apart: int = 0
     registers: int = 0
 
     @property
@@ -101,7 +101,11 @@ class Launch:
 _PATCH_VALUES = 80  # forward_direct keeps a patch in registers: beyond this many values a lane it would spill
 _PATCH_PRODUCTS = 288  # and unrolls this many multiply-adds a channel at most
 _UNROLLED_PRODUCTS = 36  # of tiles in input_grad's loop, where phases are apart; 100 spill
-_BLOCKS_WANTED = 264  # two blocks for each of 132 multiprocessors; fixed, so that sums come out alike on every device
+# Programs of weight_grad, where its loads go ahead and where they do not; fixed, so that sums come out alike on every
+# device. Four a multiprocessor of 132 hide each other's loads; by the model two are enough where loads are
+# asynchronous, and leave half the partial sums (in the H200 sweep 264 took 0.98 even without).
+_AHEAD, _NOT_AHEAD = 264, 528
+_FEW_COLUMNS = 1024  # of partial sums: too few for a grid of blocks of 32 (model: cnn-1's 4.1 us become 2.4)
 
 
 def forward(g: Geometry, precision: str, itemsize: int, arch: Architecture, y_last: bool) -> Launch:
@@ -120,22 +124,27 @@ def weight_grad(g: Geometry, precision: str, itemsize: int, arch: Architecture, 
         return Launch(rows, _block(g.reduction, 512), _block(positions, 1024), ranges=2)
     on_unit = _on_matrix_unit(precision, itemsize)
     rows = 1 if outputs == 1 else _block(outputs, 64 if on_unit else 32)
-    columns, summed, warps = 32, 16, 4
+    columns, summed, warps, stages = 32, 16, 4, 1
     if on_unit and g.window <= 4:  # larger windows, fewer of whose positions are taken at once, would spill
         if rows < 64:
             summed, warps = 32, 2
         elif itemsize == 2:
-            columns, summed = 64, 32
+            columns, summed, stages = 64, 32, 2
+        else:
+            stages = 3
     columns = _block(g.reduction, columns)
     blocks = g.settings.groups * -(-outputs // rows) * (-(-g.reduction // columns) if needs_weight else 1)
-    ranges = max(1, min(_BLOCKS_WANTED // blocks, -(-positions // summed)))
-    return Launch(rows, columns, summed, warps, ranges=ranges, registers=arch.registers)
+    wanted = _AHEAD if stages > 1 else _NOT_AHEAD
+    ranges = max(1, min(wanted // blocks, -(-positions // summed)))
+    return Launch(rows, columns, summed, warps, stages, ranges=ranges, registers=arch.registers)
 
 
 def sum_partials(arch: Architecture, ranges: int, columns: int) -> Launch:
-    """rows are ranges, columns the partial sums' columns; 32 of them let a warp read whole sectors."""
+    """rows are ranges, columns the partial sums' columns; 8 of them are a sector, 32 what a warp reads at once."""
     if arch.interpreted:
         return Launch(_power_above(ranges), min(4096, _power_above(columns)))
+    if columns <= _FEW_COLUMNS:
+        return Launch(256, 8)
     return Launch(64, 32)  # whatever the ranges: a small last batch, which has fewer, compiles no kernel of its own
 
 
@@ -146,13 +155,17 @@ def input_grad(g: Geometry, precision: str, itemsize: int, arch: Architecture) -
     cell_h, cell_w = (a * b for a, b in zip(s.pool_stride, s.stride, strict=True))
     on_unit = _on_matrix_unit(precision, itemsize)
     apart = _phases_apart(g) and (arch.interpreted or (on_unit and arch.shared_operands))
-    columns = g.group_channels * (1 if apart else cell_h * cell_w)
+    phases, cells = cell_h * cell_w, g.batch * -(-g.height // cell_h) * -(-g.width // cell_w)
+    columns = g.group_channels * (1 if apart else phases)
     if arch.interpreted:
-        cells = g.batch * -(-g.height // cell_h) * -(-g.width // cell_w)
         summed = 1 if outputs == 1 else _block(outputs, 128)
-        return Launch(_block(cells, 1024), _block(columns, 512), summed, apart=apart)
+        return Launch(_block(cells, 1024), _block(columns, 512), summed, apart=cell_w if apart else 0)
     if apart:
-        return Launch(64, _block(columns, 32), 16, stages=2, apart=True, registers=arch.registers)
+        rows, columns = 64, _block(columns, 32)
+        blocks = s.groups * -(-cells // rows) * -(-g.group_channels // columns)
+        # All phases in a program load least; a row of them is a larger grid (model: 12.7 us become 10.2 at 98 blocks).
+        together = phases if blocks >= 2 * arch.multiprocessors else cell_w
+        return Launch(rows, columns, 16, stages=2, apart=together, registers=arch.registers)
     rows, summed = (64, 32) if on_unit else (32, 16)
     summed = 1 if outputs == 1 else _block(outputs, summed)
     most = 64 if rows == 64 and itemsize == 2 and columns % 64 == 0 else 32

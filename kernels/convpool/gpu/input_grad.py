@@ -10,9 +10,9 @@ output at p to phase (a, b) is the same in all cells:
 (columns alike), where that is a multiple of the dilation and a row of the kernel. So `dx[cell, (phase, c)]` is a sum
 over (di, dj), p and o of `dy where code == p` [cells, o] times `weight[o, c, tap(p, di, dj, phase)]` [o, (phase, c)].
 
-Two ways to sum: with few channels and in any geometry the columns of a tile are (phase, c) mixed, one matrix product for
-each p; where a phase has channels enough for a tile of its own, each has one, and what leads to no tap of the kernel,
-7/16 of all for a 3x3 kernel and 2x2 windows, is left out by the compiler.
+Two ways to sum: in any geometry, the columns of a tile are (phase, c) mixed, one matrix product for each p. Where a
+phase has channels enough for a tile of its own, each has one, and what leads to no tap of the kernel (7/16 of all for a
+3x3 kernel and 2x2 windows) is left out by the compiler.
 """
 
 import triton
@@ -43,48 +43,58 @@ def input_grad(
 ):
     """dx at BLOCK_M cells, BLOCK_O output channels at a time.
 
-    Of one group, a program computes BLOCK_C of the flattened (phase, channel) or, where phases are kept APART, BLOCK_C
-    channels of all of them. Weight strides are compiled in: the same in every call of a layer.
+    Of one group, a program computes BLOCK_C of the flattened (phase, channel) or, where APART is not 0, BLOCK_C
+    channels of APART phases. Weight strides are compiled in: the same in every call of a layer.
     """
     CELL_H: tl.constexpr = shape.pool_stride[0] * shape.stride[0]
     CELL_W: tl.constexpr = shape.pool_stride[1] * shape.stride[1]
     pid = tl.program_id(0).to(INDEX)
     y_stride = as_index(y_stride, INDEX)
     x_stride = as_index(x_stride, INDEX)
-    TURNS: tl.constexpr = CELL_H * CELL_W if APART else 1
-    parts = tl.cdiv(size.inputs * (CELL_H * CELL_W // TURNS), BLOCK_C)
+    SHARES: tl.constexpr = CELL_H * CELL_W // APART if APART else 1
+    share = pid % SHARES
+    pid = pid // SHARES
+    parts = tl.cdiv(size.inputs if APART else size.inputs * (CELL_H * CELL_W), BLOCK_C)
     blocks = tl.cdiv(positions, BLOCK_M)
     group = pid // parts // blocks
     first = (pid // parts % blocks) * BLOCK_M
-    m = first + tl.arange(0, BLOCK_M)
     column = (pid % parts) * BLOCK_C + tl.arange(0, BLOCK_C)
     if APART:
-        phase, c = tl.zeros_like(column), column
-        sums = _sum_apart(
-            dy_ptr, code_ptr, w_ptr, m, c, group, size, positions, y_stride, w_stride, shape, BLOCK_M, BLOCK_C,
-            BLOCK_O, PRECISION, ACC, INDEX,
-        )  # fmt: skip
+        phase = tl.zeros_like(column) + share * APART
+        c = column
+        sums = ()
+        for _ in tl.static_range(APART):
+            sums = sums + (tl.zeros((BLOCK_M, BLOCK_C), ACC),)  # noqa: RUF005 (a kernel has no unpacking)
+        for s in tl.static_range(SHARES):
+            if share == s:
+                sums = _sum_apart(
+                    sums, dy_ptr, code_ptr, w_ptr, first, c, group, size, positions, y_stride, w_stride, shape,
+                    s * APART, APART, BLOCK_M, BLOCK_O, PRECISION, INDEX,
+                )  # fmt: skip
     else:
-        phase, c = column // size.inputs, column % size.inputs
+        phase = column // size.inputs
+        c = column % size.inputs
         mixed = _sum_mixed(
-            dy_ptr, code_ptr, w_ptr, m, phase, c, group, size, positions, y_stride, w_stride, shape, BLOCK_M, BLOCK_C,
-            BLOCK_O, PRECISION, ACC, INDEX,
+            dy_ptr, code_ptr, w_ptr, first, phase, c, group, size, positions, y_stride, w_stride, shape, BLOCK_M,
+            BLOCK_C, BLOCK_O, PRECISION, ACC, INDEX,
         )  # fmt: skip
         sums = (mixed,)
-    # Positions that did not win add 0 * weight, a NaN where that is not finite: then each cell is summed again by
+    TURNS: tl.constexpr = APART if APART else 1
+    # Positions that did not win added 0 * weight, a NaN where that is not finite: then each cell is summed again by
     # itself.
     finite = True if BLOCK_O == 1 else is_finite(sums[0])
     for turn in tl.static_range(1, TURNS):
         finite = finite & is_finite(sums[turn])
     if finite:
+        m = first + tl.arange(0, BLOCK_M)
         for turn in tl.static_range(TURNS):
             _store(dx_ptr, sums[turn], m, phase + turn, c, group, size, positions, x_stride, shape)
     else:
         for one in range(BLOCK_M * TURNS):
             cell = first + one // TURNS + tl.arange(0, 1)
             cell_sums = _sum_winners(
-                dy_ptr, code_ptr, w_ptr, cell, phase + one % TURNS, c, group, size, positions, y_stride, w_stride, shape,
-                BLOCK_C, ACC,
+                dy_ptr, code_ptr, w_ptr, cell, phase + one % TURNS, c, group, size, positions, y_stride, w_stride,
+                shape, BLOCK_C, ACC,
             )  # fmt: skip
             _store(dx_ptr, cell_sums, cell, phase + one % TURNS, c, group, size, positions, x_stride, shape)
 
@@ -106,17 +116,20 @@ def _store(dx_ptr, sums, m, phase, c, group, size, positions, x_stride, shape: t
 
 @triton.jit
 def _sum_mixed(
-    dy_ptr, code_ptr, w_ptr, m, phase, c, group, size, positions, y_stride, w_stride: tl.constexpr, shape: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr,
+    dy_ptr, code_ptr, w_ptr, first, phase, c, group, size, positions, y_stride, w_stride: tl.constexpr,
+    shape: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr,
     PRECISION: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
 ):  # fmt: skip
-    """dx [BLOCK_M, BLOCK_C] of cells m and columns (phase, c). With BLOCK_O 1 there is no matrix product, and only winners are multiplied."""
+    """dx [BLOCK_M, BLOCK_C] of cells from `first` on and columns (phase, c).
+
+    With BLOCK_O 1 there is no matrix product, and only winners are multiplied.
+    """
     CELL_H: tl.constexpr = shape.pool_stride[0] * shape.stride[0]
     CELL_W: tl.constexpr = shape.pool_stride[1] * shape.stride[1]
     FIRST_H: tl.constexpr = _first_window(shape, 0)
     FIRST_W: tl.constexpr = _first_window(shape, 1)
     WINDOWS_W: tl.constexpr = windows_of_cell(shape, 1)
-    in_range = m < positions
+    m = first + tl.arange(0, BLOCK_M)
     n, cell_i, cell_j = unflatten(m, tl.cdiv(size.height, CELL_H), tl.cdiv(size.width, CELL_W))
     w_columns = w_ptr + c * w_stride[1]
     sums = tl.zeros((BLOCK_M, BLOCK_C), ACC)
@@ -145,21 +158,19 @@ def _sum_mixed(
 
 @triton.jit
 def _sum_apart(
-    dy_ptr, code_ptr, w_ptr, m, c, group, size, positions, y_stride, w_stride: tl.constexpr, shape: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr,
-    PRECISION: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
+    sums, dy_ptr, code_ptr, w_ptr, first, c, group, size, positions, y_stride, w_stride: tl.constexpr,
+    shape: tl.constexpr, FIRST: tl.constexpr, TURNS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_O: tl.constexpr,
+    PRECISION: tl.constexpr, INDEX: tl.constexpr,
 ):  # fmt: skip
-    """For each phase dx [BLOCK_M, BLOCK_C] of cells m and channels c: a tuple.
+    """For each of TURNS phases from FIRST on, dx of cells from `first` on and channels c added to one of sums.
 
     A turn loads dy, winners and the weights of all taps once, for BLOCK_O output channels; all else is unrolled.
     """
     CELL_H: tl.constexpr = shape.pool_stride[0] * shape.stride[0]
     CELL_W: tl.constexpr = shape.pool_stride[1] * shape.stride[1]
     WINDOWS_W: tl.constexpr = windows_of_cell(shape, 1)
+    m = first + tl.arange(0, BLOCK_M)
     n, cell_i, cell_j = unflatten(m, tl.cdiv(size.height, CELL_H), tl.cdiv(size.width, CELL_W))
-    sums = ()
-    for _ in tl.static_range(CELL_H * CELL_W):
-        sums = sums + (tl.zeros((BLOCK_M, BLOCK_C), ACC),)  # noqa: RUF005 (a kernel has no unpacking)
     for start in range(0, size.outputs, BLOCK_O):
         o = start + tl.arange(0, BLOCK_O).to(INDEX)
         is_channel = o < size.outputs
@@ -175,14 +186,14 @@ def _sum_apart(
             j = cell_j + _first_window(shape, 1) + window % WINDOWS_W
             code, dy = _load_window(dy_ptr, code_ptr, n, i, j, o, m < positions, is_channel, size, y_stride)
             for p in tl.static_range(shape.pool[0] * shape.pool[1]):
-                for phase in tl.static_range(CELL_H * CELL_W):
-                    if tap_between(shape, window, p, phase) >= 0:
+                for turn in tl.static_range(TURNS):
+                    if tap_between(shape, window, p, FIRST + turn) >= 0:
                         # Triton would hand a tile that several products share to all but one through shared memory:
                         # for each phase the comparison is another one.
-                        dz = tl.where(code + phase == p + phase, dy, tl.zeros_like(dy))
-                        weight = weights[tap_between(shape, window, p, phase)]
-                        added = multiply(dz, weight, sums[phase], PRECISION)
-                        sums = sums[:phase] + (added,) + sums[phase + 1 :]  # noqa: RUF005
+                        dz = tl.where(code + turn == p + turn, dy, tl.zeros_like(dy))
+                        weight = weights[tap_between(shape, window, p, FIRST + turn)]
+                        added = multiply(dz, weight, sums[turn], PRECISION)
+                        sums = sums[:turn] + (added,) + sums[turn + 1 :]  # noqa: RUF005
     return sums
 
 
@@ -201,7 +212,7 @@ def _sum_winners(
     dy_ptr, code_ptr, w_ptr, m, phase, c, group, size, positions, y_stride, w_stride: tl.constexpr, shape: tl.constexpr,
     BLOCK_C: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """dx [1, BLOCK_C] of one cell m [1] and columns (phase, c), winner by winner: slow, and nothing is multiplied by 0."""
+    """dx [1, BLOCK_C] of one cell m [1] and columns (phase, c), winner by winner: slow, nothing is multiplied by 0."""
     CELL_H: tl.constexpr = shape.pool_stride[0] * shape.stride[0]
     CELL_W: tl.constexpr = shape.pool_stride[1] * shape.stride[1]
     n, cell_i, cell_j = unflatten(m, tl.cdiv(size.height, CELL_H), tl.cdiv(size.width, CELL_W))
