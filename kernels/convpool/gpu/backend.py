@@ -56,6 +56,7 @@ class TritonBackend:
                 *(("pool",) if some else ()),
                 *(("expand",) if some and gradients else ()),
                 *(("the vendor's gradients",) if gradients else ()),
+                *(("weight_grad", "sum_partials") if needs[2] else ()),
             )
         forward = "forward_direct" if config.takes_direct(geometry) else "forward_dot"
         return (

@@ -35,7 +35,9 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     if plan != "fused":
         check_word(plan)
-        return split.backward(dy, code, x, weight, geometry, needs, expand)
+        dx, dw = split.backward(dy, code, x, weight, geometry, needs, expand)
+        *_, db = backward(dy, code, None, weight, geometry, "fused", (False, False, needs[2]))
+        return dx, dw, db
     dtype, device = weight.dtype, weight.get_device()
     read = x if needs[1] else None
     x_stride = None if read is None else read.stride()
