@@ -57,6 +57,7 @@ class TritonBackend:
                 *(("pool",) if some else ()),
                 *(("expand",) if some and gradients else ()),
                 *(("the vendor's gradients",) if gradients else ()),
+                *(("weight_grad", "sum_partials") if needs[2] else ()),
             )
         from convpool.gpu import launch
 

@@ -153,7 +153,8 @@ def _input_grad(
     settings, sizes = geometry.settings, Sizes.of(geometry)
     cell_h, cell_w = (a * b for a, b in zip(settings.pool_stride, settings.stride, strict=True))
     cells = geometry.batch * cdiv(geometry.height, cell_h) * cdiv(geometry.width, cell_w)
-    parts = cdiv(sizes.inputs * cell_h * cell_w, launch.columns)
+    shares = cell_h * cell_w // launch.apart if launch.apart else 1
+    parts = shares * cdiv(sizes.inputs * (1 if launch.apart else cell_h * cell_w), launch.columns)
     arguments = {
         "size": sizes,
         "positions": cells,
@@ -164,6 +165,7 @@ def _input_grad(
         "BLOCK_M": launch.rows,
         "BLOCK_C": launch.columns,
         "BLOCK_O": launch.summed,
+        "APART": launch.apart,
         "PRECISION": precision,
         "ACC": accumulator(dtype),
         "INDEX": index_type(

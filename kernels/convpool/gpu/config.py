@@ -22,6 +22,8 @@ class Architecture:
     multiprocessors: of the whole device; where no device is asked, those of a common one of its kind.
     matrix_unit: Triton has dot products on the matrix unit for it, in float16 and bfloat16.
     tf32: the matrix unit takes float32 as TF32.
+    shared_operands: the matrix unit reads its second operand from shared memory, so that many tiles of it, loaded
+        ahead, cost a thread no registers. (Blackwell's too, but Triton 3.8 makes nothing of input_grad's loop there.)
     registers: that a thread can name, where the compiler takes a limit of them; else 0. The gradient kernels are given
         it: left to itself ptxas picks 96 or 128 for some, so that more blocks would fit, and spills (19 of the 144
         compiled for sm_90, 100 and 120, up to 88 bytes). Two blocks of 128 threads still share a multiprocessor.
@@ -32,6 +34,7 @@ class Architecture:
     multiprocessors: int
     matrix_unit: bool = True
     tf32: bool = True
+    shared_operands: bool = False
     registers: int = 255
     interpreted: bool = False
 
@@ -46,7 +49,7 @@ _CUDA = {
     86: Architecture("sm_86", 99 * KIB, 82),
     87: Architecture("sm_87", 163 * KIB, 16),
     89: Architecture("sm_89", 99 * KIB, 128),
-    90: Architecture("sm_90", 227 * KIB, 132),
+    90: Architecture("sm_90", 227 * KIB, 132, shared_operands=True),
     100: Architecture("sm_100", 227 * KIB, 148),
     103: Architecture("sm_103", 227 * KIB, 160),
     120: Architecture("sm_120", 99 * KIB, 170),
@@ -77,6 +80,7 @@ class Launch:
     flat: for forward_dot, whether the products of channels and taps are one axis.
     channels: for forward_direct, the output channels of one program.
     ranges: for weight_grad, into how many ranges the pooled positions are cut.
+    apart: for input_grad, of how many phases a program has a tile each, columns being channels then; 0: of none.
     registers: a limit for the compiler, a thread; 0 leaves it to itself.
     """
 
@@ -89,6 +93,7 @@ class Launch:
     flat: bool = False
     channels: int = 0
     ranges: int = 1
+    apart: int = 0
     registers: int = 0
 
     @property
@@ -99,7 +104,13 @@ class Launch:
 
 _PATCH_VALUES = 80  # forward_direct keeps a patch in registers: beyond this many values a lane it would spill
 _PATCH_PRODUCTS = 288  # and unrolls this many multiply-adds a channel at most
-_BLOCKS_WANTED = 528  # four blocks for each of 132 multiprocessors; fixed, so that sums come out alike on every device
+_FILLS_A_TILE = 16  # channels of a group, for input_grad to keep phases apart
+_UNROLLED_PRODUCTS = 36  # of tiles in input_grad's loop, where phases are apart; 100 spill
+# Programs of weight_grad, where its loads go ahead and where they do not; fixed, so that sums come out alike on every
+# device. Four a multiprocessor of 132 hide each other's loads; by the model two are enough where loads are
+# asynchronous, and leave half the partial sums (in the H200 sweep 264 took 0.98 even without).
+_AHEAD, _NOT_AHEAD = 264, 528
+_FEW_COLUMNS = 1024  # of partial sums: too few for a grid of blocks of 32 (model: cnn-1's 4.1 us become 2.4)
 
 
 def forward(g: Geometry, precision: str, itemsize: int, arch: Architecture, x_last: bool, y_last: bool) -> Launch:
@@ -136,38 +147,62 @@ def weight_grad(g: Geometry, precision: str, itemsize: int, arch: Architecture, 
         return Launch(rows, _block(g.reduction, 512), _block(positions, 1024), ranges=2)
     on_unit = _on_matrix_unit(precision, itemsize)
     rows = 1 if outputs == 1 else _block(outputs, 64 if on_unit else 32)
-    columns, summed, warps = 32, 16, 4
+    columns, summed, warps, stages = 32, 16, 4, 1
     if on_unit and g.window <= 4:  # larger windows, fewer of whose positions are taken at once, would spill
         if rows < 64:
             summed, warps = 32, 2
         elif itemsize == 2:
-            columns, summed = 64, 32
+            columns, summed, stages = 64, 32, 2
+        else:
+            stages = 3
     columns = _block(g.reduction, columns)
     blocks = g.settings.groups * -(-outputs // rows) * (-(-g.reduction // columns) if needs_weight else 1)
-    ranges = max(1, min(_BLOCKS_WANTED // blocks, -(-positions // summed)))
-    return Launch(rows, columns, summed, warps, ranges=ranges, registers=arch.registers)
+    wanted = _AHEAD if stages > 1 else _NOT_AHEAD
+    ranges = max(1, min(wanted // blocks, -(-positions // summed)))
+    return Launch(rows, columns, summed, warps, stages, ranges=ranges, registers=arch.registers)
 
 
 def sum_partials(arch: Architecture, ranges: int, columns: int) -> Launch:
-    """rows are ranges, columns the partial sums' columns; 32 of them let a warp read whole sectors."""
+    """rows are ranges, columns the partial sums' columns; 8 of them are a sector, 32 what a warp reads at once."""
     if arch.interpreted:
         return Launch(_power_above(ranges), min(4096, _power_above(columns)))
+    if columns <= _FEW_COLUMNS:
+        return Launch(256, 8)
     return Launch(64, 32)  # whatever the ranges: a small last batch, which has fewer, compiles no kernel of its own
 
 
 def input_grad(g: Geometry, precision: str, itemsize: int, arch: Architecture) -> Launch:
-    """rows are cells, columns (phase, channel), summed the output channels of one trip."""
+    """rows are cells, columns (phase, channel) or channels, summed the output channels of one trip."""
     s = g.settings
     outputs = g.out_channels // s.groups
     cell_h, cell_w = (a * b for a, b in zip(s.pool_stride, s.stride, strict=True))
-    columns = g.group_channels * cell_h * cell_w
+    on_unit = _on_matrix_unit(precision, itemsize)
+    apart = _phases_apart(g) and (arch.interpreted or (on_unit and arch.shared_operands))
+    phases, cells = cell_h * cell_w, g.batch * -(-g.height // cell_h) * -(-g.width // cell_w)
+    columns = g.group_channels * (1 if apart else phases)
     if arch.interpreted:
-        cells = g.batch * -(-g.height // cell_h) * -(-g.width // cell_w)
-        return Launch(_block(cells, 1024), _block(columns, 512), 1 if outputs == 1 else _block(outputs, 128))
-    rows, summed = (64, 32) if _on_matrix_unit(precision, itemsize) else (32, 16)
+        summed = 1 if outputs == 1 else _block(outputs, 128)
+        return Launch(_block(cells, 1024), _block(columns, 512), summed, apart=cell_w if apart else 0)
+    if apart:
+        rows, columns = 64, _block(columns, 32)
+        blocks = s.groups * -(-cells // rows) * -(-g.group_channels // columns)
+        # All phases in a program load least; a row of them is a larger grid (model: 12.7 us become 10.2 at 98 blocks).
+        together = phases if blocks >= 2 * arch.multiprocessors else cell_w
+        return Launch(rows, columns, 16, stages=2, apart=together, registers=arch.registers)
+    rows, summed = (64, 32) if on_unit else (32, 16)
     summed = 1 if outputs == 1 else _block(outputs, summed)
     most = 64 if rows == 64 and itemsize == 2 and columns % 64 == 0 else 32
     return Launch(rows, _block(columns, most), summed, registers=arch.registers)
+
+
+def _phases_apart(g: Geometry) -> bool:
+    """Whether input_grad keeps phases apart: channels fill a tile, and few enough products to be unrolled."""
+    taps = g.kernel[0] * g.kernel[1]
+    return (
+        g.group_channels >= _FILLS_A_TILE
+        and g.out_channels > g.settings.groups
+        and g.window * taps <= _UNROLLED_PRODUCTS
+    )
 
 
 def pointwise(arch: Architecture, count: int) -> Launch:
@@ -181,8 +216,8 @@ def _forward_direct(g: Geometry, arch: Architecture, y_last: bool) -> Launch:
     if arch.interpreted:
         return Launch(min(2048, _power_above(positions)), min(64, _power_above(outputs)), channels=outputs)
     if not y_last:  # neighbours in a warp are positions: contiguous in y, and weights are the same for all
-        # Two windows a thread of one warp share its loads of weights (cnn-1 on an H200: 0.97 of the time in batch 128,
-        # 0.87 in 1024); twice the patch takes the registers, so that large filters wait for each of them.
+        # Two windows a thread share its loads of weights (0.93 of the time over two layers on an H200). Two large
+        # patches leave no registers for weights ahead.
         rows, warps = (64, 1) if g.reduction <= 16 else (128, 4)
         # More channels read the patch less often, but leave multiprocessors idle in small batches: on an H200 lenet-1
         # in batch 128 takes 0.74 of the time with 2, fast-1 0.87 with 4.
@@ -196,7 +231,7 @@ def _forward_direct(g: Geometry, arch: Architecture, y_last: bool) -> Launch:
 
 
 def _forward_patch(g: Geometry, itemsize: int, arch: Architecture) -> Launch:
-    """By the cost model; no GPU has timed it. 64 bytes of channels in a trip."""
+    """By the cost model; no GPU has timed it. A trip takes 64 bytes of channels."""
     outputs, inputs = g.out_channels // g.settings.groups, g.group_channels
     positions = g.batch * g.pooled_height * g.pooled_width
     if arch.interpreted:
@@ -236,7 +271,7 @@ def _on_matrix_unit(precision: str, itemsize: int) -> bool:
 
 
 def _takes_direct(g: Geometry) -> bool:
-    """Whether forward_direct computes it, which keeps a patch in registers; else forward_dot does."""
+    """Whether forward_direct computes it, which keeps a patch in registers."""
     s = g.settings
     patch = g.group_channels
     for axis in (0, 1):

@@ -31,35 +31,17 @@ def backward(
     dy: Tensor, code: Tensor, x: Tensor | None, weight: Tensor, geometry: Geometry, plan: str, needs: Needs
 ) -> tuple[Tensor, Tensor, Tensor]:
     check_word(plan)
-    if plan == "split":
-        return Split(geometry).backward(dy, code, x, weight, needs)
     x_stride = () if x is None else x.stride()
     fused = Fused(geometry, weight.dtype, x_stride, weight.stride(), None, weight.get_device())
-    return fused.backward(dy, code, x, weight, needs)
+    return (fused if plan == "fused" else Split(fused)).backward(dy, code, x, weight, needs)
 
 
 def bind(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, plan: str) -> "Fused | Split":
     """What computes calls on tensors that differ from these in nothing but their numbers."""
     check_word(plan)
-    if plan == "split":
-        return Split(geometry)
     b_stride = None if bias is None else bias.stride(0)
-    return Fused(geometry, x.dtype, x.stride(), weight.stride(), b_stride, x.get_device())
-
-
-class Split:
-    """The split plan for tensors of one geometry."""
-
-    def __init__(self, geometry: Geometry) -> None:
-        self._geometry = geometry
-
-    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None, with_code: bool) -> tuple[Tensor, Tensor]:
-        return split.forward(x, weight, bias, self._geometry, with_code, pool)
-
-    def backward(
-        self, dy: Tensor, code: Tensor, x: Tensor | None, weight: Tensor, needs: Needs
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        return split.backward(dy, code, x, weight, self._geometry, needs, expand)
+    fused = Fused(geometry, x.dtype, x.stride(), weight.stride(), b_stride, x.get_device())
+    return fused if plan == "fused" else Split(fused)
 
 
 class Fused:
@@ -74,6 +56,7 @@ class Fused:
         b_stride: int | None,
         device: int,
     ) -> None:
+        self.geometry = geometry
         self._kind = geometry, dtype, x_stride, w_stride
         self._b_stride, self._device = b_stride, device
         self._outputs, self._is_float32 = geometry.out_channels, dtype == torch.float32
@@ -124,6 +107,23 @@ class Fused:
         if which not in self._unneeded:
             self._unneeded[which] = like.new_empty(0)
         return self._unneeded[which]
+
+
+class Split:
+    """The split plan for tensors like those of a fused one, whose kernels sum db."""
+
+    def __init__(self, fused: Fused) -> None:
+        self._fused = fused
+
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None, with_code: bool) -> tuple[Tensor, Tensor]:
+        return split.forward(x, weight, bias, self._fused.geometry, with_code, pool)
+
+    def backward(
+        self, dy: Tensor, code: Tensor, x: Tensor | None, weight: Tensor, needs: Needs
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        dx, dw = split.backward(dy, code, x, weight, self._fused.geometry, needs, expand)
+        *_, db = self._fused.backward(dy, code, None, weight, (False, False, needs[2]))
+        return dx, dw, db
 
 
 def pool(z: Tensor, bias: Tensor | None, geometry: Geometry, y: Tensor, code: Tensor) -> None:

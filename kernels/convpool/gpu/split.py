@@ -36,15 +36,15 @@ def forward(
 
 def backward(
     dy: Tensor, code: Tensor, x: Tensor | None, weight: Tensor, geometry: Geometry, needs: Needs, expand: Expand
-) -> tuple[Tensor, Tensor, Tensor]:
-    """dx, dw, db with the strides of `layout.new_gradients`; x is read only for dw."""
+) -> tuple[Tensor, Tensor]:
+    """dx and dw with the strides of `layout.new_gradients`; x is read only for dw. (db is left to the fused plan's
+    kernels: nothing of the vendor's is in it.)"""
     grad_x, grad_weight = None, None
     if needs[0] or needs[1]:
         grad_x, grad_weight = _vendor_gradients(dy, code, x, weight, geometry, needs, expand)
-    dx, dw, db = new_gradients(code, weight, geometry, needs)  # after dz is gone, so that they can take its memory
-    if needs[2]:
-        torch.sum(torch.where(code < geometry.window, dy, 0), (0, 2, 3), out=db)
-    return _restrided(grad_x, dx), _restrided(grad_weight, dw), db
+    # After dz is gone, so that they can take its memory.
+    dx, dw, _ = new_gradients(code, weight, geometry, (needs[0], needs[1], False))
+    return _restrided(grad_x, dx), _restrided(grad_weight, dw)
 
 
 def _vendor_gradients(
