@@ -131,7 +131,7 @@ def _row(promise: Promise, launched: Launched) -> dict[str, Any]:
         "layout": promise.layout,
         "target": target,
         "numbers": promise.numbers,
-        "kernel": launched.name,
+        "kernel": launched.name if launched.arguments.get("NEEDS_WEIGHT", True) else "weight_grad, db alone",
         "threads": threads,
         "stages": launched.kernel.metadata.num_stages,
         "registers": found.registers,

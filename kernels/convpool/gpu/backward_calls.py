@@ -17,6 +17,7 @@ from convpool.gpu.specialise import (
     architecture,
     elements_of,
     index_type,
+    of_full_batch,
     pooled_positions,
     precision_of,
     reads_inside,
@@ -149,7 +150,7 @@ def _input_grad(
     arch: Architecture,
     device: int,
 ) -> Launch:
-    launch = config.input_grad(geometry, precision, dtype.itemsize, arch)
+    launch = config.input_grad(of_full_batch(geometry), precision, dtype.itemsize, arch)
     settings, sizes = geometry.settings, Sizes.of(geometry)
     cell_h, cell_w = (a * b for a, b in zip(settings.pool_stride, settings.stride, strict=True))
     cells = geometry.batch * cdiv(geometry.height, cell_h) * cdiv(geometry.width, cell_w)

@@ -22,6 +22,7 @@ from convpool.gpu.specialise import (
     architecture,
     elements_of,
     index_type,
+    of_full_batch,
     pooled_positions,
     precision_of,
     reads_inside,
@@ -58,7 +59,8 @@ def forward(
         return Forward(layout, None)
     arch = architecture()
     precision, x_last = precision_of(dtype, tf32, arch), is_channels_last(geometry.x_shape, x_stride)
-    launch = config.forward(geometry, precision, dtype.itemsize, arch, x_last, is_channels_last(*layout))
+    chosen_for = of_full_batch(geometry) if with_code else geometry
+    launch = config.forward(chosen_for, precision, dtype.itemsize, arch, x_last, is_channels_last(*layout))
     sizes, positions = Sizes.of(geometry), pooled_positions(geometry)
     parts = cdiv(sizes.outputs, launch.channels or launch.columns)
     arguments = {

@@ -31,6 +31,15 @@ def _architecture_of(driver: Any, device: int | str) -> Architecture:
     return config.architecture_of(target.backend, target.arch, count)
 
 
+def of_full_batch(g: Geometry) -> Geometry:
+    """What a training step's blocks are chosen for: an epoch's last, smaller batch takes those of a full one, so that
+    no kernels are compiled for it alone."""
+    return g._replace(batch=max(g.batch, _FULL_BATCH))
+
+
+_FULL_BATCH = 128
+
+
 def pooled_positions(g: Geometry) -> int:
     return g.batch * g.pooled_height * g.pooled_width
 
