@@ -37,7 +37,7 @@ def apart(monkeypatch) -> Iterator[list[int]]:
         return replace(found, rows=16, columns=16, summed=max(found.summed // 2, 16))
 
     monkeypatch.setattr(config, "_UNROLLED_PRODUCTS", 100)
-    monkeypatch.setattr(config, "_FILLS_A_TILE", 1)
+    monkeypatch.setattr(config, "FILLS_A_TILE", 1)
     monkeypatch.setattr(config, "input_grad", small)
     with ordinary_launches():
         yield noted
@@ -76,7 +76,7 @@ def test_an_infinite_weight_reaches_its_winners_alone(apart, monkeypatch) -> Non
     inputs = parity.make_inputs(case, integers=True)
     inputs.weight[1, 2, 0, 1] = torch.inf
     dx = gradients(inputs)[0]
-    monkeypatch.setattr(config, "_FILLS_A_TILE", 1000)
+    monkeypatch.setattr(config, "FILLS_A_TILE", 1000)
     torch.testing.assert_close(dx, gradients(inputs)[0], rtol=0, atol=0, equal_nan=True)
     assert apart[0] > apart[-1] == 0
     assert 0 < dx.isinf().sum() < dx.numel() / 2
