@@ -257,11 +257,13 @@ def tap_between(shape: Shape, window: int, position: int, phase: int) -> int:
     positions, phases and taps each counted row by row."""
     shape = Shape(*shape)  # Triton before 3.7 hands over a plain tuple
     cell_w = shape.pool_stride[1] * shape.stride[1]
-    places = (divmod(window, windows_of_cell(shape, 1)), divmod(position, shape.pool[1]), divmod(phase, cell_w))
+    windows, offsets = divmod(window, windows_of_cell(shape, 1)), divmod(position, shape.pool[1])
+    phases = divmod(phase, cell_w)
     found = 0
-    for axis, (w, p, a) in enumerate(zip(*places, strict=True)):
-        conv = (_first_window(shape, axis) + w) * shape.pool_stride[axis] - shape.pool_padding[axis]
-        distance = a + shape.padding[axis] - (conv + p * shape.pool_dilation[axis]) * shape.stride[axis]
+    for axis in (0, 1):
+        conv = (_first_window(shape, axis) + windows[axis]) * shape.pool_stride[axis] - shape.pool_padding[axis]
+        conv += offsets[axis] * shape.pool_dilation[axis]
+        distance = phases[axis] + shape.padding[axis] - conv * shape.stride[axis]
         tap, rest = divmod(distance, shape.dilation[axis])
         if rest or not 0 <= tap < shape.kernel[axis]:
             return -1
