@@ -86,7 +86,8 @@ class EagerConvReLUMaxPool2d(Function):
         needs = ctx.needs_input_grad[:3]
         if torch.is_grad_enabled() or not call.repeats_backward(dy, code, x, weight):
             return *_gradients_anew(dy, code, x, weight, call, needs), None
-        return *_needed(call.backward(dy, code, x, weight, needs), needs), None
+        dx, dw, db = call.backward(dy, code, x, weight, needs)
+        return dx if needs[0] else None, dw if needs[1] else None, db if needs[2] else None, None
 
 
 # Without what Function.apply itself adds for `torch.func`.

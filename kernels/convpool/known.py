@@ -6,7 +6,7 @@ microsecond; to check the arguments, ask for a plan and look for whatever must s
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from operator import is_
+from operator import add, is_, le, mul
 from typing import Any, TypeAlias
 
 import torch
@@ -30,7 +30,10 @@ class Kind:
 
     def __init__(self, alike: Callable[..., bool], tensors: Tensors) -> None:
         self._alike = alike
-        self._sizes = [(extent(t) * t.itemsize, t.itemsize) for t in tensors]  # bytes, of all and of an element
+        self._itemsizes = tuple(t.itemsize for t in tensors)
+        self._sizes = tuple(extent(t) * t.itemsize for t in tensors)  # in bytes
+        self._offsets = tuple(map(_storage_offset, tensors))
+        self._ends = self._ends_at(self._offsets)
 
     @staticmethod
     def of(tensors: Tensors) -> "Kind | None":
@@ -42,10 +45,18 @@ class Kind:
         """Whether these are of this kind."""
         if len(tensors) != len(self._sizes) or not self._alike(*tensors):
             return False
-        for tensor, (size, itemsize) in zip(tensors, self._sizes):  # noqa: B905 (as many, and this is not free)
-            if tensor.untyped_storage().nbytes() < size + tensor.storage_offset() * itemsize:
-                return False
-        return True
+        offsets = tuple(map(_storage_offset, tensors))
+        ends = self._ends if offsets == self._offsets else self._ends_at(offsets)
+        return all(map(le, ends, map(_nbytes, map(_untyped_storage, tensors))))
+
+    def _ends_at(self, offsets: tuple[int, ...]) -> tuple[int, ...]:
+        """How many bytes each tensor's storage must hold."""
+        return tuple(map(add, self._sizes, map(mul, offsets, self._itemsizes)))
+
+
+# Loops in C: this is asked at every call.
+_storage_offset, _untyped_storage = Tensor.storage_offset, Tensor.untyped_storage
+_nbytes = torch.UntypedStorage.nbytes
 
 
 class Call:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 from torch.fx.node import map_aggregate
 from torch.nn import Parameter
 
@@ -104,7 +105,7 @@ def alike(tensors: Sequence[Tensor]) -> Callable[..., bool] | None:
 
 def may_be_known() -> bool:
     """Whether a call can repeat one that was met before: in no mode that `alike` does not see."""
-    if torch.compiler.is_compiling():  # which folds it away
+    if is_compiling():  # which folds it away
         return False
     return _TELLS and not (_len_torch_dispatch_stack() or forward_ad._current_level >= 0)
 

@@ -34,14 +34,15 @@ _TORCH_TYPE = {tl.float32: torch.float32, tl.float64: torch.float64}
 class Backward:
     """Attributes:
     dx: its sizes and strides.
-    partial_sums: sizes and type of what the next two share.
+    partial_sums, accumulator: sizes and strides, and type, of what the next two share.
     weight_grad: on x, dy, code and the partial sums.
     sum_partials: on the partial sums, dw and db.
     input_grad: on dy, code, weight and dx.
     """
 
     dx: Layout
-    partial_sums: tuple[tuple[int, int], torch.dtype]
+    partial_sums: Layout
+    accumulator: torch.dtype
     weight_grad: Launch | None
     sum_partials: Launch | None
     input_grad: Launch | None
@@ -61,13 +62,13 @@ def backward(
     arch = architecture()
     precision = precision_of(dtype, tf32, arch)
     dx, dw, _ = gradient_layouts(geometry, w_stride, y_stride, needs)
-    of_weight: tuple[tuple[int, int], Launch | None, Launch | None] = (0, 0), None, None
+    of_weight: tuple[Layout, Launch | None, Launch | None] = ((0, 0), (0, 1)), None, None
     if needs[1] or needs[2]:
         of_weight = _weight_grad(geometry, dtype, x_stride, dw[1], y_stride, needs, precision, arch, device)
     of_input = None
     if needs[0] and 0 not in geometry.x_shape:
         of_input = _input_grad(geometry, dtype, w_stride, y_stride, dx, precision, arch, device)
-    return Backward(dx, (of_weight[0], _TORCH_TYPE[accumulator(dtype)]), *of_weight[1:], of_input)
+    return Backward(dx, of_weight[0], _TORCH_TYPE[accumulator(dtype)], *of_weight[1:], of_input)
 
 
 def _weight_grad(
@@ -80,8 +81,8 @@ def _weight_grad(
     precision: str,
     arch: Architecture,
     device: int,
-) -> tuple[tuple[int, int], Launch, Launch]:
-    """Sizes of the partial sums, and the two launches; x is only read for dw."""
+) -> tuple[Layout, Launch, Launch]:
+    """Sizes and strides of the partial sums, and the two launches; x is only read for dw."""
     launch = config.weight_grad(geometry, precision, dtype.itemsize, arch, needs[1])
     sizes, positions = Sizes.of(geometry), pooled_positions(geometry)
     range_size = cdiv(cdiv(positions, launch.ranges), launch.summed) * launch.summed
@@ -134,7 +135,7 @@ def _weight_grad(
         "INDEX": index_type(ranges * columns + summing.columns, (geometry.weight_shape, (by_o, by_c, by_h, by_w))),
     }
     return (
-        (ranges, columns),
+        ((ranges, columns), (columns, 1)),
         Launch(weight_grad, blocks, first, launch.options, device),
         Launch(sum_partials, cdiv(columns, summing.columns), second, summing.options, device),
     )

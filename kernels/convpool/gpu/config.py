@@ -105,7 +105,7 @@ class Launch:
 _PATCH_VALUES = 80  # forward_direct keeps a patch in registers: beyond this many values a lane it would spill
 _PATCH_PRODUCTS = 288  # and unrolls this many multiply-adds a channel at most
 FILLS_A_TILE = 16  # channels of a group, for input_grad to keep phases apart
-_UNROLLED_PRODUCTS = 36  # of tiles in input_grad's loop, where phases are apart; 100 spill
+UNROLLED_PRODUCTS = 36  # of tiles in input_grad's loop, where phases are apart; 100 spill
 # Programs of weight_grad, where its loads go ahead and where they do not; fixed, so that sums come out alike on every
 # device. Four a multiprocessor of 132 hide each other's loads; by the model two are enough where loads are
 # asynchronous, and leave half the partial sums (in the H200 sweep 264 took 0.98 even without).
@@ -199,9 +199,7 @@ def _phases_apart(g: Geometry) -> bool:
     """Whether input_grad keeps phases apart: channels fill a tile, and few enough products to be unrolled."""
     taps = g.kernel[0] * g.kernel[1]
     return (
-        g.group_channels >= FILLS_A_TILE
-        and g.out_channels > g.settings.groups
-        and g.window * taps <= _UNROLLED_PRODUCTS
+        g.group_channels >= FILLS_A_TILE and g.out_channels > g.settings.groups and g.window * taps <= UNROLLED_PRODUCTS
     )
 
 

@@ -65,7 +65,7 @@ class Fused:
         self._unneeded: dict[int, Tensor] = {}
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None, with_code: bool) -> tuple[Tensor, Tensor]:
-        if not is_current(self._device):
+        if self._device >= 0 and not is_current(self._device):
             with torch.cuda.device(self._device):
                 return self.forward(x, weight, bias, with_code)
         key = with_code, self._is_float32 and conv_precision() == "tf32"
@@ -74,7 +74,7 @@ class Fused:
             call = forward_calls.forward(*self._kind, self._b_stride, *key, self._device)
             self._forward[key] = call
         y = x.new_empty_strided(*call.y)
-        code = new_code(y, with_code)
+        code = torch.empty_like(y, dtype=torch.uint8) if with_code else new_code(y, False)
         if call.launch is not None:
             call.launch(x, weight, weight if bias is None else bias, y, code)
         return y, code
@@ -83,7 +83,7 @@ class Fused:
         self, dy: Tensor, code: Tensor, x: Tensor | None, weight: Tensor, needs: Needs
     ) -> tuple[Tensor, Tensor, Tensor]:
         """All backward passes of one object have dy and code of the same strides."""
-        if not is_current(self._device):
+        if self._device >= 0 and not is_current(self._device):
             with torch.cuda.device(self._device):
                 return self.backward(dy, code, x, weight, needs)
         key = needs, self._is_float32 and conv_precision() == "tf32"
@@ -95,7 +95,7 @@ class Fused:
         dw = torch.empty_like(weight) if needs[1] else self._nothing(weight, 1)
         db = weight.new_empty(self._outputs) if needs[2] else self._nothing(weight, 2)
         if call.weight_grad is not None and call.sum_partials is not None:
-            partial_sums = weight.new_empty(call.partial_sums[0], dtype=call.partial_sums[1])
+            partial_sums = weight.new_empty_strided(*call.partial_sums, dtype=call.accumulator)
             call.weight_grad(x if needs[1] and x is not None else dy, dy, code, partial_sums)
             call.sum_partials(partial_sums, dw, db)
         if call.input_grad is not None:

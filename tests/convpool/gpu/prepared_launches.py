@@ -31,7 +31,7 @@ def listening(driver: Driver) -> list[tuple[Any, ...]]:
         arguments = [a.data_ptr() if isinstance(a, Tensor) else a for a in rest[2:]]
         heard.append((x, y, z, stream, function, metadata, arguments))
 
-    driver.launcher_cls.hears = hear  # type: ignore[attr-defined]
+    launcher.hears = hear  # type: ignore[attr-defined]
     return heard
 
 

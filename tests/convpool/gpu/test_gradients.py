@@ -36,7 +36,7 @@ def apart(monkeypatch) -> Iterator[list[int]]:
         noted.append(found.apart)
         return replace(found, rows=16, columns=16, summed=max(found.summed // 2, 16))
 
-    monkeypatch.setattr(config, "_UNROLLED_PRODUCTS", 100)
+    monkeypatch.setattr(config, "UNROLLED_PRODUCTS", 100)
     monkeypatch.setattr(config, "FILLS_A_TILE", 1)
     monkeypatch.setattr(config, "input_grad", small)
     with ordinary_launches():
