@@ -14,7 +14,8 @@ from torch import Tensor
 
 from benchmarks.gpu_steps.subjects import LARGE_BATCH, Bench, Layer, Rows, layers, precise
 from convpool import eager
-from convpool.autograd import EagerConvReLUMaxPool2d
+from convpool.autograd import apply_unseen
+from convpool.known import Call
 from convpool.testing.parity import Inputs
 
 PLAIN = {"eager": eager.relu_then_pool, "pool_first": eager.pool_then_relu}
@@ -57,7 +58,7 @@ def forms(inputs: Inputs, dx: bool, bench: Bench) -> dict[str, dict[str, Callabl
 
     found = {name: calls(layer, inputs.settings) for name, layer in PLAIN.items()}
     for name, call in kernel_calls(bench).items():
-        found[name] = calls(EagerConvReLUMaxPool2d.apply, inputs.geometry, call)
+        found[name] = calls(apply_unseen, Call(inputs.geometry, call, x, weight, bias))
     return found
 
 

@@ -77,7 +77,7 @@ def conv_relu_max_pool2d(
     if plan.plan == "plain":
         y = eager.fastest(batched, weight, bias, geometry)
     elif unseen:
-        call = known.Call(geometry, plan, batched, weight, bias)
+        call = known.Call(geometry, plan.call, batched, weight, bias)
         check_memory(x=batched, weight=weight, bias=bias)
         with operators.without_autocast(x):
             y = autograd.apply_unseen(batched, weight, bias, call)

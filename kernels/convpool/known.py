@@ -16,7 +16,7 @@ from convpool import torch_private
 from convpool.checks import extent
 from convpool.geometry import Geometry
 from convpool.planning import requested_backend, running, when_backends_change
-from convpool.protocol import Backend, Bound, Needs, Plan
+from convpool.protocol import Backend, Bound, Needs
 
 Tensors: TypeAlias = tuple[Tensor, ...]
 
@@ -49,7 +49,7 @@ class Kind:
         ends = self._ends if offsets == self._offsets else self._ends_at(offsets)
         return all(map(le, ends, map(_nbytes, map(_untyped_storage, tensors))))
 
-    def _ends_at(self, offsets: tuple[int, ...]) -> tuple[int, ...]:
+    def _ends_at(self, offsets: tuple[Any, ...]) -> tuple[int, ...]:
         """How many bytes each tensor's storage must hold."""
         return tuple(map(add, self._sizes, map(mul, offsets, self._itemsizes)))
 
@@ -62,10 +62,11 @@ _nbytes = torch.UntypedStorage.nbytes
 class Call:
     """A call on batched tensors, as it was decided: what computes it, `forward` and `backward` (`protocol.Bound`)."""
 
-    def __init__(self, geometry: Geometry, plan: Plan, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-        self.geometry, self.name = geometry, plan.call
+    def __init__(self, geometry: Geometry, name: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+        """`name` is that of the plan, `Plan.call`: "cpu/fused"."""
+        self.geometry, self.name = geometry, name
         self.differentiable = any(t is not None and t.requires_grad for t in (x, weight, bias))
-        backend, word = running(plan.call)
+        backend, word = running(name)
         bind = getattr(backend, "bind", None)
         bound: Bound = bind(x, weight, bias, geometry, word) if bind else _Unbound(backend, geometry, word)
         self.forward, self.backward = bound.forward, bound.backward

@@ -65,7 +65,7 @@ class Fused:
         self._unneeded: dict[int, Tensor] = {}
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None, with_code: bool) -> tuple[Tensor, Tensor]:
-        if self._device >= 0 and not is_current(self._device):
+        if not is_current(self._device):
             with torch.cuda.device(self._device):
                 return self.forward(x, weight, bias, with_code)
         key = with_code, self._is_float32 and conv_precision() == "tf32"
@@ -83,7 +83,7 @@ class Fused:
         self, dy: Tensor, code: Tensor, x: Tensor | None, weight: Tensor, needs: Needs
     ) -> tuple[Tensor, Tensor, Tensor]:
         """All backward passes of one object have dy and code of the same strides."""
-        if self._device >= 0 and not is_current(self._device):
+        if not is_current(self._device):
             with torch.cuda.device(self._device):
                 return self.backward(dy, code, x, weight, needs)
         key = needs, self._is_float32 and conv_precision() == "tf32"

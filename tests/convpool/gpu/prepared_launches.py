@@ -23,7 +23,19 @@ from convpool.testing import cases, parity
 ordinary: list[str] = []  # kernels launched by Triton's own way
 
 
-def listening(driver: Driver) -> list[tuple[Any, ...]]:
+class Launcher:
+    """Stands for Triton's: every compiled kernel has one, and what is launched goes where they all listen."""
+
+    hears: Callable[..., None]
+
+    def __init__(self, source: Any, metadata: Any) -> None:
+        pass
+
+    def __call__(self, *arguments: Any) -> None:
+        Launcher.hears(*arguments)
+
+
+def listening() -> list[tuple[Any, ...]]:
     """What the driver is handed from now on: grid, stream, kernel, and arguments with pointers as numbers."""
     heard: list[tuple[Any, ...]] = []
 
@@ -31,7 +43,7 @@ def listening(driver: Driver) -> list[tuple[Any, ...]]:
         arguments = [a.data_ptr() if isinstance(a, Tensor) else a for a in rest[2:]]
         heard.append((x, y, z, stream, function, metadata, arguments))
 
-    launcher.hears = hear  # type: ignore[attr-defined]
+    Launcher.hears = hear
     return heard
 
 
@@ -63,7 +75,7 @@ def check_repeats(driver: Driver, name: str, plan: str, shift: int) -> None:
         inputs = parity.Inputs(room, inputs.weight, inputs.bias, inputs.dy, inputs.settings)
     both = passes(inputs, plan)
     forget()
-    heard = listening(driver)
+    heard = listening()
     ordinary.clear()
     both()
     first, by_triton = list(heard), len(ordinary)
@@ -84,7 +96,7 @@ def check_alignment_is_looked_at(driver: Driver) -> None:
     inputs = parity.make_inputs(cases.by_name("cnn-1"))
     room = torch.empty(inputs.x.numel() + 1)[1:].view_as(inputs.x)
     bound = launch.bind(inputs.x, inputs.weight, inputs.bias, inputs.geometry, "fused")
-    heard = listening(driver)
+    heard = listening()
     for _ in range(3):
         for x in (inputs.x, room):
             bound.forward(x, inputs.weight, inputs.bias, True)
@@ -96,7 +108,7 @@ def check_alignment_is_looked_at(driver: Driver) -> None:
 def check_streams(driver: Driver) -> None:
     inputs = parity.make_inputs(cases.by_name("cnn-1"))
     bound = launch.bind(inputs.x, inputs.weight, inputs.bias, inputs.geometry, "fused")
-    heard = listening(driver)
+    heard = listening()
     for stream in (0, 7, 8):
         driver.get_current_stream = lambda device, stream=stream: stream  # type: ignore[method-assign]
         bound.forward(inputs.x, inputs.weight, inputs.bias, True)
@@ -155,12 +167,9 @@ def main() -> None:
 
     JITFunction.run = noting
 
-    def launcher(source: Any, metadata: Any) -> Callable[..., None]:
-        return lambda *arguments: launcher.hears(*arguments)  # type: ignore[attr-defined]
-
     with stand_in_driver() as driver:
-        driver.launcher_cls = launcher  # type: ignore[method-assign]
-        listening(driver)
+        driver.launcher_cls = Launcher  # type: ignore[method-assign,assignment]
+        listening()
         numbers = count(1)  # of the kernels, in the order in which they are loaded
         driver.utils.load_binary = lambda name, kernel, shared, device: (object(), next(numbers), 32, 0, 1024)
         for name, plan in (("cnn-1", "fused"), ("batch-1", "fused"), ("batch-1", "split")):
