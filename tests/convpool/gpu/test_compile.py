@@ -84,8 +84,8 @@ def test_everything_fits(target, tmp_path) -> None:
 @pinned
 @pytest.mark.slow
 def test_modelled_costs(tmp_path) -> None:
-    """Forward no slower than when its blocks were chosen (us), the weight gradient in no more instructions than in the
-    kernels' first design."""
+    """Forward no slower than when its blocks were chosen (us); nor the weight gradient, in no more instructions than in
+    the kernels' first design."""
     layers = ("cnn-1", "cnn-2", "lenet5-1", "lenet5-2")
     result = benchmark("gpu_cost_model.py", tmp_path, "--numbers", "tf32", "--layers", *layers)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -96,8 +96,10 @@ def test_modelled_costs(tmp_path) -> None:
         assert round(forward[layer]["modelled_us"], 1) <= most, forward[layer]
     # Warp instructions for a product that a live window adds; the bound is the first design's at its best blocks, in
     # this same model: one tap and channel chunk a program.
-    for layer, most in {"cnn-1": 3.82, "cnn-2": 0.0557, "lenet5-1": 17.5, "lenet5-2": 1.10}.items():
+    for layer, most in {"cnn-1": 3.82, "lenet5-1": 17.5, "lenet5-2": 1.10}.items():
         assert weight[layer]["instructions_a_product"] <= most, weight[layer]
+    # Where loads go ahead they take an eighth more of them (0.061, was 0.054), and the kernel 6.4 us, was 8.0.
+    assert round(weight["cnn-2"]["modelled_us"], 1) <= 6.4, weight["cnn-2"]
 
 
 @pytest.fixture
