@@ -103,7 +103,8 @@ class _Unbound:
 
 
 _known: dict[tuple[torch.Size, torch.Size], list[tuple[str, tuple[Any, ...], Kind, Call]]] = {}
-when_backends_change(_known.clear)
+forget = _known.clear  # all of them
+when_backends_change(forget)
 
 
 def find(tensors: Tensors, options: tuple[Any, ...]) -> Call | None:

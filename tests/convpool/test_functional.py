@@ -131,7 +131,7 @@ def test_no_winners_are_kept_or_computed_without_gradients(backend, monkeypatch)
     asked = []
     kernels = planning.backend(backend)
     forward = kernels.forward
-    known._known.clear()
+    known.forget()
     monkeypatch.delattr(type(kernels), "bind", raising=False)
     monkeypatch.setattr(
         type(kernels), "forward", lambda self, *args: (asked.append(args[-1]), forward(*args))[1], raising=True

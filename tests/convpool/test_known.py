@@ -19,12 +19,12 @@ from tests.convpool.own_backend import own_backend
 @pytest.fixture(autouse=True)
 def met() -> Iterator[None]:
     """Nothing is known at first; then one call, forward and backward."""
-    known._known.clear()
+    known.forget()
     for _ in range(2):
         step()
     assert len(known._known) == 1
     yield
-    known._known.clear()
+    known.forget()
 
 
 def leaves(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
@@ -219,7 +219,7 @@ def test_what_is_kept_is_bounded(monkeypatch) -> None:
 
 def test_a_torch_that_cannot_tell_takes_the_longer_way(monkeypatch) -> None:
     first = step()
-    known._known.clear()
+    known.forget()
     monkeypatch.setattr(torch_private, "may_be_known", lambda: False)
     for ours, before in zip(step(), first, strict=True):
         assert torch.equal(ours, before)
