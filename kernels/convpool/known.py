@@ -102,6 +102,7 @@ class _Unbound:
         return self.backend.backward(dy, code, x, weight, self.geometry, self.plan, needs)
 
 
+_UNCHANGING = {int, bool, str, tuple, type(None)}
 _known: dict[tuple[torch.Size, torch.Size], list[tuple[str, tuple[Any, ...], Kind, Call]]] = {}
 forget = _known.clear  # all of them
 when_backends_change(forget)
@@ -130,8 +131,11 @@ def find(tensors: Tensors, options: tuple[Any, ...]) -> Call | None:
 
 
 def keep(call: Call, tensors: Tensors, options: tuple[Any, ...]) -> None:
-    """Let `find` find the call, on which nothing was cast and which nothing had to see."""
-    kind = Kind.of(tensors)
+    """Let `find` find the call, on which nothing was cast and which nothing had to see.
+
+    Not with options that can change and stay the same object, as a list can.
+    """
+    kind = Kind.of(tensors) if _UNCHANGING.issuperset(map(type, options)) else None
     if kind is None:
         return
     if len(_known) >= MOST_SHAPES:

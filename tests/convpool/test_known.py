@@ -92,6 +92,14 @@ def test_options_are_compared_with_their_types() -> None:
     torch.testing.assert_close(conv_relu_max_pool2d(x, w, b, 2), expected(x, w, b, 2))
 
 
+def test_options_that_change_in_place_are_not_known() -> None:
+    x, w, b = leaves()
+    stride = [1, 1]
+    for step_size in (1, 1, 2):
+        stride[:] = [step_size, step_size]
+        torch.testing.assert_close(conv_relu_max_pool2d(x, w, b, stride), expected(x, w, b, step_size))
+
+
 def test_what_is_no_tensor_is_refused() -> None:
     with pytest.raises(TypeError, match="x must be a Tensor"):
         conv_relu_max_pool2d([1.0], *leaves()[1:])
