@@ -141,6 +141,7 @@ def test_a_kernel_that_does_not_compile_is_a_fault(gate, monkeypatch, capsys) ->
         ({"spilled": 8}, "8 bytes of registers spilled"),
         ({"shared": 100 << 10}, "102400 bytes of shared memory, the limit is 101376"),
         ({"matrix": False}, "no matrix instruction"),
+        ({"instructions": 16}, "16 instructions, the compiler has dropped what it does"),
         ({"matrix": False, "numbers": "float32"}, None),
         ({"matrix": False, "kernel": "pool"}, None),
     ],
@@ -148,7 +149,7 @@ def test_a_kernel_that_does_not_compile_is_a_fault(gate, monkeypatch, capsys) ->
 def test_the_gate_names_faults(change, words, gate, monkeypatch) -> None:
     monkeypatch.setattr(gate.triton, "__version__", gate.TRITON)
     row = {"layer": "cnn-2", "target": "sm_86", "numbers": "float16", "kernel": "forward_dot"}
-    row |= {"registers": 80, "spilled": 0, "shared": 4096, "matrix": True}
+    row |= {"registers": 80, "spilled": 0, "shared": 4096, "matrix": True, "instructions": 500}
     found = gate.faults(row | change)
     assert [words in fault for fault in found] == ([True] if words else [])
 
