@@ -191,7 +191,7 @@ def check(seed: int, library: Any) -> tuple[int, set[str]]:
         forward_w = (
             new(g.weight_shape, torch.empty(g.weight_shape).stride()).put(w.tensor) if forward.copies_weight else w
         )
-        y, code = new(*forward.results[0]), new(*forward.results[1], torch.uint8)
+        y, code = new(*forward.results[0]), new(*forward.results[0], torch.uint8)
         dy = new(*forward.results[0]).put(numbers(g.output_shape))
         if plan.plan != "split":
             for winners in (code, None):
@@ -207,7 +207,7 @@ def check(seed: int, library: Any) -> tuple[int, set[str]]:
             agree(("y", "code"), *call(library.convpool_pool, pool.problem, given, [y, winners]))
         code.put(expected["code"])
         for needs in NEEDS if case.bias else [needs for needs in NEEDS if not needs[2]]:
-            strides = (x_strides if needs[1] else None), w_strides, code.tensor.stride()
+            strides = (x_strides if needs[1] else ()), w_strides, code.tensor.stride()
             backward = native._backward_call(g, *strides, needs, threads)
             results = [new(*layout) if needed else None for layout, needed in zip(backward.results, needs, strict=True)]
             given = [x if needs[1] else None, w, dy, code]
