@@ -151,7 +151,7 @@ def _input_grad(
     arch: Architecture,
     device: int,
 ) -> Launch:
-    launch = config.input_grad(of_full_batch(geometry), precision, dtype.itemsize, arch)
+    launch = config.input_grad(of_full_batch(geometry, arch), precision, dtype.itemsize, arch)
     settings, sizes = geometry.settings, Sizes.of(geometry)
     cell_h, cell_w = (a * b for a, b in zip(settings.pool_stride, settings.stride, strict=True))
     cells = geometry.batch * cdiv(geometry.height, cell_h) * cdiv(geometry.width, cell_w)

@@ -59,7 +59,7 @@ def forward(
         return Forward(layout, None)
     arch = architecture()
     precision, x_last = precision_of(dtype, tf32, arch), is_channels_last(geometry.x_shape, x_stride)
-    chosen_for = of_full_batch(geometry) if with_code else geometry
+    chosen_for = of_full_batch(geometry, arch) if with_code else geometry
     launch = config.forward(chosen_for, precision, dtype.itemsize, arch, x_last, is_channels_last(*layout))
     sizes, positions = Sizes.of(geometry), pooled_positions(geometry)
     parts = cdiv(sizes.outputs, launch.channels or launch.columns)

@@ -31,10 +31,10 @@ def _architecture_of(driver: Any, device: int | str) -> Architecture:
     return config.architecture_of(target.backend, target.arch, count)
 
 
-def of_full_batch(g: Geometry) -> Geometry:
+def of_full_batch(g: Geometry, arch: Architecture) -> Geometry:
     """What a training step's blocks are chosen for: an epoch's last, smaller batch takes those of a full one, so that
-    no kernels are compiled for it alone."""
-    return g._replace(batch=max(g.batch, _FULL_BATCH))
+    no kernels are compiled for it alone. Where nothing is compiled, in the interpreter, they fit the batch."""
+    return g if arch.interpreted else g._replace(batch=max(g.batch, _FULL_BATCH))
 
 
 _FULL_BATCH = 128
