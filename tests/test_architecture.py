@@ -27,6 +27,7 @@ FLOORS = {
         "autograd",
         "functional",
         "module",
+        "batchnorm",
         "fusion",
         "testing",
         "__init__ selfcheck",

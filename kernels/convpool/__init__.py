@@ -1,6 +1,7 @@
 """Fused conv2d + bias + ReLU + max-pool for PyTorch: values and gradients of torch's layers, a byte kept per output."""
 
 from convpool.autograd import ConvReLUMaxPool2dFunction
+from convpool.batchnorm import ConvBNReLUMaxPool2d, conv_bn_relu_max_pool2d
 from convpool.functional import conv_relu_max_pool2d, explain
 from convpool.fusion import Differences, FusionReport, fuse, fusion_report, unfuse, verify
 from convpool.module import ConvReLUMaxPool2d
@@ -9,11 +10,13 @@ from convpool.protocol import Backend, Plan
 
 __all__ = [
     "Backend",
+    "ConvBNReLUMaxPool2d",
     "ConvReLUMaxPool2d",
     "ConvReLUMaxPool2dFunction",
     "Differences",
     "FusionReport",
     "Plan",
+    "conv_bn_relu_max_pool2d",
     "conv_relu_max_pool2d",
     "explain",
     "fuse",

@@ -72,7 +72,7 @@ def conv_relu_max_pool2d(
     if call is not None:
         return autograd.apply_unseen(x, weight, bias, call)
     unseen = torch_private.unseen(*tensors)
-    x, weight, bias, geometry, plan = _prepare(x, weight, bias, options, unseen)
+    x, weight, bias, geometry, plan = prepare(x, weight, bias, options, unseen)
     batched = x if x.dim() == 4 else x.unsqueeze(0)
     if plan.plan == "plain":
         y = eager.fastest(batched, weight, bias, geometry)
@@ -97,16 +97,23 @@ _SIGNATURE = inspect.signature(conv_relu_max_pool2d)
 _OPTIONS = tuple(_SIGNATURE.parameters)[3:]
 
 
-def explain(x: Tensor, weight: Tensor, bias: Tensor | None = None, **options: Any) -> Plan:
+def explain(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, batch_statistics: bool = False, **options: Any
+) -> Plan:
     """The plan that `conv_relu_max_pool2d` would follow for these arguments: backend, plan, kernels and reason.
 
     The kernels are those of a forward pass, and of a backward pass for what requires a gradient. Takes the op's
     arguments (those after `bias` by name), computes nothing, and raises as the op does.
+
+    Args:
+        batch_statistics: the plan of `conv_bn_relu_max_pool2d` in training mode instead.
     """
     call = _SIGNATURE.bind(x, weight, bias, **options)
     call.apply_defaults()
     needs = x.requires_grad, weight.requires_grad, bias is not None and bias.requires_grad
-    x, weight, bias, geometry, plan = _prepare(x, weight, bias, call.args[3:] + tuple(call.kwargs.values()), False)
+    values = call.args[3:] + tuple(call.kwargs.values())
+    ask = planning.normalised if batch_statistics else planning.as_it_is
+    x, weight, bias, geometry, plan = prepare(x, weight, bias, values, False, ask)
     lost = torch_private.missing()
     if lost:
         plan = replace(plan, reason=f"{plan.reason}; a fast path is off: this torch has no {', '.join(lost)}")
@@ -117,11 +124,17 @@ def explain(x: Tensor, weight: Tensor, bias: Tensor | None = None, **options: An
     return replace(plan, kernels=backend.kernels(batched, weight, geometry, word, needs))
 
 
-def _prepare(
-    x: Tensor, weight: Tensor, bias: Tensor | None, options: tuple[Any, ...], unseen: bool
+def prepare(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    options: tuple[Any, ...],
+    unseen: bool,
+    ask: planning.Question = planning.as_it_is,
 ) -> tuple[Tensor, Tensor, Tensor | None, Geometry, Plan]:
     """The tensors, in autocast's type where that is on, and what is to be done with them.
 
+    Raises as `conv_relu_max_pool2d`, whose options these are, in their order.
     Python's share is most of a small layer's time, so what `torch_private.unseen` rules out is not looked at again.
     """
     if not unseen:
@@ -144,6 +157,7 @@ def _prepare(
         requested,
         options,
         types,
+        ask,
     )
     obstacle = _obstacle(x, weight, bias, unseen)
     if obstacle and requested != "auto":

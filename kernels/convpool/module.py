@@ -100,14 +100,7 @@ class ConvReLUMaxPool2d(nn.Conv2d):
                 raise TypeError(f"{name} must have no hooks: the fused layer would not run them")
         if pool.return_indices:
             raise ValueError("pool must have return_indices=False: the fused layer keeps no such indices")
-        layer = cls(
-            **conv_arguments(conv),
-            pool_kernel_size=pool.kernel_size,
-            pool_stride=pool.stride,
-            pool_padding=pool.padding,
-            pool_dilation=pool.dilation,
-            ceil_mode=pool.ceil_mode,
-        )
+        layer = cls(**conv_arguments(conv), **pool_options(pool))
         layer.weight, layer.bias = conv.weight, conv.bias
         return layer.train(conv.training)
 
@@ -154,6 +147,22 @@ def conv_arguments(conv: nn.Conv2d) -> dict[str, Any]:
     """What nn.Conv2d takes to make conv again, without parameters: those on the device "meta" wait to be replaced."""
     names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
     return {name: getattr(conv, name) for name in names} | {"bias": conv.bias is not None, "device": "meta"}
+
+
+def conv_options(conv: Any) -> dict[str, Any]:
+    """The op's arguments that say how conv steps over its input; what it pads is `padded_input`'s business."""
+    return {"stride": conv.stride, "dilation": conv.dilation, "groups": conv.groups}
+
+
+def pool_options(pool: Any) -> dict[str, Any]:
+    """The op's arguments that say how pool does, an nn.MaxPool2d or what has its attributes."""
+    return {
+        "pool_kernel_size": pool.kernel_size,
+        "pool_stride": pool.stride,
+        "pool_padding": pool.padding,
+        "pool_dilation": pool.dilation,
+        "ceil_mode": pool.ceil_mode,
+    }
 
 
 # "forward", and what it calls: the methods that nn.Conv2d itself defines.

@@ -216,7 +216,7 @@ def _forward_flops(
     x_shape: torch.Size, weight_shape: torch.Size, bias_shape: Any, packed: Sequence[int], *_: Any, **__: Any
 ) -> int:
     """As torch counts its conv2d: two for each product of the full conv output, whatever a kernel leaves out."""
-    return _conv_flops(Geometry.of(x_shape, weight_shape, Settings.unpack(packed)))
+    return conv_flops(Geometry.of(x_shape, weight_shape, Settings.unpack(packed)))
 
 
 @register_flop_formula(torch.ops.convpool.conv_relu_max_pool2d_backward)
@@ -233,8 +233,8 @@ def _backward_flops(
 ) -> int:
     settings = Settings.unpack(packed)
     geometry = Geometry.of((dy_shape[0], weight_shape[1] * settings.groups, *size), weight_shape, settings)
-    return _conv_flops(geometry) * (needs[0] + needs[1])
+    return conv_flops(geometry) * (needs[0] + needs[1])
 
 
-def _conv_flops(g: Geometry) -> int:
+def conv_flops(g: Geometry) -> int:
     return 2 * g.batch * g.out_channels * g.conv_height * g.conv_width * g.reduction

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -151,6 +151,23 @@ def _start(call: str) -> tuple[Backend, str]:
     return _running[call]
 
 
+def as_it_is(backend: Backend, geometry: Geometry, dtype: torch.dtype, device: torch.device) -> Plan | str:
+    """The question of a call of `conv_relu_max_pool2d`: the backend's plan, or in words why it has none."""
+    return backend.serves(geometry, dtype, device)
+
+
+def normalised(backend: Backend, geometry: Geometry, dtype: torch.dtype, device: torch.device) -> Plan | str:
+    """The question of a call whose conv output is normalised by its own statistics."""
+    plan = backend.serves(geometry, dtype, device)
+    batch_statistics = getattr(backend, "batch_statistics", None)
+    if isinstance(plan, str):
+        return plan
+    return batch_statistics(geometry, plan) if batch_statistics else "it takes no batch statistics"
+
+
+Question: TypeAlias = Callable[[Backend, Geometry, torch.dtype, torch.device], Plan | str]
+
+
 def decide(
     shapes: tuple[torch.Size, torch.Size, torch.Size | None],
     dtypes: tuple[torch.dtype, ...],
@@ -158,11 +175,12 @@ def decide(
     requested: str,
     options: tuple[Any, ...],
     _: tuple[type, ...],
+    ask: Question,
 ) -> tuple[Geometry, Plan]:
     """Geometry and plan of a call on x, weight and bias, of which everything that can be wrong is looked at first.
 
-    The last argument, the types of the options, keeps apart in a cache what is equal but not alike: 1 is a stride,
-    True is not.
+    The last argument but one, the types of the options, keeps apart in a cache what is equal but not alike: 1 is a
+    stride, True is not.
 
     Raises:
         TypeError, ValueError: what is given does not fit.
@@ -176,7 +194,7 @@ def decide(
     check_alike("dtype", TypeError, dtypes)
     check_alike("device", ValueError, devices)
     batched = x_shape if len(x_shape) == 4 else (1, *x_shape)
-    return choose(batched, weight_shape, settings, dtypes[0], devices[0], requested)
+    return choose(batched, weight_shape, settings, dtypes[0], devices[0], requested, ask)
 
 
 decide_once = lru_cache(4096)(decide)
@@ -190,6 +208,7 @@ def choose(
     dtype: torch.dtype,
     device: torch.device,
     requested: str,
+    ask: Question = as_it_is,
 ) -> tuple[Geometry, Plan]:
     """Geometry and plan of a call on batched tensors that fit each other in type and device.
 
@@ -198,12 +217,12 @@ def choose(
         RuntimeError: the backend named by `requested` cannot serve the call.
     """
     geometry = Geometry.of(x_shape, weight_shape, settings)
-    return geometry, (_auto if requested == "auto" else _named)(geometry, dtype, device, requested)
+    return geometry, (_auto if requested == "auto" else _named)(geometry, dtype, device, requested, ask)
 
 
-def plan_for(x: Tensor, weight: Tensor, settings: Settings, requested: str) -> Plan:
+def plan_for(x: Tensor, weight: Tensor, settings: Settings, requested: str, ask: Question = as_it_is) -> Plan:
     """The plan of a call on batched tensors; raises as `choose`."""
-    return choose(tuple(x.shape), tuple(weight.shape), settings, x.dtype, x.device, requested)[1]
+    return choose(tuple(x.shape), tuple(weight.shape), settings, x.dtype, x.device, requested, ask)[1]
 
 
 def plain(reason: str) -> Plan:
@@ -211,25 +230,25 @@ def plain(reason: str) -> Plan:
     return Plan("torch", "plain", reason, keeps_codes=False)
 
 
-def _named(geometry: Geometry, dtype: torch.dtype, device: torch.device, name: str) -> Plan:
-    plan = _ask(name, geometry, dtype, device)
+def _named(geometry: Geometry, dtype: torch.dtype, device: torch.device, name: str, ask: Question) -> Plan:
+    plan = _asked(name, geometry, dtype, device, ask)
     if isinstance(plan, str):
         raise RuntimeError(f"backend {name!r} cannot serve this call: {plan}")
     return plan
 
 
-def _auto(geometry: Geometry, dtype: torch.dtype, device: torch.device, _: str) -> Plan:
+def _auto(geometry: Geometry, dtype: torch.dtype, device: torch.device, _: str, ask: Question) -> Plan:
     reasons = []
     for name in reversed([name for name, entry in _registered.items() if device.type in entry.devices]):
-        plan = _ask(name, geometry, dtype, device)
+        plan = _asked(name, geometry, dtype, device, ask)
         if isinstance(plan, Plan) and plan.profitable:
             return plan
         reasons.append(f"{name}: {plan if isinstance(plan, str) else plan.reason}")
     return plain("; ".join(reasons) or f"no backend for device type {device.type!r}")
 
 
-def _ask(name: str, geometry: Geometry, dtype: torch.dtype, device: torch.device) -> Plan | str:
-    return geometry.obstacle or _unavailable(name) or backend(name).serves(geometry, dtype, device)
+def _asked(name: str, geometry: Geometry, dtype: torch.dtype, device: torch.device, ask: Question) -> Plan | str:
+    return geometry.obstacle or _unavailable(name) or ask(backend(name), geometry, dtype, device)
 
 
 @constant_when_compiled

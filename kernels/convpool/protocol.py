@@ -1,7 +1,7 @@
 """What a backend is: the seam between the op and the kernels that compute it."""
 
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -55,6 +55,16 @@ class Plan:
         return f"{self.backend}, {self.plan} plan{kernels}: {self.reason} ({kept})"
 
 
+class Moments(NamedTuple):
+    """Mean and scatter of the patches of x: the K values that a conv position reads, in the order of `weight[0]`.
+
+    Of all positions of the conv output, whether a pool window looks at them or not. Float64; K is `Geometry.reduction`.
+    """
+
+    mean: Tensor  # (groups, K)
+    scatter: Tensor  # (groups, K, K): sum over the positions of (patch - mean)(patch - mean)^T
+
+
 class Bound(Protocol):
     """A backend's plan for calls that repeat each other: their tensors differ in nothing but their numbers."""
 
@@ -75,8 +85,10 @@ class Backend(Protocol):
     `plan` is the word of the plan that `serves` made. Under vmap the call has more images or more groups than what was
     planned; whoever cannot compute that raises RuntimeError.
 
-    A backend may have one more method, `bind(x, weight, bias, geometry, plan) -> Bound`, with which calls that repeat
-    each other spend less in Python.
+    A backend may have more methods. With `bind(x, weight, bias, geometry, plan) -> Bound` calls that repeat each other
+    spend less in Python. With `batch_statistics(geometry, plan) -> Plan | str` (what `serves` says, where the conv
+    output is normalised by its own statistics) and `patch_moments(x, geometry) -> Moments` it serves
+    `conv_bn_relu_max_pool2d` in training mode.
     """
 
     def unavailable(self) -> str | None:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from convpool import eager
 from convpool.geometry import DEAD, Geometry
 from convpool.layout import new_code, new_gradients, new_output
-from convpool.protocol import BAD_CODES, Needs, Plan
+from convpool.protocol import BAD_CODES, Moments, Needs, Plan
 
 _CHUNK = 1 << 22  # gathered elements at a time: 16 MiB in float32
 
@@ -48,6 +48,19 @@ class ReferenceBackend:
         if code.device.type == "cpu" and not bool(((code == DEAD) | winners(code, geometry).live).all()):
             raise RuntimeError(BAD_CODES)
         return gradients(dy, code, x, weight, geometry, needs)
+
+    def batch_statistics(self, geometry: Geometry, plan: Plan) -> Plan | str:
+        return plan
+
+    def patch_moments(self, x: Tensor, geometry: Geometry) -> Moments:
+        s = geometry.settings
+        top, bottom, left, right = s.padding
+        padded = F.pad(x.double(), (left, right, top, bottom))
+        patches = F.unfold(padded, geometry.kernel, s.dilation, 0, s.stride)  # (N, C_in * taps, positions)
+        patches = patches.unflatten(1, (s.groups, -1)).permute(1, 2, 0, 3).flatten(2)
+        mean = patches.mean(2)
+        patches = patches - mean[..., None]
+        return Moments(mean, patches @ patches.mT)
 
 
 def gradients(

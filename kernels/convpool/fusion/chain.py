@@ -7,12 +7,15 @@ replaced, a norm switched to training mode get what the unfused model would do.
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from convpool.functional import conv_relu_max_pool2d
-from convpool.module import computes_as, is_hooked, padded_input
+from convpool.batchnorm.fold import under_running_statistics
+from convpool.batchnorm.module import normalised, uses_batch_statistics
+from convpool.batchnorm.obstacle import obstacle
+from convpool.functional import conv_relu_max_pool2d, explain
+from convpool.module import computes_as, conv_options, is_hooked, padded_input, pool_options
+from convpool.protocol import Plan
 from convpool.torch_private import BATCH_NORMS, has_any_global_hook
 
 
@@ -89,36 +92,38 @@ class Run(NamedTuple):
         for layer in self.layers:
             if is_hooked(layer):
                 return f"a hook on {_kind(layer)}"
-        if self.norm is not None and (self.norm.training or self.norm.running_mean is None):
-            return "the norm uses batch statistics (training mode)"
         for layer in self.layers:
             if _is_dropout(layer) and layer.training and layer.p > 0:
                 return f"{_kind(layer)} is active (training mode)"
+        if self.norm is not None and uses_batch_statistics(self.norm):
+            found = obstacle(self.conv, self.pool)
+            return found and f"batch statistics (training mode): {found}"
         return None
 
-    def op_arguments(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None, dict[str, Any]]:
-        """What `conv_relu_max_pool2d` takes for this run: x, weight and bias with the norm folded in, options."""
-        weight, bias = self.conv.weight, self.conv.bias
-        if self.norm is not None:
-            weight, bias = _folded(weight, bias, self.norm)
-        conv, pool = self.conv, self.pool
-        x, padding = padded_input(conv, x)
-        options = {
-            "stride": conv.stride,
-            "padding": padding,
-            "dilation": conv.dilation,
-            "groups": conv.groups,
-            "pool_kernel_size": pool.kernel_size,
-            "pool_stride": pool.stride,
-            "pool_padding": pool.padding,
-            "pool_dilation": pool.dilation,
-            "ceil_mode": pool.ceil_mode,
-        }
-        return x, weight, bias, options
-
     def fused(self, x: Tensor) -> Tensor:
-        x, weight, bias, options = self.op_arguments(x)
-        return conv_relu_max_pool2d(x, weight, bias, **options)
+        conv, norm = self.conv, self.norm
+        weight, bias = conv.weight, conv.bias
+        if norm is not None:
+            if uses_batch_statistics(norm):
+                return normalised(x, conv, norm, pool_options(self.pool))
+            moving = norm.running_mean, norm.running_var
+            weight, bias = under_running_statistics(weight, bias, norm.weight, norm.bias, *moving, norm.eps)
+        x, padding = padded_input(conv, x)
+        return conv_relu_max_pool2d(x, weight, bias, padding=padding, **conv_options(conv), **pool_options(self.pool))
+
+    def explain(self, x: Tensor) -> Plan:
+        """The plan by which `fused` computes x."""
+        conv, norm = self.conv, self.norm
+        x, padding = padded_input(conv, x)
+        return explain(
+            x,
+            conv.weight,
+            conv.bias if norm is None else norm.bias,
+            batch_statistics=norm is not None and uses_batch_statistics(norm),
+            padding=padding,
+            **conv_options(conv),
+            **pool_options(self.pool),
+        )
 
     def one_by_one(self, x: Tensor) -> Tensor:
         for layer in self.layers:
@@ -188,21 +193,6 @@ def _layers_of(layer: Any) -> list[Any] | None:
         return list(sequence)
     rewritten = getattr(type(layer), "convpool_layers", None)
     return rewritten(layer) if rewritten else None
-
-
-def _folded(weight: Tensor, bias: Tensor | None, norm: Any) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the conv that equals conv -> norm under running statistics, differentiable in all of them.
-
-    norm(conv(x)) = (conv(x) - mean) * scale + beta with scale = gamma / sqrt(var + eps), formed in float32 at least.
-    """
-    dtype = torch.promote_types(weight.dtype, torch.float32)
-    scale = torch.rsqrt(norm.running_var.to(dtype) + norm.eps)
-    if norm.weight is not None:
-        scale = scale * norm.weight.to(dtype)
-    shift = ((0 if bias is None else bias.to(dtype)) - norm.running_mean.to(dtype)) * scale
-    if norm.bias is not None:
-        shift = shift + norm.bias.to(dtype)
-    return (weight.to(dtype) * scale[:, None, None, None]).to(weight.dtype), shift.to(weight.dtype)
 
 
 def _is_conv(layer: Any) -> bool:

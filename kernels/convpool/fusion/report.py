@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convpool.functional import explain
 from convpool.fusion.chain import Run
 from convpool.fusion.find import Survey, runs_in_order
 from convpool.fusion.memory import kept_bytes
@@ -130,11 +129,10 @@ def _measured(row: ReportRow, inputs: list[Tensor]) -> ReportRow:
         return row
     x = inputs.pop(0) if len(inputs) > 1 else inputs[0]
     x.requires_grad_()
-    x_seen, weight, bias, options = row.run.op_arguments(x)
     parameters = [p for layer in row.run.layers if isinstance(layer, nn.Module) for p in layer.parameters()]
     return replace(
         row,
-        plan=str(explain(x_seen, weight, bias, **options)),
+        plan=str(row.run.explain(x)),
         bytes_eager=kept_bytes(row.run.one_by_one, x, ignore=parameters),
         bytes_fused=kept_bytes(row.run.fused, x, ignore=parameters),
     )

@@ -1,5 +1,6 @@
 """`verify`: how far a fused model is from the one it came from, on an example."""
 
+from collections import defaultdict
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,11 @@ from convpool.torch_private import tree_leaves, tree_map
 
 @dataclass(frozen=True)
 class Difference:
-    """One tensor compared: the largest absolute difference, and the largest absolute value of the original's."""
+    """One tensor compared: the largest absolute difference, and the largest absolute value of the original's layer.
+
+    A layer's gradients share their scale, and its buffers theirs: before a norm a bias has a gradient of 0 but for
+    rounding, which says nothing about itself.
+    """
 
     mode: str
     name: str
@@ -29,7 +34,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Differences:
-    """What `verify` compared; `str()` gives the largest, relative to the scale of each tensor."""
+    """What `verify` compared; `str()` gives the largest, relative to their scales."""
 
     rows: tuple[Difference, ...]
 
@@ -45,7 +50,7 @@ class Differences:
         ranked = sorted(self.rows, key=lambda row: -row.relative)
         lines = [f"{row.relative:9.2e}  {row.mode:8}  {row.name}" for row in ranked[:10]]
         rest = [f"and {len(ranked) - 10} tensors that differ less"] if len(ranked) > 10 else []
-        return "\n".join(["difference  mode      tensor (relative to its largest value)", *lines, *rest])
+        return "\n".join(["difference  mode      tensor (relative to its layer's largest value)", *lines, *rest])
 
 
 def verify(model: nn.Module, fused: nn.Module, example: Any, *, dtype: torch.dtype | None = None) -> Differences:
@@ -74,10 +79,14 @@ def verify(model: nn.Module, fused: nn.Module, example: Any, *, dtype: torch.dty
         ours, theirs = _step(fused, args, training, dtype), _step(model, args, training, dtype)
         if ours.keys() != theirs.keys():
             raise ValueError(f"the models do not have the same tensors: {sorted(ours.keys() ^ theirs.keys())[:3]}")
+        scales: dict[str, float] = defaultdict(float)
         for name, expected in theirs.items():
             if ours[name].shape != expected.shape:
                 raise ValueError(f"{name} has shape {tuple(ours[name].shape)}, expected {tuple(expected.shape)}")
-            rows.append(_difference("training" if training else "eval", name, ours[name], expected))
+            scales[_layer(name, expected)] = max(scales[_layer(name, expected)], _largest(expected))
+        for name, expected in theirs.items():
+            gap, scale = _gap(ours[name], expected), scales[_layer(name, expected)]
+            rows.append(Difference("training" if training else "eval", name, gap, scale))
     return Differences(tuple(rows))
 
 
@@ -112,11 +121,19 @@ def _step(model: nn.Module, args: tuple[Any, ...], training: bool, dtype: torch.
     return tensors | dict(model.named_buffers())
 
 
-def _difference(mode: str, name: str, ours: Tensor, expected: Tensor) -> Difference:
+def _layer(name: str, t: Tensor) -> str:
+    """What shares a scale: a layer's gradients, its floating-point buffers; anything else is on its own."""
+    return name.rpartition(".")[0] if "." in name and (t.is_floating_point() or t.is_complex()) else name
+
+
+def _largest(t: Tensor) -> float:
+    return t.detach().abs().double().nan_to_num().max().item() if t.numel() else 0.0
+
+
+def _gap(ours: Tensor, expected: Tensor) -> float:
     wide = torch.complex128 if expected.is_complex() else torch.float64
     a, b = ours.detach().to(wide), expected.detach().to(wide)
     if a.numel() == 0:
-        return Difference(mode, name, 0.0, 0.0)
+        return 0.0
     same = (a == b) | (a.isnan() & b.isnan())  # infinities and NaN in the same places are no difference
-    gap = torch.where(same, 0, a - b)
-    return Difference(mode, name, gap.abs().max().item(), b.abs().nan_to_num().max().item())
+    return torch.where(same, 0, a - b).abs().max().item()

@@ -1,0 +1,96 @@
+"""The op's derivatives: an autograd Function over the operators; second derivatives are those of torch's layers."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from convpool.batchnorm import operators
+from convpool.batchnorm.eager import bn_relu_max_pool
+from convpool.geometry import Settings
+from convpool.protocol import Plan
+
+
+def apply(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    eps: float,
+    settings: Settings,
+    plan: Plan,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y of a checked, batched call, and of the conv output without bias mean and biased variance (C_out,) in float64.
+
+    The two have no gradient.
+    """
+    needed = any(t is not None and t.requires_grad for t in (x, weight, bias, gamma, beta))
+    if needed and torch.is_grad_enabled():
+        return ConvBNReLUMaxPool2dFunction.apply(x, weight, bias, gamma, beta, eps, settings, plan.call)
+    y, _, mean, variance, *_ = operators.forward(x, weight, gamma, beta, eps, settings.pack(), plan.call, False)
+    return y, mean, variance
+
+
+class ConvBNReLUMaxPool2dFunction(Function):
+    """`apply(x, weight, bias, gamma, beta, eps, settings, call) -> (y, mean, variance)`.
+
+    Keeps x, weight, gamma, code, and of the statistics what has the size of weight or less. bias only takes part for
+    its gradient, which is 0: the batch's mean takes it away.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        gamma: Tensor | None,
+        beta: Tensor | None,
+        eps: float,
+        settings: Settings,
+        call: str,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        y, code, *found = operators.forward(x, weight, gamma, beta, eps, settings.pack(), call, True)
+        ctx.save_for_backward(x, weight, bias, gamma, beta, code, *found)
+        ctx.eps, ctx.settings, ctx.call = eps, settings, call
+        ctx.mark_non_differentiable(found[0], found[1])
+        ctx.set_materialize_grads(False)
+        return y, found[0], found[1]
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        if dy is None:
+            return (None,) * 8
+        x, weight, bias, gamma, beta, code, *found = ctx.saved_tensors
+        needs = ctx.needs_input_grad[:5]
+        if torch.is_grad_enabled():  # create_graph
+            grads = _differentiable(dy, x, weight, bias, gamma, beta, needs, ctx.settings, ctx.eps)
+        else:
+            asked = needs[0], needs[1], needs[3], needs[4]
+            packed = ctx.settings.pack()
+            dx, dw, dgamma, dbeta = operators.backward(
+                dy, code, x, weight, gamma, *found, ctx.eps, packed, ctx.call, asked
+            )
+            grads = [dx, dw, torch.zeros_like(bias) if needs[2] else None, dgamma, dbeta]
+        return *(grad if needed else None for grad, needed in zip(grads, needs, strict=True)), None, None, None
+
+
+def _differentiable(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    needs: tuple[bool, ...],
+    settings: Settings,
+    eps: float,
+) -> list[Tensor | None]:
+    """The gradients as functions of dy and the inputs: those of torch's layers, computed once more."""
+    inputs = x, weight, bias, gamma, beta
+    y = bn_relu_max_pool(*inputs, settings, eps=eps)
+    asked = [t for t, needed in zip(inputs, needs, strict=True) if needed and t is not None]
+    found = iter(torch.autograd.grad(y, asked, dy, create_graph=True))
+    return [next(found) if needed else None for needed in needs]
