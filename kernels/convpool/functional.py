@@ -111,6 +111,8 @@ def explain(
     call = _SIGNATURE.bind(x, weight, bias, **options)
     call.apply_defaults()
     needs = x.requires_grad, weight.requires_grad, bias is not None and bias.requires_grad
+    if batch_statistics and any(needs):
+        needs = x.requires_grad, True, True  # every gradient is made of these two
     values = call.args[3:] + tuple(call.kwargs.values())
     ask = planning.normalised if batch_statistics else planning.as_it_is
     x, weight, bias, geometry, plan = prepare(x, weight, bias, values, False, ask)
@@ -141,7 +143,8 @@ def prepare(
         _check_types(x, weight, bias)
     device = x.device
     if operators.autocasts(x):
-        x, weight, bias = _autocast(x), _autocast(weight), None if bias is None else _autocast(bias)
+        x, weight = x.to(autocast_dtype(x)), weight.to(autocast_dtype(weight))
+        bias = None if bias is None else bias.to(autocast_dtype(bias))
     requested = planning.requested_backend()
     types = tuple(map(type, options))
     if list in types:
@@ -186,8 +189,8 @@ def _check_types(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
             raise TypeError(f"{name} must be a Tensor, got {type(tensor).__name__}")
 
 
-def _autocast(t: Tensor) -> Tensor:
-    """As torch casts for conv2d: floating-point arguments but float64 ones."""
-    if not t.is_floating_point() or t.dtype == torch.float64:
-        return t
-    return t.to(torch.get_autocast_dtype(t.device.type))
+def autocast_dtype(t: Tensor) -> torch.dtype:
+    """The type in which conv2d takes t at the moment: autocast's, but for integers and float64."""
+    if not operators.autocasts(t) or not t.is_floating_point() or t.dtype == torch.float64:
+        return t.dtype
+    return torch.get_autocast_dtype(t.device.type)

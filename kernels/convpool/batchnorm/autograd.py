@@ -1,4 +1,4 @@
-"""The op's derivatives: an autograd Function over the operators; second derivatives are those of torch's layers."""
+"""The op's derivatives: an autograd Function over the operators; what they do not know is left to torch's layers."""
 
 from typing import Any
 
@@ -10,6 +10,7 @@ from convpool.batchnorm import operators
 from convpool.batchnorm.eager import bn_relu_max_pool
 from convpool.geometry import Settings
 from convpool.protocol import Plan
+from convpool.torch_private import are_functorch_transforms_active, in_forward_mode
 
 
 def apply(
@@ -65,32 +66,36 @@ class ConvBNReLUMaxPool2dFunction(Function):
             return (None,) * 8
         x, weight, bias, gamma, beta, code, *found = ctx.saved_tensors
         needs = ctx.needs_input_grad[:5]
-        if torch.is_grad_enabled():  # create_graph
-            grads = _differentiable(dy, x, weight, bias, gamma, beta, needs, ctx.settings, ctx.eps)
+        asked = needs[0], needs[1], needs[3], needs[4]
+        if any(asked) and _is_transformed(dy):
+            dx, dw, dgamma, dbeta = _by_layers(dy, x, weight, gamma, beta, asked, ctx.settings, ctx.eps)
         else:
-            asked = needs[0], needs[1], needs[3], needs[4]
             packed = ctx.settings.pack()
             dx, dw, dgamma, dbeta = operators.backward(
                 dy, code, x, weight, gamma, *found, ctx.eps, packed, ctx.call, asked
             )
-            grads = [dx, dw, torch.zeros_like(bias) if needs[2] else None, dgamma, dbeta]
+        grads = dx, dw, torch.zeros_like(bias) if needs[2] else None, dgamma, dbeta
         return *(grad if needed else None for grad, needed in zip(grads, needs, strict=True)), None, None, None
 
 
-def _differentiable(
+def _is_transformed(dy: Tensor) -> bool:
+    """Whether the gradients are differentiated themselves (create_graph, forward mode), or dy is a batch of them."""
+    return torch.is_grad_enabled() or in_forward_mode(dy) or are_functorch_transforms_active()
+
+
+def _by_layers(
     dy: Tensor,
     x: Tensor,
     weight: Tensor,
-    bias: Tensor | None,
     gamma: Tensor | None,
     beta: Tensor | None,
-    needs: tuple[bool, ...],
+    needs: operators.Needs,
     settings: Settings,
     eps: float,
 ) -> list[Tensor | None]:
     """The gradients as functions of dy and the inputs: those of torch's layers, computed once more."""
-    inputs = x, weight, bias, gamma, beta
-    y = bn_relu_max_pool(*inputs, settings, eps=eps)
-    asked = [t for t, needed in zip(inputs, needs, strict=True) if needed and t is not None]
-    found = iter(torch.autograd.grad(y, asked, dy, create_graph=True))
+    with torch.enable_grad():
+        y = bn_relu_max_pool(x, weight, None, gamma, beta, settings, eps=eps)
+    asked = [t for t, needed in zip((x, weight, gamma, beta), needs, strict=True) if needed and t is not None]
+    found = iter(torch.autograd.grad(y, asked, dy, create_graph=torch.is_grad_enabled()))
     return [next(found) if needed else None for needed in needs]

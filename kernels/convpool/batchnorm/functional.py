@@ -9,9 +9,9 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from convpool import planning
 from convpool.batchnorm import autograd, fold
-from convpool.batchnorm.eager import bn_relu_max_pool, check_count
+from convpool.batchnorm.eager import bn_relu_max_pool, check_count, move
 from convpool.functional import conv_relu_max_pool2d, prepare
-from convpool.geometry import Geometry, Pair
+from convpool.geometry import Pair
 from convpool.torch_private import are_functorch_transforms_active
 
 
@@ -60,8 +60,8 @@ def conv_bn_relu_max_pool2d(
 
     Raises:
         TypeError: an argument has the wrong type, or the tensors' dtypes differ.
-        ValueError: shapes, devices or values do not fit; a channel has one value only; or training=False without
-            running statistics.
+        ValueError: shapes, devices or values do not fit; a channel has one value only; or running statistics are half
+            given, or missing with training=False.
         RuntimeError: a backend named by `use_backend` or CONVPOOL_BACKEND cannot serve the call, or torch.jit.trace
             would record one that a backend serves.
     """
@@ -84,20 +84,21 @@ def conv_bn_relu_max_pool2d(
         named |= {"training": training, "momentum": momentum, "eps": eps}
         return handle_torch_function(conv_bn_relu_max_pool2d, tensors, x, weight, bias, *norm, **named)
     _check_norm(x, weight, norm, training)
+    _check_numbers(training, momentum, eps)
     if not training:
         moving: tuple[Any, Any] = running_mean, running_var
         weight, bias = fold.under_running_statistics(weight, bias, gamma, beta, *moving, eps)
         return conv_relu_max_pool2d(x, weight, bias, **named)
     x, weight, bias, g, plan = prepare(x, weight, bias, options, False, planning.normalised)
     check_count(g.conv_shape)
-    obstacle = _obstacle(g)
-    if obstacle and plan.plan != "plain":
+    if g.batch == 0:
+        plan, momentum = planning.plain("an empty batch has no statistics"), 0.0
+    elif plan.plan != "plain" and are_functorch_transforms_active():
+        obstacle = "no backend computes the derivatives of torch.func under batch statistics"
         if planning.requested_backend() != "auto":
             raise RuntimeError(f"backend {planning.requested_backend()!r} cannot serve this call: {obstacle}")
         plan = planning.plain(obstacle)
     if plan.plan == "plain":
-        if isinstance(momentum, Tensor):
-            momentum = float(momentum)
         return bn_relu_max_pool(
             x,
             weight,
@@ -117,28 +118,13 @@ def conv_bn_relu_max_pool2d(
         )
     y, mean, variance = autograd.apply(x, weight, bias, gamma, beta, eps, g.settings, plan)
     count = fold.positions(g)
-    with torch.no_grad():
-        if running_mean is not None:
-            _move(running_mean, mean if bias is None else mean + bias, momentum)
-        if running_var is not None:
-            _move(running_var, variance * (count / (count - 1)), momentum)
+    if running_mean is not None and running_var is not None:
+        move(running_mean, mean if bias is None else mean + bias.detach(), momentum)
+        move(running_var, variance * (count / (count - 1)), momentum)
     return y
 
 
 _OPTIONS = tuple(inspect.signature(conv_bn_relu_max_pool2d).parameters)[10:]
-
-
-def _move(running: Tensor, batch: Tensor, momentum: float | Tensor) -> None:
-    running.copy_(running * (1 - momentum) + batch.to(running.dtype) * momentum)
-
-
-def _obstacle(g: Geometry) -> str | None:
-    """What keeps every backend from a call in training mode, besides what `prepare` finds."""
-    if g.batch == 0:
-        return "an empty batch has no statistics"
-    if are_functorch_transforms_active():
-        return "no backend computes the derivatives of torch.func under batch statistics"
-    return None
 
 
 def _check_norm(x: Tensor, weight: Tensor, norm: tuple[Tensor | None, ...], training: bool) -> None:
@@ -149,6 +135,8 @@ def _check_norm(x: Tensor, weight: Tensor, norm: tuple[Tensor | None, ...], trai
             continue
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a Tensor, got {type(tensor).__name__}")
+        if not tensor.is_floating_point():
+            raise TypeError(f"{name} must be of a floating-point type, got {tensor.dtype}")
         if isinstance(weight, Tensor) and tensor.shape != weight.shape[:1]:
             raise ValueError(
                 f"{name} must have shape ({weight.shape[0]},) to go with weight, got {tuple(tensor.shape)}"
@@ -157,3 +145,16 @@ def _check_norm(x: Tensor, weight: Tensor, norm: tuple[Tensor | None, ...], trai
             raise ValueError(f"{name} must have the device of weight, {weight.device}, got {tensor.device}")
     if not training and (norm[2] is None or norm[3] is None):
         raise ValueError("training=False needs running_mean and running_var, got None")
+    if (norm[2] is None) != (norm[3] is None):
+        raise ValueError("running_mean and running_var must be given both or not at all, got one of them")
+
+
+def _check_numbers(training: bool, momentum: float | Tensor, eps: float) -> None:
+    if not isinstance(momentum, int | float | Tensor):
+        raise TypeError(f"momentum must be a number or a Tensor, got {type(momentum).__name__}")
+    if isinstance(momentum, Tensor) and momentum.numel() != 1:
+        raise ValueError(f"momentum must have one element, got shape {tuple(momentum.shape)}")
+    if not isinstance(eps, int | float):
+        raise TypeError(f"eps must be a number, got {type(eps).__name__}")
+    if training and not eps > 0:
+        raise ValueError(f"eps must be positive with training=True, got {eps}")

@@ -10,6 +10,9 @@ from torch.nn import functional as F
 from convpool.batchnorm.functional import conv_bn_relu_max_pool2d
 from convpool.geometry import Pair, make_settings
 from convpool.module import computes_as, conv_options, is_hooked, padded_input, pool_options
+from convpool.torch_private import has_any_global_hook
+
+_KINDS: dict[str, type[nn.Module]] = {"conv": nn.Conv2d, "norm": nn.BatchNorm2d, "pool": nn.MaxPool2d}
 
 
 def uses_batch_statistics(norm: Any) -> bool:
@@ -30,7 +33,8 @@ def normalised(x: Tensor, conv: Any, norm: Any, options: Mapping[str, Any]) -> T
     if tracks and norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
         if momentum is None:
-            momentum = 1 / norm.num_batches_tracked.float()  # the mean of all batches; nobody waits for a device
+            dtype = torch.promote_types(norm.running_mean.dtype, torch.float32)
+            momentum = norm.num_batches_tracked.to(dtype).reciprocal()  # the mean of all; nobody waits for a device
     reads = tracks or not norm.training
     return conv_bn_relu_max_pool2d(
         x,
@@ -116,12 +120,7 @@ class ConvBNReLUMaxPool2d(nn.Module):
             TypeError: one of them is of another class, or does more than that class does.
             ValueError: pool returns indices, or norm is for another number of channels than conv's.
         """
-        parts: tuple[tuple[str, Any, type[nn.Module]], ...] = (
-            ("conv", conv, nn.Conv2d),
-            ("norm", norm, nn.BatchNorm2d),
-            ("pool", pool, nn.MaxPool2d),
-        )
-        for name, layer, kind in parts:
+        for (name, kind), layer in zip(_KINDS.items(), (conv, norm, pool), strict=True):
             if not computes_as(kind, layer):
                 raise TypeError(f"{name} must compute what nn.{kind.__name__} does, got {type(layer).__name__}")
         if pool.return_indices:
@@ -136,18 +135,21 @@ class ConvBNReLUMaxPool2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # torch.fx, which shows no tensor, records the layers: they follow train() and eval(), and count batches.
-        if (
-            self.plain
-            or not isinstance(x, Tensor)
-            or x.dim() != 4
-            or is_hooked(self.conv)
-            or is_hooked(self.norm)
-            or is_hooked(self.pool)
-        ):
+        if self.plain or not isinstance(x, Tensor) or x.dim() != 4 or not self._is_one_op():
             y: Tensor = self.pool(F.relu(self.norm(self.conv(x))))
             return y.contiguous() if self.contiguous_output else y
         options = {**pool_options(self.pool), "contiguous_output": self.contiguous_output}
         return normalised(x, self.conv, self.norm, options)
+
+    def _is_one_op(self) -> bool:
+        """Whether the layers are those it was made with or their like, and nobody watches them.
+
+        `nn.SyncBatchNorm.convert_sync_batchnorm`, for one, puts another norm here.
+        """
+        if has_any_global_hook():
+            return False
+        layers = self.conv, self.norm, self.pool
+        return all(computes_as(kind, x) and not is_hooked(x) for kind, x in zip(_KINDS.values(), layers, strict=True))
 
     def extra_repr(self) -> str:
         flags = {name: getattr(self, name) for name in ("contiguous_output", "plain")}

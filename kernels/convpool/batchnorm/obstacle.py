@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from convpool import planning
+from convpool.functional import autocast_dtype
 from convpool.geometry import make_settings
 from convpool.module import conv_options, pool_options
 
@@ -26,7 +27,7 @@ def obstacle(conv: Any, pool: Any) -> str | None:
     options = {"padding": padding, **conv_options(conv), **pool_options(pool)}
     values = tuple((name, tuple(v) if isinstance(v, list) else v) for name, v in options.items())
     ask = _asked if torch.compiler.is_compiling() else _asked_once
-    return ask(tuple(weight.shape), values, weight.dtype, weight.device, planning.requested_backend())
+    return ask(tuple(weight.shape), values, autocast_dtype(weight), weight.device, planning.requested_backend())
 
 
 def _asked(

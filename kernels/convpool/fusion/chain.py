@@ -4,7 +4,8 @@ Nothing is decided here once and for all. Every call looks at the layers as they
 replaced, a norm switched to training mode get what the unfused model would do.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 from torch import Tensor, nn
@@ -95,35 +96,38 @@ class Run(NamedTuple):
         for layer in self.layers:
             if _is_dropout(layer) and layer.training and layer.p > 0:
                 return f"{_kind(layer)} is active (training mode)"
-        if self.norm is not None and uses_batch_statistics(self.norm):
-            found = obstacle(self.conv, self.pool)
-            return found and f"batch statistics (training mode): {found}"
+        if self.batch_statistics:
+            return _words(obstacle(self.conv, self.pool))
         return None
 
+    def obstacle_for(self, x: Tensor) -> str | None:
+        """Why a run without an `obstacle` still is torch's layers under batch statistics for this x, or None."""
+        plan = self.explain(x)
+        return _words(plan.reason) if self.batch_statistics and plan.plan == "plain" else None
+
+    @property
+    def batch_statistics(self) -> bool:
+        """Whether there is a norm that normalises by the batch's own mean and variance."""
+        return self.norm is not None and uses_batch_statistics(self.norm)
+
     def fused(self, x: Tensor) -> Tensor:
-        conv, norm = self.conv, self.norm
-        weight, bias = conv.weight, conv.bias
-        if norm is not None:
-            if uses_batch_statistics(norm):
-                return normalised(x, conv, norm, pool_options(self.pool))
-            moving = norm.running_mean, norm.running_var
-            weight, bias = under_running_statistics(weight, bias, norm.weight, norm.bias, *moving, norm.eps)
-        x, padding = padded_input(conv, x)
-        return conv_relu_max_pool2d(x, weight, bias, padding=padding, **conv_options(conv), **pool_options(self.pool))
+        if self.batch_statistics:
+            return normalised(x, self.conv, self.norm, pool_options(self.pool))
+        return self._asked(conv_relu_max_pool2d, x)
 
     def explain(self, x: Tensor) -> Plan:
         """The plan by which `fused` computes x."""
+        return self._asked(partial(explain, batch_statistics=self.batch_statistics), x)
+
+    def _asked(self, function: Callable[..., Any], x: Tensor) -> Any:
+        """What a function of the op's arguments says to those of this run: running statistics are part of the conv."""
         conv, norm = self.conv, self.norm
+        weight, bias = conv.weight, conv.bias
+        if norm is not None and not self.batch_statistics:
+            moving = norm.running_mean, norm.running_var
+            weight, bias = under_running_statistics(weight, bias, norm.weight, norm.bias, *moving, norm.eps)
         x, padding = padded_input(conv, x)
-        return explain(
-            x,
-            conv.weight,
-            conv.bias if norm is None else norm.bias,
-            batch_statistics=norm is not None and uses_batch_statistics(norm),
-            padding=padding,
-            **conv_options(conv),
-            **pool_options(self.pool),
-        )
+        return function(x, weight, bias, padding=padding, **conv_options(conv), **pool_options(self.pool))
 
     def one_by_one(self, x: Tensor) -> Tensor:
         for layer in self.layers:
@@ -193,6 +197,10 @@ def _layers_of(layer: Any) -> list[Any] | None:
         return list(sequence)
     rewritten = getattr(type(layer), "convpool_layers", None)
     return rewritten(layer) if rewritten else None
+
+
+def _words(reason: str | None) -> str | None:
+    return reason and f"batch statistics (training mode): {reason}"
 
 
 def _is_conv(layer: Any) -> bool:

@@ -159,11 +159,12 @@ def _is_called_plainly(module: nn.Module) -> bool:
 
 
 def _is_users(module: nn.Module) -> bool:
-    """Whether somebody wrote the module's forward: torch's own layers, containers and wrappers are not looked into."""
+    """Whether a user wrote the module's forward: torch's layers, containers and wrappers, and ours, are left alone."""
     cls = original_class(module)
     if isinstance(module, torch.jit.ScriptModule) or cls.forward is nn.Module.forward:
         return False
-    return not (cls.forward.__module__ or "").startswith("torch.")  # what torch.fx generates has no module
+    home = cls.forward.__module__ or ""  # what torch.fx generates has none
+    return not home.startswith(("torch.", "convpool."))
 
 
 def _pools(module: nn.Module) -> bool:

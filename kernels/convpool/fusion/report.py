@@ -124,11 +124,16 @@ def _collector(inputs: list[Tensor]) -> Callable[[nn.Module, tuple[Tensor]], Non
 
 
 def _measured(row: ReportRow, inputs: list[Tensor]) -> ReportRow:
-    """The row with plan and bytes. Rows that share a conv take its inputs in turn; a run not reached has none."""
+    """The row with plan and bytes, or why it is not fused for this input.
+
+    Rows that share a conv take its inputs in turn; a run not reached has none.
+    """
     if not inputs:
         return row
     x = inputs.pop(0) if len(inputs) > 1 else inputs[0]
     x.requires_grad_()
+    if reason := row.run.obstacle_for(x):
+        return replace(row, reason=reason)
     parameters = [p for layer in row.run.layers if isinstance(layer, nn.Module) for p in layer.parameters()]
     return replace(
         row,
