@@ -84,11 +84,7 @@ def conv_relu_max_pool2d(
         if batched is tensors[0] and not operators.autocasts(x):
             known.keep(call, tensors, options)
     else:
-        if torch.jit.is_tracing():  # a tracer is seen: other calls do not pay for the question
-            raise RuntimeError(
-                "torch.jit.trace cannot record conv_relu_max_pool2d: "
-                "trace convpool.unfuse(model), and set plain = True of each ConvReLUMaxPool2d"
-            )
+        refuse_tracing()  # a tracer is seen: other calls do not pay for the question
         y = autograd.apply(batched, weight, bias, geometry, plan)
     return y if x.dim() == 4 else y.squeeze(0)
 
@@ -187,6 +183,14 @@ def _check_types(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     for name, tensor in (("x", x), ("weight", weight), ("bias", bias)):
         if not isinstance(tensor, Tensor) and not (name == "bias" and tensor is None):
             raise TypeError(f"{name} must be a Tensor, got {type(tensor).__name__}")
+
+
+def refuse_tracing() -> None:
+    if torch.jit.is_tracing():
+        raise RuntimeError(
+            "torch.jit.trace cannot record what a backend computes: "
+            "trace convpool.unfuse(model), and set plain = True of each ConvReLUMaxPool2d and ConvBNReLUMaxPool2d"
+        )
 
 
 def autocast_dtype(t: Tensor) -> torch.dtype:

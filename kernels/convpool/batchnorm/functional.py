@@ -10,7 +10,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 from convpool import planning
 from convpool.batchnorm import autograd, fold
 from convpool.batchnorm.eager import bn_relu_max_pool, check_count, move
-from convpool.functional import conv_relu_max_pool2d, prepare
+from convpool.functional import conv_relu_max_pool2d, prepare, refuse_tracing
 from convpool.geometry import Pair
 from convpool.torch_private import are_functorch_transforms_active
 
@@ -111,11 +111,7 @@ def conv_bn_relu_max_pool2d(
             running_var=running_var,
             momentum=momentum,
         )
-    if torch.jit.is_tracing():
-        raise RuntimeError(
-            "torch.jit.trace cannot record conv_bn_relu_max_pool2d: "
-            "trace convpool.unfuse(model), and set plain = True of each ConvBNReLUMaxPool2d"
-        )
+    refuse_tracing()
     y, mean, variance = autograd.apply(x, weight, bias, gamma, beta, eps, g.settings, plan)
     count = fold.positions(g)
     if running_mean is not None and running_var is not None:
