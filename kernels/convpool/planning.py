@@ -159,10 +159,10 @@ def as_it_is(backend: Backend, geometry: Geometry, dtype: torch.dtype, device: t
 def normalised(backend: Backend, geometry: Geometry, dtype: torch.dtype, device: torch.device) -> Plan | str:
     """The question of a call whose conv output is normalised by its own statistics."""
     plan = backend.serves(geometry, dtype, device)
-    batch_statistics = getattr(backend, "batch_statistics", None)
     if isinstance(plan, str):
         return plan
-    return batch_statistics(geometry, plan) if batch_statistics else "it takes no batch statistics"
+    batch_statistics = getattr(backend, "batch_statistics", None)
+    return "it takes no batch statistics" if batch_statistics is None else batch_statistics(geometry, plan)
 
 
 Question: TypeAlias = Callable[[Backend, Geometry, torch.dtype, torch.device], Plan | str]

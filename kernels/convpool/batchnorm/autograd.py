@@ -1,6 +1,7 @@
 """The op's derivatives: an autograd Function over the operators; what they do not know is left to torch's layers."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -12,6 +13,8 @@ from convpool.geometry import Settings
 from convpool.protocol import Plan
 from convpool.torch_private import are_functorch_transforms_active, in_forward_mode
 
+Update: TypeAlias = Callable[[Tensor, Tensor], None]  # takes the conv output's mean without bias and biased variance
+
 
 def apply(
     x: Tensor,
@@ -22,23 +25,23 @@ def apply(
     eps: float,
     settings: Settings,
     plan: Plan,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """y of a checked, batched call, and of the conv output without bias mean and biased variance (C_out,) in float64.
-
-    The two have no gradient.
-    """
+    update: Update,
+) -> Tensor:
+    """y of a checked, batched call; `update` is called with the statistics before anything is kept for backward."""
     needed = any(t is not None and t.requires_grad for t in (x, weight, bias, gamma, beta))
     if needed and torch.is_grad_enabled():
-        return ConvBNReLUMaxPool2dFunction.apply(x, weight, bias, gamma, beta, eps, settings, plan.call)
+        return ConvBNReLUMaxPool2dFunction.apply(x, weight, bias, gamma, beta, eps, settings, plan.call, update)
     y, _, mean, variance, *_ = operators.forward(x, weight, gamma, beta, eps, settings.pack(), plan.call, False)
-    return y, mean, variance
+    update(mean, variance)
+    return y
 
 
 class ConvBNReLUMaxPool2dFunction(Function):
-    """`apply(x, weight, bias, gamma, beta, eps, settings, call) -> (y, mean, variance)`.
+    """`apply(x, weight, bias, gamma, beta, eps, settings, call, update) -> y`.
 
     Keeps x, weight, gamma, code, and of the statistics what has the size of weight or less. bias only takes part for
-    its gradient, which is 0: the batch's mean takes it away.
+    its gradient, which is 0: the batch's mean takes it away. A checkpoint computes anew up to what is kept and no
+    further: running statistics that moved later would not move twice, as those of torch's norm do.
     """
 
     @staticmethod
@@ -52,18 +55,19 @@ class ConvBNReLUMaxPool2dFunction(Function):
         eps: float,
         settings: Settings,
         call: str,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        update: Update,
+    ) -> Tensor:
         y, code, *found = operators.forward(x, weight, gamma, beta, eps, settings.pack(), call, True)
+        update(found[0], found[1])
         ctx.save_for_backward(x, weight, bias, gamma, beta, code, *found)
         ctx.eps, ctx.settings, ctx.call = eps, settings, call
-        ctx.mark_non_differentiable(found[0], found[1])
         ctx.set_materialize_grads(False)
-        return y, found[0], found[1]
+        return y
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor | None) -> tuple[Tensor | None, ...]:
         if dy is None:
-            return (None,) * 8
+            return (None,) * 9
         x, weight, bias, gamma, beta, code, *found = ctx.saved_tensors
         needs = ctx.needs_input_grad[:5]
         asked = needs[0], needs[1], needs[3], needs[4]
@@ -75,7 +79,7 @@ class ConvBNReLUMaxPool2dFunction(Function):
                 dy, code, x, weight, gamma, *found, ctx.eps, packed, ctx.call, asked
             )
         grads = dx, dw, torch.zeros_like(bias) if needs[2] else None, dgamma, dbeta
-        return *(grad if needed else None for grad, needed in zip(grads, needs, strict=True)), None, None, None
+        return *(grad if needed else None for grad, needed in zip(grads, needs, strict=True)), None, None, None, None
 
 
 def _is_transformed(dy: Tensor) -> bool:

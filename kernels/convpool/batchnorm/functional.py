@@ -112,12 +112,14 @@ def conv_bn_relu_max_pool2d(
             momentum=momentum,
         )
     refuse_tracing()
-    y, mean, variance = autograd.apply(x, weight, bias, gamma, beta, eps, g.settings, plan)
-    count = fold.positions(g)
-    if running_mean is not None and running_var is not None:
-        move(running_mean, mean if bias is None else mean + bias.detach(), momentum)
-        move(running_var, variance * (count / (count - 1)), momentum)
-    return y
+
+    def update(mean: Tensor, variance: Tensor) -> None:
+        if running_mean is not None and running_var is not None:
+            count = fold.positions(g)
+            move(running_mean, mean if bias is None else mean + bias.detach(), momentum)
+            move(running_var, variance * (count / (count - 1)), momentum)
+
+    return autograd.apply(x, weight, bias, gamma, beta, eps, g.settings, plan, update)
 
 
 _OPTIONS = tuple(inspect.signature(conv_bn_relu_max_pool2d).parameters)[10:]
