@@ -47,6 +47,15 @@ def poisoned_memory() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Thousands of small operations by torch: where other processes compute too, threads wait longer than they work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(params=planning.backend_names())
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     with _backend(request.param):
