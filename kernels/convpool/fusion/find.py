@@ -114,7 +114,8 @@ class Survey:
             if len(span) == 1:
                 continue  # a submodule holds all of it
             misfit = run.misfit() or _read_elsewhere(links)
-            yield Found(self.names[owner], run, links, span, misfit, self._hooked(owner, links) or run.obstacle())
+            obstacle = None if misfit else self._hooked(owner, links) or run.obstacle()
+            yield Found(self.names[owner], run, links, span, misfit, obstacle)
 
     def _expanded(self, link: Link, training: bool) -> list[Link]:
         inner = self.layers(link.layer, training) if isinstance(link.layer, nn.Module) else None
