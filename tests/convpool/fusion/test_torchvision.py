@@ -7,7 +7,8 @@ import convpool
 
 torchvision = pytest.importorskip("torchvision", reason="needs the extra `transfer` (torchvision)")
 
-# name: side of the input (near the least it takes), runs fused in training mode, runs fused in eval mode
+# name: side of the input (near the least it takes), runs fused in training mode, runs fused in eval mode. A run with a
+# norm is fused in training mode if a backend serves batch statistics: `reference` all of them, `auto` what it says here.
 FUSED = {
     "alexnet": (64, 3, 3),
     "vgg11": (32, 5, 5),
@@ -71,6 +72,8 @@ def test_number_of_fused_runs(name: str) -> None:
     assert len(convpool.fusion_report(model).fused) == in_training
     convpool.fuse(model, inplace=True)
     assert len(convpool.fusion_report(model).fused) == in_training
+    with convpool.use_backend("reference"):
+        assert len(convpool.fusion_report(model).fused) == in_eval
     assert len(convpool.fusion_report(model.eval()).fused) == in_eval
     assert list(model.state_dict()) == keys
 
@@ -80,7 +83,7 @@ def test_number_of_fused_runs(name: str) -> None:
     [*QUICK.items(), *(pytest.param(name, "reference", marks=pytest.mark.slow) for name in FUSED | SLOW)],
 )
 def test_same_logits_loss_and_gradients(name: str, backend: str) -> None:
-    """In float64, so that a wrong term stands out from rounding; in training mode and in eval mode.
+    """In float64, so that a wrong term stands out from rounding; in training mode, buffers too, and in eval mode.
 
     1e-9: rounding (2e-16) times the growth through up to 200 layers of random, untrained weights, where 1e-12 was seen.
     """
