@@ -14,6 +14,9 @@ from convpool.protocol import Needs
 # passes, ratio to the best plain form, split and fused: 4,165 products 0.99 and 0.80; 2,009: 1.01 and 0.80; 1,960: 0.97
 # and 0.78; but 300: 0.94 and 0.86; 275: 1.09 and 1.22.
 FUSED_PRODUCTS = 1500
+# TODO measured
+_MOMENTS_SHARE, _MOMENTS_OUTPUTS = 0.8, 250_000
+MOST_PATCH_VALUES = 1024  # whose scatter is formed: 8 MiB
 _FEW_PRODUCTS = 32  # beyond, backward's lists of live positions are faster than backward_few (measured at 27 and 50)
 _WINOGRAD_CHANNELS = 12  # of the input, in a group: with fewer the transforms do not pay
 # A forward pass shorter than these wakes no second thread. With one thread and two: 0.24 million products take
@@ -31,6 +34,7 @@ class Kernel(IntEnum):
     POOL = 3  # after torch's convolution
     BACKWARD = 4
     BACKWARD_FEW = 5
+    PATCH_MOMENTS = 6  # before the forward pass, where the conv output is normalised by its own statistics
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,34 @@ def backward_kernel(g: Geometry, needs: Needs) -> Kernel:
     known = g.kernel in ((3, 3), (5, 5))
     few = needs[1] and not needs[0] and _plain_pool(g) and known and g.reduction <= _FEW_PRODUCTS
     return Kernel.BACKWARD_FEW if few else Kernel.BACKWARD
+
+
+def why_moments_lose(g: Geometry, dx: bool, lanes: int) -> str:
+    """In words why batch statistics from patch moments are no faster than torch's layers, or nothing.
+
+    The moments' products are double, in lanes that are images; the conv's, which torch's layers do twice in a step, are
+    float.
+    """
+    if dx:
+        return "x has a gradient, which takes two dense convolutions more"
+    images = lanes // 2
+    used = -(-g.batch // images) * images / max(1, g.batch)
+    rows, columns = (_moment_sums(g, axis) for axis in (0, 1))
+    share = rows * columns * g.group_channels * used / (g.group_outputs * g.kernel[0] * g.kernel[1])
+    if share > _MOMENTS_SHARE:
+        return f"the patches' moments cost {share:.1f} convolutions"
+    if g.batch * g.out_channels * g.conv_height * g.conv_width < _MOMENTS_OUTPUTS:
+        return f"fewer than {_MOMENTS_OUTPUTS} conv outputs"
+    return ""
+
+
+def _moment_sums(g: Geometry, axis: int) -> float:
+    """Sums of products for each position along one axis: the distances of patch_moments.h, and the edges of its zones."""
+    s, kernel, size = g.settings, g.kernel[axis], (g.conv_height, g.conv_width)[axis]
+    stride, dilation = s.stride[axis], s.dilation[axis]
+    taps = [(k * dilation % stride, k * dilation // stride) for k in range(kernel)]
+    distances = {(a, b, to - at) for a, at in taps for b, to in taps}
+    return len(distances) * (1 + taps[-1][1] / size)
 
 
 def _plain_pool(g: Geometry) -> bool:
