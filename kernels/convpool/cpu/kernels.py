@@ -88,7 +88,7 @@ def why_moments_lose(g: Geometry, dx: bool, lanes: int) -> str:
 
 
 def _moment_sums(g: Geometry, axis: int) -> float:
-    """Sums of products for each position along one axis: the distances of patch_moments.h, and the edges of its zones."""
+    """Sums of products for each position along one axis: distances of two taps; and the share of its zones' edges."""
     s, kernel, size = g.settings, g.kernel[axis], (g.conv_height, g.conv_width)[axis]
     stride, dilation = s.stride[axis], s.dilation[axis]
     taps = [(k * dilation % stride, k * dilation // stride) for k in range(kernel)]
