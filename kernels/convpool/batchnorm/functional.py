@@ -3,6 +3,7 @@
 import inspect
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
@@ -88,7 +89,9 @@ def conv_bn_relu_max_pool2d(
         moving: tuple[Any, Any] = running_mean, running_var
         weight, bias = fold.under_running_statistics(weight, bias, gamma, beta, *moving, eps)
         return conv_relu_max_pool2d(x, weight, bias, **named)
-    x, weight, bias, g, plan = prepare(x, weight, bias, options, False, planning.normalised)
+    dx = isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled()
+    ask = planning.normalised_with_dx if dx else planning.normalised
+    x, weight, bias, g, plan = prepare(x, weight, bias, options, False, ask)
     check_count(g.conv_shape)
     if g.batch == 0:
         plan, momentum = planning.plain("an empty batch has no statistics"), 0.0

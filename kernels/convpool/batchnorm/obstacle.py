@@ -14,11 +14,12 @@ from convpool.module import conv_options, pool_options
 _POSITIONS = 64  # of the conv output, high and wide, and images: an ordinary picture, for which plans are asked
 
 
-def obstacle(conv: Any, pool: Any) -> str | None:
+def obstacle(conv: Any, pool: Any, dx: bool) -> str | None:
     """Why conv -> norm -> ReLU -> pool stay torch's layers in training mode, or None.
 
     Args:
         conv, pool: an nn.Conv2d, and an nn.MaxPool2d or what has its attributes.
+        dx: whether conv's input has a gradient.
     """
     weight = conv.weight
     if not isinstance(weight, Tensor):
@@ -27,7 +28,9 @@ def obstacle(conv: Any, pool: Any) -> str | None:
     options = {"padding": padding, **conv_options(conv), **pool_options(pool)}
     values = tuple((name, tuple(v) if isinstance(v, list) else v) for name, v in options.items())
     ask = _asked if torch.compiler.is_compiling() else _asked_once
-    return ask(tuple(weight.shape), values, autocast_dtype(weight), weight.device, planning.requested_backend())
+    question = planning.normalised_with_dx if dx else planning.normalised
+    requested = planning.requested_backend()
+    return ask(tuple(weight.shape), values, autocast_dtype(weight), weight.device, requested, question)
 
 
 def _asked(
@@ -36,6 +39,7 @@ def _asked(
     dtype: torch.dtype,
     device: torch.device,
     requested: str,
+    question: planning.Question,
 ) -> str | None:
     settings = make_settings(weight_shape[2:], **dict(options))
     spans = zip(settings.pool_kernel, settings.pool_dilation, strict=True)
@@ -44,7 +48,7 @@ def _asked(
     size = [(count - 1) * stride + (kernel - 1) * dilation + 1 for count, stride, kernel, dilation in axes]
     x_shape = _POSITIONS, weight_shape[1] * settings.groups, size[0], size[1]
     try:
-        plan = planning.choose(x_shape, weight_shape, settings, dtype, device, requested, planning.normalised)[1]
+        plan = planning.choose(x_shape, weight_shape, settings, dtype, device, requested, question)[1]
     except RuntimeError as error:  # the backend that was named serves no such call
         return str(error)
     return plan.reason if plan.plan == "plain" else None

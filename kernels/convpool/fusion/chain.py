@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -88,8 +89,8 @@ class Run(NamedTuple):
             return "the pool returns its indices"
         return None
 
-    def obstacle(self) -> str | None:
-        """Why layers that fit are not fused at the moment, or None."""
+    def obstacle(self, dx: bool) -> str | None:
+        """Why layers that fit are not fused at the moment, or None; dx: whether their input has a gradient."""
         for layer in self.layers:
             if is_hooked(layer):
                 return f"a hook on {_kind(layer)}"
@@ -97,7 +98,7 @@ class Run(NamedTuple):
             if _is_dropout(layer) and layer.training and layer.p > 0:
                 return f"{_kind(layer)} is active (training mode)"
         if self.batch_statistics:
-            return _words(obstacle(self.conv, self.pool))
+            return _words(obstacle(self.conv, self.pool, dx))
         return None
 
     def obstacle_for(self, x: Tensor) -> str | None:
@@ -145,7 +146,7 @@ def run_chain(x: Tensor, layers: Sequence[Any]) -> Any:
     i = 0
     while i < len(layers):
         run = run_at(layers, i)
-        if run is None or run.misfit() or run.obstacle():
+        if run is None or run.misfit() or run.obstacle(_has_gradient(x)):
             x = layers[i](x)
             i += 1
         else:
@@ -197,6 +198,10 @@ def _layers_of(layer: Any) -> list[Any] | None:
         return list(sequence)
     rewritten = getattr(type(layer), "convpool_layers", None)
     return rewritten(layer) if rewritten else None
+
+
+def _has_gradient(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled()
 
 
 def _words(reason: str | None) -> str | None:

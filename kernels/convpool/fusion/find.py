@@ -53,12 +53,18 @@ class Found:
 
 
 class Survey:
-    """What is found in `model`, with every module traced at most once in each mode."""
+    """What is found in `model`, with every module traced at most once in each mode.
+
+    A run's input is taken to have a gradient if a parameter of a module before it, in the model's order, learns.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.names = {module: name for name, module in model.named_modules()}
         self._traces: dict[tuple[nn.Module, bool], Traced | str] = {}
+        learning = [any(p.requires_grad for p in module.parameters(recurse=False)) for module in self.names]
+        first = learning.index(True) if True in learning else len(learning)
+        self._after_learning = set(list(self.names)[first + 1 :])
 
     def owners(self) -> Iterator[nn.Module]:
         """The modules whose forward may hold a run: those above convolutions and pools that torch.fx may look into."""
@@ -114,7 +120,8 @@ class Survey:
             if len(span) == 1:
                 continue  # a submodule holds all of it
             misfit = run.misfit() or _read_elsewhere(links)
-            obstacle = None if misfit else self._hooked(owner, links) or run.obstacle()
+            dx = run.conv in self._after_learning
+            obstacle = None if misfit else self._hooked(owner, links) or run.obstacle(dx)
             yield Found(self.names[owner], run, links, span, misfit, obstacle)
 
     def _expanded(self, link: Link, training: bool) -> list[Link]:

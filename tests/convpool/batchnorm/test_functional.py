@@ -186,7 +186,11 @@ def test_explain_tells_who_computes() -> None:
     x, weight = torch.randn(2, 4, 9, 9), torch.randn(6, 4, 3, 3, requires_grad=True)
     with use_backend("reference"):
         plan = explain(x, weight, batch_statistics=True)
-    assert (plan.backend, plan.keeps_codes, plan.kernels) == ("reference", True, ("torch's own operations",))
+    assert (plan.backend, plan.keeps_codes, plan.kernels) == (
+        "reference",
+        True,
+        ("patch_moments", "torch's own operations"),
+    )
     left = explain(x.half(), weight.half(), batch_statistics=True)
     assert (left.backend, left.plan) == ("torch", "plain")
     assert "float16" in left.reason

@@ -131,7 +131,7 @@ def test_where_no_backend_serves_nothing_is_said_to_be_fused(model, x, calls) ->
 
 
 class Picky(OwnBackend):
-    def batch_statistics(self, geometry: Geometry, plan: Plan) -> Plan | str:
+    def batch_statistics(self, geometry: Geometry, plan: Plan, dx: bool) -> Plan | str:
         return plan if geometry.conv_height > 30 else "so small a picture is not for us"
 
 

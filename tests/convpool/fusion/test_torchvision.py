@@ -7,8 +7,8 @@ import convpool
 
 torchvision = pytest.importorskip("torchvision", reason="needs the extra `transfer` (torchvision)")
 
-# name: side of the input (near the least it takes), runs fused in training mode, runs fused in eval mode. A run with a
-# norm is fused in training mode if a backend serves batch statistics: `reference` all of them, `auto` what it says here.
+# name: side of the input (near the least it takes), runs fused in training mode by `auto`, runs fused in eval mode, which
+# `reference` fuses in training mode too
 FUSED = {
     "alexnet": (64, 3, 3),
     "vgg11": (32, 5, 5),
