@@ -165,8 +165,22 @@ def test_functional_call(backend) -> None:
 
 
 @by_each_backend
-@pytest.mark.parametrize("dynamic", [False, pytest.param(True, marks=pytest.mark.slow)])
-@pytest.mark.parametrize(("training", "momentum"), [(True, None), (True, 0.1), (False, 0.1)])
+@pytest.mark.parametrize(
+    ("training", "momentum", "dynamic"),
+    [
+        (True, None, False),
+        *(
+            pytest.param(*values, marks=pytest.mark.slow)
+            for values in (
+                (True, None, True),
+                (True, 0.1, False),
+                (True, 0.1, True),
+                (False, 0.1, False),
+                (False, 0.1, True),
+            )
+        ),
+    ],
+)
 def test_compile(training, momentum, dynamic, backend) -> None:
     """Without a graph break, forward and backward, with the buffers."""
     torch.compiler.reset()

@@ -7,16 +7,16 @@ import convpool
 
 torchvision = pytest.importorskip("torchvision", reason="needs the extra `transfer` (torchvision)")
 
-# name: side of the input (near the least it takes), runs fused in training mode by `auto`, runs fused in eval mode, which
-# `reference` fuses in training mode too
+# name: side of the input (near the least it takes), runs that `auto` fuses in training mode, runs fused in eval mode.
+# `reference` fuses these in training mode too; `auto` those without a norm, and stems whose input has no gradient.
 FUSED = {
     "alexnet": (64, 3, 3),
     "vgg11": (32, 5, 5),
-    "vgg11_bn": (32, 0, 5),
+    "vgg11_bn": (32, 1, 5),
     "squeezenet1_0": (32, 1, 1),
-    "resnet18": (32, 0, 1),
-    "densenet121": (32, 0, 1),
-    "googlenet": (64, 0, 2),
+    "resnet18": (32, 1, 1),
+    "densenet121": (32, 1, 1),
+    "googlenet": (64, 1, 2),
     "inception_v3": (299, 0, 2),
     "shufflenet_v2_x0_5": (32, 0, 1),
     "mobilenet_v2": (32, 0, 0),
@@ -36,11 +36,11 @@ SLOW = {
     "vgg16_bn": (32, 0, 5),
     "vgg19_bn": (32, 0, 5),
     "squeezenet1_1": (32, 1, 1),
-    "resnet50": (32, 0, 1),
-    "resnet152": (32, 0, 1),
-    "resnext50_32x4d": (32, 0, 1),
-    "wide_resnet50_2": (32, 0, 1),
-    "densenet169": (32, 0, 1),
+    "resnet50": (32, 1, 1),
+    "resnet152": (32, 1, 1),
+    "resnext50_32x4d": (32, 1, 1),
+    "wide_resnet50_2": (32, 1, 1),
+    "densenet169": (32, 1, 1),
     "shufflenet_v2_x1_0": (32, 0, 1),
     "mobilenet_v3_large": (32, 0, 0),
     "efficientnet_v2_s": (32, 0, 0),
