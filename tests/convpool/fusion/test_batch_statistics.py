@@ -132,7 +132,30 @@ def test_where_no_backend_serves_nothing_is_said_to_be_fused(model, x, calls) ->
 
 class Picky(OwnBackend):
     def batch_statistics(self, geometry: Geometry, plan: Plan, dx: bool) -> Plan | str:
+        if dx:
+            return "we have no dx"
         return plan if geometry.conv_height > 30 else "so small a picture is not for us"
+
+
+@pytest.mark.parametrize("first", ["learns", "is frozen", "has no parameters"])
+def test_whether_the_input_has_a_gradient_decides_as_it_is(first, calls) -> None:
+    """The report, with an input and without, and the call agree."""
+    before = nn.Tanh() if first == "has no parameters" else nn.Conv2d(300, 300, 1).requires_grad_(first == "learns")
+    norm = nn.Sequential(nn.Conv2d(300, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2))
+    x, expected = torch.randn(2, 300, 34, 34), [] if first == "learns" else [True]
+    convpool.register_backend("own", Picky, devices=("cpu",))
+    try:
+        fused = convpool.fuse(nn.Sequential(before, *norm))
+        reports = convpool.fusion_report(fused), convpool.fusion_report(fused).for_input(x)
+        calls.clear()
+        fused(x)
+        assert calls == expected
+        for report in reports:
+            assert len(report.fused) == len(expected)
+            assert expected or "own: we have no dx" in str(report)
+        assert convpool.fusion_report(fused).for_input(x.requires_grad_()).fused == []
+    finally:
+        convpool.unregister_backend("own")
 
 
 def test_an_input_that_no_backend_takes_is_not_said_to_be_fused() -> None:
