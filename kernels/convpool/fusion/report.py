@@ -102,8 +102,8 @@ class FusionReport:
 def fusion_report(model: nn.Module) -> FusionReport:
     """What `fuse(model)` fuses, or has fused, in the mode the model is in, and what it leaves alone and why.
 
-    Batch statistics may be left to torch where a run's input has a gradient: it is taken to have one if a parameter of a
-    module before it, in the model's order, learns; `for_input` sees for itself.
+    Batch statistics may be left to torch where a run's input has a gradient: it is taken to have one if a parameter of
+    a module before it, in the model's order, learns; `for_input` sees for itself.
 
     Raises:
         TypeError: `model` is not an nn.Module, or is a ScriptModule.

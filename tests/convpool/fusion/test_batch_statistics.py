@@ -140,9 +140,9 @@ class Picky(OwnBackend):
 @pytest.mark.parametrize("first", ["learns", "is frozen", "has no parameters"])
 def test_whether_the_input_has_a_gradient_decides_as_it_is(first, calls) -> None:
     """The report, with an input and without, and the call agree."""
-    before = nn.Tanh() if first == "has no parameters" else nn.Conv2d(300, 300, 1).requires_grad_(first == "learns")
-    norm = nn.Sequential(nn.Conv2d(300, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2))
-    x, expected = torch.randn(2, 300, 34, 34), [] if first == "learns" else [True]
+    before = nn.Tanh() if first == "has no parameters" else nn.Conv2d(3, 3, 1).requires_grad_(first == "learns")
+    norm = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2))
+    x, expected = torch.randn(2, 3, 34, 34), [] if first == "learns" else [True]
     convpool.register_backend("own", Picky, devices=("cpu",))
     try:
         fused = convpool.fuse(nn.Sequential(before, *norm))
@@ -159,11 +159,11 @@ def test_whether_the_input_has_a_gradient_decides_as_it_is(first, calls) -> None
 
 
 def test_an_input_that_no_backend_takes_is_not_said_to_be_fused() -> None:
-    model = nn.Sequential(nn.Conv2d(300, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2))
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2))
     convpool.register_backend("own", Picky, devices=("cpu",))
     try:
         report = convpool.fusion_report(model)
-        small, large = (report.for_input(torch.randn(2, 300, side, side)) for side in (9, 34))
+        small, large = (report.for_input(torch.randn(2, 3, side, side)) for side in (9, 34))
     finally:
         convpool.unregister_backend("own")
     assert [len(r.fused) for r in (report, small, large)] == [1, 0, 1]

@@ -7,9 +7,9 @@ import convpool
 
 torchvision = pytest.importorskip("torchvision", reason="needs the extra `transfer` (torchvision)")
 
-# name: side of the input (near the least it takes; in deep models with a norm after each layer not so small that it is of
-# two values, which makes 1e-5 of a rounding), runs that `auto` fuses in training mode, runs fused in eval mode.
-# `reference` fuses these in training mode too; `auto` those without a norm, and stems whose input has no gradient.
+# name: side of the input (near the least it takes; deep models whose norms would be of two values, which makes 1e-5 of
+# a rounding, get more), runs that `auto` fuses in training mode, runs fused in eval mode. `reference` fuses these in
+# training mode too; `auto` those without a norm, and stems whose input has no gradient.
 FUSED = {
     "alexnet": (64, 3, 3),
     "vgg11": (32, 5, 5),
