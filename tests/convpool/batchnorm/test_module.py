@@ -99,8 +99,9 @@ def test_the_mean_of_all_batches(dtype) -> None:
 
 
 @by_each_backend
-def test_a_norm_without_a_counter(backend, x) -> None:
-    layer, plain = pair(4, 6, 3)
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_a_norm_without_a_counter(momentum, backend, x) -> None:
+    layer, plain = pair(4, 6, 3, momentum=momentum)
     layer.norm.num_batches_tracked = plain.norm.num_batches_tracked = None
     assert_close(results(layer, x), results(plain, x))
 
