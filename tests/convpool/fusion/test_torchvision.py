@@ -6,6 +6,7 @@ import torch
 import convpool
 
 torchvision = pytest.importorskip("torchvision", reason="needs the extra `transfer` (torchvision)")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 # name: side of the input (near the least it takes; deep models whose norms would be of two values, which makes 1e-5 of
 # a rounding, get more), runs that `auto` fuses in training mode, runs fused in eval mode. `reference` fuses these in
