@@ -1,4 +1,4 @@
-"""What the proofs of the op's numbers share: the backends that take part, and one call of a layer with all its results."""
+"""What the proofs of the op's numbers share: the backends that take part, and a call with all its results."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias

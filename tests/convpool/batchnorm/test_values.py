@@ -28,7 +28,8 @@ from tests.convpool.batchnorm.oracle import NORMALISED, double, error, on_backen
 EPS = 1e-5
 LAYOUTS = ("nchw", "channels_last")
 FORMATS = (torch.contiguous_format, torch.channels_last)
-FEW_BITS = 4 * torch.finfo(torch.float32).eps  # so small an error passes, whatever torch's is
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @dataclass(frozen=True)
@@ -66,22 +67,25 @@ NORMS = {
 }
 
 
-@pytest.mark.parametrize(
-    "norm",
-    [pytest.param(norm, id=name, marks=[] if norm.special else [pytest.mark.slow]) for name, norm in NORMS.items()],
-)
-@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("case", NORMALISED)
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [
+        pytest.param(name, layout, marks=[] if (name, layout) == ("special", "nchw") else [pytest.mark.slow])
+        for name in NORMS
+        for layout in LAYOUTS
+    ],
+)
 @on_backends(torch.float64)
-def test_float64(case: Case, layout: Layout, norm: Norm, backend: str) -> None:
-    inputs = make_inputs(case, torch.float64, layout)
+def test_float64(case: Case, name: str, layout: Layout, backend: str) -> None:
+    inputs, norm = make_inputs(case, torch.float64, layout), NORMS[name]
     tensors, options = norm.tensors(inputs), {"momentum": norm.momentum, "eps": norm.eps}
     ours = run(partial(conv_bn_relu_max_pool2d, training=True, **case.options), tensors, inputs.dy, **options)
     torchs = run(partial(bn_relu_max_pool, settings=case.settings), tensors, inputs.dy, **options)
     if norm.conv_bias:
         assert not ours.pop("dbias").any(), "the mean takes the bias away; torch makes rounding errors of it"
-    for name, got in ours.items():
-        assert error(got, torchs[name]) < 1e-11, name
+    for result, got in ours.items():
+        assert error(got, torchs[result]) < 1e-11, result
 
 
 @pytest.mark.parametrize("weight_format", FORMATS, ids=str)
@@ -190,6 +194,11 @@ def test_integers_are_exact(case: Case, layout: Layout, backend: str) -> None:
         assert error(got, want) < bounds[name], name
 
 
+def rounding(case: Case) -> float:
+    """So small an error passes, whatever torch's is: a sum of K rounded products is off by about sqrt(K) roundings."""
+    return torch.finfo(torch.float32).eps * max(4, case.geometry.reduction**0.5 / 2)
+
+
 @pytest.mark.parametrize("case", NORMALISED)
 @on_backends(torch.float32)
 def test_float32(case: Case, backend: str) -> None:
@@ -201,7 +210,7 @@ def test_float32(case: Case, backend: str) -> None:
             planning.plan_for(*make_inputs(case).tensors[:2], case.settings, backend, planning.normalised)
         return
     names = ("y", "dx", "dw", "dgamma", "dbeta")
-    ours, torchs = {name: 0.0 for name in names}, {name: 0.0 for name in names}
+    ours, torchs = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
     for layout in LAYOUTS:
         inputs = make_inputs(case, layout=layout)
         tensors = NORMS["usual"].tensors(inputs)
@@ -213,10 +222,12 @@ def test_float32(case: Case, backend: str) -> None:
         assert error(found.statistics.variance, z.var((0, 2, 3), correction=0)) < 1e-7
         y = bn_relu_max_pool(**double(tensors), bias=None, settings=case.settings, eps=EPS)
         value, *grads = through_winners(inputs, norm, found.code, torch.float64)
-        assert error(value, y) < FEW_BITS, "a window's winner is not the best that it sees"
+        assert error(value, y) < rounding(case), "a window's winner is not the best that it sees"
         plain = through_winners(inputs, norm, found.code, torch.float32)
         for name, got, other, want in zip(names, (found.y, *found.grads.values()), plain, (y, *grads), strict=True):
             ours[name] = max(ours[name], error(got, want))
             torchs[name] = max(torchs[name], error(other, want))
     for name in names:
-        assert ours[name] <= max(2 * torchs[name], FEW_BITS), f"{name}: {ours[name]:.2g}, torch {torchs[name]:.2g}"
+        assert ours[name] <= max(2 * torchs[name], rounding(case)), (
+            f"{name}: {ours[name]:.2g}, torch {torchs[name]:.2g}"
+        )
