@@ -113,8 +113,7 @@ def test_nan_that_no_position_reads_does_not_matter(layout: Layout, backend: str
 @pytest.mark.parametrize("name", ["depthwise", "groups-2", "mixed-2", "cifar-1"])
 @on_backends(torch.float32)
 def test_nan_that_is_read_takes_its_group(name: str, layout: Layout, value: float, backend: str) -> None:
-    """Wherever it stands, in a corner too, which one tap reads: all of its group's channels have no statistics, the others keep
-    theirs."""
+    """Wherever it stands, in a corner too, which one tap reads. The other groups' statistics do not change."""
     case = by_name(name)
     inputs, groups = make_inputs(case, layout=layout), case.geometry.settings.groups
     read = (readers(case.geometry) > 0).nonzero().tolist()
