@@ -1,8 +1,6 @@
-"""A network of three blocks in training: what torch's layers make of it, step after step, and what it keeps meanwhile."""
+"""A network of three blocks in training: step after step what torch's layers make of it; and what blocks keep."""
 
-import math
-from collections.abc import Sequence
-from statistics import fmean
+from statistics import median
 
 import pytest
 import torch
@@ -24,7 +22,7 @@ def network(seed: int, plain: bool) -> nn.Module:
     blocks = [
         ConvBNReLUMaxPool2d(3, 8, 3, padding=1),
         ConvBNReLUMaxPool2d(8, 12, 3, padding=1, bias=True, momentum=None),
-        ConvBNReLUMaxPool2d(12, 16, 3, eps=1e-3, pool_kernel_size=3, pool_stride=2, ceil_mode=True),
+        ConvBNReLUMaxPool2d(12, 16, 3, padding=1, eps=1e-3, pool_kernel_size=3, pool_stride=2, ceil_mode=True),
     ]
     for block in blocks:
         block.plain = plain
@@ -39,7 +37,7 @@ def trained(
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     losses = []
     for _ in range(STEPS):
-        x, labels = torch.randn(8, 3, 24, 24).to(dtype, memory_format=layout), torch.randint(5, (8,))
+        x, labels = torch.randn(4, 3, 16, 16).to(dtype, memory_format=layout), torch.randint(5, (4,))
         optimizer.zero_grad()
         loss = F.cross_entropy(model.train()(x), labels)
         loss.backward()
@@ -58,25 +56,20 @@ def test_float64(backend: str) -> None:
     assert distance(trained(torch.float64), trained(torch.float64, plain=True)) < 1e-11
 
 
-@pytest.mark.slow
 @on_backends(torch.float32)
 def test_float32_stays_as_close_to_float64_as_torchs_layers(backend: str) -> None:
-    """In the worse of two formats, and in the geometric mean of some trainings: where rounding changes a winner, which
-    happens in one and not in the next, the distance jumps a thousandfold."""
+    """In the worse of two formats, and in the median of three trainings: where rounding changes a winner, which is
+    rare on so few windows, the distance jumps a thousandfold."""
 
     def worse(seed: int, exact: dict[str, Tensor], plain: bool) -> float:
         return max(distance(trained(torch.float32, layout, seed=seed, plain=plain), exact) for layout in FORMATS)
 
     ours, torchs = [], []
-    for seed in range(6):
+    for seed in range(3):
         exact = trained(torch.float64, seed=seed, plain=True)
         ours.append(worse(seed, exact, plain=False))
         torchs.append(worse(seed, exact, plain=True))
-    assert geometric_mean(ours) <= 2 * geometric_mean(torchs), (ours, torchs)
-
-
-def geometric_mean(values: Sequence[float]) -> float:
-    return math.exp(fmean(map(math.log, values)))
+    assert median(ours) <= 2 * median(torchs), (ours, torchs)
 
 
 STEM = {"stride": 2, "padding": 3, "pool_kernel_size": 3, "pool_stride": 2, "pool_padding": 1}
