@@ -30,7 +30,8 @@ def normalised(x: Tensor, conv: Any, norm: Any, options: Mapping[str, Any]) -> T
     if tracks and norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
         if momentum is None:
-            momentum = 1 / norm.num_batches_tracked.double()  # the mean of all batches; nobody waits for a device
+            dtype = torch.promote_types(norm.running_mean.dtype, torch.float32)
+            momentum = norm.num_batches_tracked.to(dtype).reciprocal()  # the mean of all; nobody waits for a device
     reads = tracks or not norm.training
     return conv_bn_relu_max_pool2d(
         x,
