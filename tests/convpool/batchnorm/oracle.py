@@ -30,9 +30,12 @@ def refusal(backend: str, case: Case, dtype: torch.dtype) -> str | None:
 
 
 def on_backends(dtype: torch.dtype) -> pytest.MarkDecorator:
-    """Run the test, which takes `backend`, by each that serves batch statistics in that type."""
+    """Run the test, which takes `backend`, by each that serves batch statistics in that type; by `reference` with the
+    slow tests where another one does."""
     names = [name for name in planning.backend_names() if not refusal(name, by_name("cnn-1"), dtype)]
-    return pytest.mark.parametrize("backend", names, indirect=True)
+    slow = {"reference"} if len(names) > 1 else set()
+    backends = [pytest.param(name, marks=[pytest.mark.slow] if name in slow else []) for name in names]
+    return pytest.mark.parametrize("backend", backends, indirect=True)
 
 
 def run(layer: Layer, tensors: Mapping[str, Tensor], dy: Tensor, **norm: Any) -> dict[str, Tensor]:
