@@ -63,4 +63,5 @@ def error(got: Tensor, expected: Tensor) -> float:
     Where all expected ones are next to nothing, as they are what rounding left of 0, 1e-3 stands for the largest.
     """
     assert got.shape == expected.shape
+    assert got.isfinite().all()
     return (got.double() - expected).abs().max().item() / max(expected.abs().max().item(), 1e-3)

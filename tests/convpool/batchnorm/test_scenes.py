@@ -85,6 +85,7 @@ def worst(layer: Layer, tensors: dict[str, Tensor], dy: Tensor, exact: dict[str,
     for layout in FORMATS:
         pictures = {name: t.contiguous(memory_format=layout) if t.dim() == 4 else t for name, t in tensors.items()}
         for name, got in run(layer, pictures, dy, momentum=1.0, eps=EPS).items():
+            assert got.isfinite().all(), name
             off = ((got.double() - exact[name]).abs() / scale[name]).max().item()
             found[name] = max(found.get(name, 0.0), off)
     return found

@@ -48,6 +48,7 @@ def trained(
 
 
 def distance(run: dict[str, Tensor], exact: dict[str, Tensor]) -> float:
+    assert all(t.isfinite().all() for t in run.values())
     return max((t.double() - exact[name]).abs().max().item() for name, t in run.items())
 
 
