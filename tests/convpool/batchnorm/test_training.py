@@ -57,16 +57,17 @@ def test_float64(backend: str) -> None:
     assert distance(trained(torch.float64), trained(torch.float64, plain=True)) < 1e-11
 
 
+@pytest.mark.slow
 @on_backends(torch.float32)
 def test_float32_stays_as_close_to_float64_as_torchs_layers(backend: str) -> None:
-    """In the worse of two formats, and in the median of three trainings: where rounding changes a winner, which is
+    """In the worse of two formats, and in the median of five trainings: where rounding changes a winner, which is
     rare on so few windows, the distance jumps a thousandfold."""
 
     def worse(seed: int, exact: dict[str, Tensor], plain: bool) -> float:
         return max(distance(trained(torch.float32, layout, seed=seed, plain=plain), exact) for layout in FORMATS)
 
     ours, torchs = [], []
-    for seed in range(3):
+    for seed in range(5):
         exact = trained(torch.float64, seed=seed, plain=True)
         ours.append(worse(seed, exact, plain=False))
         torchs.append(worse(seed, exact, plain=True))
