@@ -13,6 +13,7 @@ from typing import Any
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "cnn1": {},
     "cnn2": {"label_smoothing": 0.1},
+    "cnn2-bn": {"label_smoothing": 0.1},
     "lenet5": {"lr": 5e-3, "epochs": 5},
     "cifar-cnn": {"lr": 3e-3, "epochs": 10},
     "fast": {"lr": 1e-2, "batch_size": 256, "betas": (0.7, 0.9)},
