@@ -10,6 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 # cnn2, on validation splits of the sample: 98.6 % with the smoothing, 97.9 % without (means of 5 seeds).
+# cnn2-bn, on 800 images of the sample held out: 98.0 % with the smoothing, 97.6 % without, 97.8 % with it at half the
+# learning rate (means of 5 seeds and splits,
+# whose standard deviation is 0.8).
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "cnn1": {},
     "cnn2": {"label_smoothing": 0.1},
