@@ -112,7 +112,9 @@ def explain(
     call.apply_defaults()
     needs = x.requires_grad, weight.requires_grad, bias is not None and bias.requires_grad
     values = call.args[3:] + tuple(call.kwargs.values())
-    ask = planning.normalised if batch_statistics else planning.as_it_is
+    ask = planning.as_it_is
+    if batch_statistics:
+        ask = planning.normalised_with_dx if x.requires_grad and torch.is_grad_enabled() else planning.normalised
     x, weight, bias, geometry, plan = prepare(x, weight, bias, values, False, ask)
     lost = torch_private.missing()
     if lost:
@@ -121,7 +123,8 @@ def explain(
         return plan
     backend, word = planning.running(plan.call)
     batched = x if x.dim() == 4 else x.unsqueeze(0)
-    return replace(plan, kernels=backend.kernels(batched, weight, geometry, word, needs))
+    kernels = backend.kernels(batched, weight, geometry, word, needs)
+    return replace(plan, kernels=("patch_moments", *kernels) if batch_statistics else kernels)
 
 
 def prepare(

@@ -157,12 +157,21 @@ def as_it_is(backend: Backend, geometry: Geometry, dtype: torch.dtype, device: t
 
 
 def normalised(backend: Backend, geometry: Geometry, dtype: torch.dtype, device: torch.device) -> Plan | str:
-    """The question of a call whose conv output is normalised by its own statistics."""
+    """The question of a call whose conv output is normalised by its own statistics, and whose x has no gradient."""
+    return _normalised(backend, geometry, dtype, device, False)
+
+
+def normalised_with_dx(backend: Backend, geometry: Geometry, dtype: torch.dtype, device: torch.device) -> Plan | str:
+    """As `normalised`, where x has a gradient."""
+    return _normalised(backend, geometry, dtype, device, True)
+
+
+def _normalised(backend: Backend, geometry: Geometry, dtype: torch.dtype, device: torch.device, dx: bool) -> Plan | str:
     plan = backend.serves(geometry, dtype, device)
     batch_statistics = getattr(backend, "batch_statistics", None)
     if isinstance(plan, str):
         return plan
-    return batch_statistics(geometry, plan) if batch_statistics else "it takes no batch statistics"
+    return batch_statistics(geometry, plan, dx) if batch_statistics else "it takes no batch statistics"
 
 
 Question: TypeAlias = Callable[[Backend, Geometry, torch.dtype, torch.device], Plan | str]

@@ -86,9 +86,9 @@ class Backend(Protocol):
     planned; whoever cannot compute that raises RuntimeError.
 
     A backend may have more methods. With `bind(x, weight, bias, geometry, plan) -> Bound` calls that repeat each other
-    spend less in Python. With `batch_statistics(geometry, plan) -> Plan | str` (what `serves` says, where the conv
-    output is normalised by its own statistics) and `patch_moments(x, geometry) -> Moments` it serves
-    `conv_bn_relu_max_pool2d` in training mode.
+    spend less in Python. With `batch_statistics(geometry, plan, dx) -> Plan | str` (what becomes of the plan that
+    `serves` made, where the conv output is normalised by its own statistics and x has a gradient or not) and
+    `patch_moments(x, geometry) -> Moments` it serves `conv_bn_relu_max_pool2d` in training mode.
     """
 
     def unavailable(self) -> str | None:

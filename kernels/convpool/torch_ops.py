@@ -49,7 +49,7 @@ class ReferenceBackend:
             raise RuntimeError(BAD_CODES)
         return gradients(dy, code, x, weight, geometry, needs)
 
-    def batch_statistics(self, geometry: Geometry, plan: Plan) -> Plan | str:
+    def batch_statistics(self, geometry: Geometry, plan: Plan, dx: bool) -> Plan | str:
         return plan
 
     def patch_moments(self, x: Tensor, geometry: Geometry) -> Moments:

@@ -88,7 +88,9 @@ def conv_bn_relu_max_pool2d(
         moving: tuple[Any, Any] = running_mean, running_var
         weight, bias = fold.under_running_statistics(weight, bias, gamma, beta, *moving, eps)
         return conv_relu_max_pool2d(x, weight, bias, **named)
-    x, weight, bias, g, plan = prepare(x, weight, bias, options, False, planning.normalised)
+    dx = isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled()
+    ask = planning.normalised_with_dx if dx else planning.normalised
+    x, weight, bias, g, plan = prepare(x, weight, bias, options, False, ask)
     check_count(g.conv_shape)
     obstacle = _obstacle(g)
     if obstacle and plan.plan != "plain":
@@ -129,7 +131,9 @@ _OPTIONS = tuple(inspect.signature(conv_bn_relu_max_pool2d).parameters)[10:]
 
 
 def _move(running: Tensor, batch: Tensor, momentum: float | Tensor) -> None:
-    running.copy_(running * (1 - momentum) + batch.to(running.dtype) * momentum)
+    if isinstance(momentum, Tensor):
+        momentum = momentum.to(running.dtype)
+    running.lerp_(batch.to(running.dtype), momentum)
 
 
 def _obstacle(g: Geometry) -> str | None:

@@ -14,6 +14,9 @@ from convpool.protocol import Needs
 # passes, ratio to the best plain form, split and fused: 4,165 products 0.99 and 0.80; 2,009: 1.01 and 0.80; 1,960: 0.97
 # and 0.78; but 300: 0.94 and 0.86; 275: 1.09 and 1.22.
 FUSED_PRODUCTS = 1500
+_MOMENTS_SHARE, _MOMENTS_OUTPUTS = 0.8, 250_000
+_BLOCK, _BLOCK_SUMS = 1500, 14
+MOST_PATCH_VALUES = 1024  # whose scatter is formed: 8 MiB
 _FEW_PRODUCTS = 32  # beyond, backward's lists of live positions are faster than backward_few (measured at 27 and 50)
 _WINOGRAD_CHANNELS = 12  # of the input, in a group: with fewer the transforms do not pay
 # A forward pass shorter than these wakes no second thread. With one thread and two: 0.24 million products take
@@ -31,6 +34,7 @@ class Kernel(IntEnum):
     POOL = 3  # after torch's convolution
     BACKWARD = 4
     BACKWARD_FEW = 5
+    PATCH_MOMENTS = 6  # before the forward pass, where the conv output is normalised by its own statistics
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,39 @@ def backward_kernel(g: Geometry, needs: Needs) -> Kernel:
     known = g.kernel in ((3, 3), (5, 5))
     few = needs[1] and not needs[0] and _plain_pool(g) and known and g.reduction <= _FEW_PRODUCTS
     return Kernel.BACKWARD_FEW if few else Kernel.BACKWARD
+
+
+def why_moments_lose(g: Geometry, dx: bool, lanes: int) -> str:
+    """In words why batch statistics from the moments of patches are no faster than torch's layers, or nothing."""
+    if dx:
+        return "x has a gradient, which takes two dense convolutions more"
+    outputs = g.batch * g.out_channels * g.conv_height * g.conv_width
+    if outputs < _MOMENTS_OUTPUTS:
+        return f"{outputs} conv outputs, fewer than {_MOMENTS_OUTPUTS}, take torch's norm less time than our calls"
+    share = _moments_share(g, lanes // 2)
+    return f"the moments of its patches cost {share:.1f} convolutions" if share > _MOMENTS_SHARE else ""
+
+
+def _moments_share(g: Geometry, images: int) -> float:
+    """What patch_moments.h computes, with so many images in a vector, in units of the convolution.
+
+    One group's sums of products are double, half as many to a vector as the convolution's; and each block of sums costs
+    as much as _BLOCK products besides, in each zone.
+    """
+    (distances, zones, reach), (across, zones_across, reach_across) = (_moment_sums(g, axis) for axis in (0, 1))
+    sums = distances * across * g.group_channels**2 / 2
+    positions = (g.conv_height + reach) * (g.conv_width + reach_across)
+    chunks = -(-g.batch // images)
+    cost = chunks * sums * (2 * images * positions + _BLOCK / _BLOCK_SUMS * zones * zones_across)
+    return cost / (g.batch * g.conv_height * g.conv_width * g.group_outputs * g.reduction)
+
+
+def _moment_sums(g: Geometry, axis: int) -> tuple[int, int, int]:
+    """Along one axis: the distances of two taps that differ, the zones, and how far taps reach."""
+    stride, dilation = g.settings.stride[axis], g.settings.dilation[axis]
+    taps = [(k * dilation % stride, k * dilation // stride) for k in range(g.kernel[axis])]
+    distances = {(phase, other, to - at) for phase, at in taps for other, to in taps}
+    return len(distances), 2 * len({at for _, at in taps}) - 1, taps[-1][1]
 
 
 def _plain_pool(g: Geometry) -> bool:

@@ -4,6 +4,7 @@ import ctypes
 import os
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache, lru_cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -13,10 +14,20 @@ import torch
 from torch import Tensor
 
 from convpool import eager
-from convpool.cpu.kernels import FUSED_PRODUCTS, Choice, Kernel, backward_kernel, forward_kernel, is_split
+from convpool.cpu.kernels import (
+    FUSED_PRODUCTS,
+    MOST_PATCH_VALUES,
+    Choice,
+    Kernel,
+    backward_kernel,
+    forward_kernel,
+    is_split,
+    why_moments_lose,
+)
 from convpool.geometry import Geometry
 from convpool.layout import Layout, Strides, gradient_layouts, new_code, output_layout
-from convpool.protocol import BAD_CODES, Bound, Needs, Plan, check_word
+from convpool.protocol import BAD_CODES, Bound, Moments, Needs, Plan, check_word
+from convpool.torch_private import constant_when_compiled
 
 _INSTRUCTION_SETS = {"avx512": "AVX512", "avx2": "AVX2"}  # by what torch calls them; best first
 _MAX_ELEMENTS = 2**31 - 1  # of one image: a winner's place in it is a 32-bit offset
@@ -95,6 +106,20 @@ class NativeBackend:
     ) -> tuple[Tensor, Tensor, Tensor]:
         x_stride = () if x is None else x.stride()
         return _Calls(geometry, x_stride, weight.stride(), plan).backward(dy, code, x, weight, needs)
+
+    def batch_statistics(self, geometry: Geometry, plan: Plan, dx: bool) -> Plan | str:
+        if geometry.reduction > MOST_PATCH_VALUES:
+            return f"patches of {geometry.reduction} values, more than {MOST_PATCH_VALUES}, have too many products"
+        loss = why_moments_lose(geometry, dx, _lanes())
+        return replace(plan, reason=loss or plan.reason, profitable=plan.profitable and not loss)
+
+    def patch_moments(self, x: Tensor, geometry: Geometry) -> Moments:
+        groups, reduction = geometry.settings.groups, geometry.reduction
+        mean = x.new_empty(groups, reduction, dtype=torch.float64)
+        scatter = x.new_empty(groups, reduction, reduction, dtype=torch.float64)
+        call = _moments_call(geometry, x.stride(), torch.get_num_threads())
+        library().convpool_patch_moments(call.problem, x.data_ptr(), mean.data_ptr(), scatter.data_ptr())
+        return Moments(mean, scatter)
 
     def bind(self, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, plan: str) -> Bound:
         return _Calls(geometry, x.stride(), weight.stride(), plan)
@@ -237,6 +262,11 @@ def _backward_call(
     return _Call(_problem(geometry, choice, **strides), results, empty=0 in geometry.output_shape)
 
 
+@lru_cache(4096)
+def _moments_call(geometry: Geometry, x_stride: Strides, threads: int) -> _Call:
+    return _Call(_problem(geometry, Choice(Kernel.PATCH_MOMENTS, threads), x=x_stride), (), empty=False)
+
+
 def _is_dense(weight: Tensor) -> bool:
     return weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)
 
@@ -288,6 +318,7 @@ def library() -> Any:
     return reason
 
 
+@constant_when_compiled
 def _lanes() -> int:
     """Floats in a vector of the library in use."""
     lanes: int = library().convpool_lanes()
@@ -307,7 +338,7 @@ def _load(path: Path) -> ctypes.CDLL | str:
     library.convpool_problem_size.restype = ctypes.c_int64
     if library.convpool_problem_size() != ctypes.sizeof(_Problem):
         return f"{path.name} is from another version; install the project again"
-    for name, arguments in (("forward", 6), ("pool", 4), ("backward", 8), ("lanes", 0)):
+    for name, arguments in (("forward", 6), ("pool", 4), ("backward", 8), ("patch_moments", 4), ("lanes", 0)):
         function = getattr(library, f"convpool_{name}")
         function.argtypes = [ctypes.c_void_p] * arguments
         function.restype = ctypes.c_int64

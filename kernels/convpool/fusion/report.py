@@ -75,7 +75,7 @@ class FusionReport:
         inputs: dict[nn.Module, list[Tensor]] = {}
         convs = {row.run.conv for row in rows if row.fused}
         hooks = [conv.register_forward_pre_hook(_collector(inputs.setdefault(conv, []))) for conv in convs]
-        with torch.no_grad(), torch.random.fork_rng():
+        with torch.enable_grad(), torch.random.fork_rng():
             model(*example)
         for hook in hooks:
             hook.remove()
@@ -120,7 +120,7 @@ def fusion_report(model: nn.Module) -> FusionReport:
 
 
 def _collector(inputs: list[Tensor]) -> Callable[[nn.Module, tuple[Tensor]], None]:
-    return lambda _, args: inputs.append(args[0].detach())
+    return lambda _, args: inputs.append(args[0].detach().requires_grad_(args[0].requires_grad))
 
 
 def _measured(row: ReportRow, inputs: list[Tensor]) -> ReportRow:
@@ -128,7 +128,6 @@ def _measured(row: ReportRow, inputs: list[Tensor]) -> ReportRow:
     if not inputs:
         return row
     x = inputs.pop(0) if len(inputs) > 1 else inputs[0]
-    x.requires_grad_()
     parameters = [p for layer in row.run.layers if isinstance(layer, nn.Module) for p in layer.parameters()]
     return replace(
         row,

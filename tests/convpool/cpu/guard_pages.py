@@ -2,7 +2,8 @@
 
 An access outside a tensor ends the process, and the last line of its output names the geometry by its seed. What no
 page sees is checked after each call: what lies between and beside the elements is as it was, every element of a result
-was written, and on small integers, whose sums are exact, all results are those of torch's own layers in float64.
+was written, and on small integers, whose sums are exact, all results are those of torch's own layers in float64 (the
+moments of patches, which are no integers, to rounding).
 
 Run as a script, in a process of its own.
 """
@@ -21,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convpool import eager
+from convpool import eager, torch_ops
 from convpool.cpu import native
 from convpool.geometry import Pair
 from convpool.protocol import Plan
@@ -31,7 +32,7 @@ from convpool.testing.parity import Inputs, check_results
 MOST_PRODUCTS = 4_000_000  # of a geometry's convolution: float64 takes some 20 ms for them
 NEEDS = [(dx, dw, db) for dx in (True, False) for dw in (True, False) for db in (True, False) if dx or dw or db]
 # What no kernel writes: neither a sum of integers, nor a place in the small windows drawn here, nor DEAD.
-POISON = {torch.float32: float("nan"), torch.uint8: 254}
+POISON = {torch.float32: float("nan"), torch.float64: float("nan"), torch.uint8: 254}
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
@@ -161,7 +162,7 @@ def check(seed: int, library: Any) -> tuple[int, set[str]]:
     """Of the geometry of a seed: how many calls were made, and what was run; AssertionError if one is wrong."""
     draw = random.Random(seed)
     case = draw_case(draw)
-    g = case.geometry
+    g, s = case.geometry, case.settings
     x_strides, w_strides = draw_strides(draw, g.x_shape), draw_strides(draw, g.weight_shape)
     threads, shift = draw.choice((1, 1, 2, 3)), draw.choice((0, 1))
     print(f"seed {seed}: {case!r}, x {x_strides}, weight {w_strides}, {threads} threads, shift {shift}", flush=True)
@@ -212,7 +213,15 @@ def check(seed: int, library: Any) -> tuple[int, set[str]]:
             results = [new(*layout) if needed else None for layout, needed in zip(backward.results, needs, strict=True)]
             given = [x if needs[1] else None, w, dy, code]
             agree(("dx", "dw", "db"), *call(library.convpool_backward, backward.problem, given, results))
+        if g.batch * g.conv_height * g.conv_width:
+            moments = native._moments_call(g, x_strides, threads)
+            mean = new((s.groups, g.reduction), (g.reduction, 1), torch.float64)
+            scatter = new((s.groups, g.reduction, g.reduction), (g.reduction**2, g.reduction, 1), torch.float64)
+            agree(("mean", "scatter"), *call(library.convpool_patch_moments, moments.problem, [x], [mean, scatter]))
         if at_end:
+            wanted = torch_ops.BACKEND.patch_moments(inputs.x, g)
+            for name, exact in zip(("mean", "scatter"), wanted, strict=True):
+                torch.testing.assert_close(expected[name], exact, rtol=1e-10, atol=1e-10)
             grads = {name: value for name, value in expected.items() if name.startswith("d")}
             parity = check_results(inputs, expected["y"], expected["code"], grads, exact=True)
             assert parity.ok, str(parity)
@@ -246,6 +255,7 @@ def faulty(library: Any, fault: str) -> Any:
         convpool_forward=forward,
         convpool_pool=library.convpool_pool,
         convpool_backward=library.convpool_backward,
+        convpool_patch_moments=library.convpool_patch_moments,
         convpool_kernel_name=library.convpool_kernel_name,
     )
 

@@ -44,7 +44,9 @@ int main() {
         const auto x = values(extent(x_size, p.x_stride), 1), w = values(extent(w_size, p.w_stride), 2);
         const auto bias = values((size_t)channels, 3), dy = values(extent(y_size, p.y_stride), 4);
         const auto z = values((size_t)(p.batch * p.conv_size[0] * p.conv_size[1] * channels), 5);
+        const size_t patch = (size_t)p.reduction();
         std::vector<float> first;
+        std::vector<double> first_moments;
         for (p.threads = 1; p.threads <= 2; p.threads++) {
             std::vector<float> y(dy.size()), dx(extent(x_size, p.dx_stride)), dw(extent(w_size, p.dw_stride)), db(bias.size());
             std::vector<uint8_t> code(dy.size());
@@ -59,6 +61,11 @@ int main() {
             convpool_backward(&others, x.data(), w.data(), dy.data(), code.data(), nullptr, nullptr, db.data());
             convpool_backward(&others, nullptr, w.data(), dy.data(), code.data(), dx.data(), nullptr, nullptr);
             convpool_backward(&others, x.data(), w.data(), dy.data(), code.data(), dx.data(), dw.data(), db.data());
+            std::vector<double> moments(p.groups * patch * (patch + 1));
+            const bool few_values = patch <= 300;  // sanitized, more would take minutes
+            if (few_values) convpool_patch_moments(&p, x.data(), moments.data(), moments.data() + p.groups * patch);
+            if (first_moments.empty()) first_moments = moments;
+            require(first_moments == moments, "a moment");
             std::vector<float> all(y);
             for (const auto* part : {&dx, &dw, &db}) all.insert(all.end(), part->begin(), part->end());
             if (first.empty()) first = all;

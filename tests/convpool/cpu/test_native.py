@@ -14,10 +14,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from convpool import conv_relu_max_pool2d
+from convpool import conv_relu_max_pool2d, explain
 from convpool.cpu import native
 from convpool.protocol import Plan
 from convpool.testing import cases
+from convpool.testing.cases import Case
 from convpool.testing.parity import Inputs, Layout, make_inputs
 
 HERE = torch.device("cpu")
@@ -101,6 +102,7 @@ def test_two_python_threads_at_once(threads: None) -> None:
 FORCED = """
 import sys
 from convpool.testing import cases
+from convpool.testing.cases import Case
 from convpool.cpu import native
 from convpool.testing.parity import check, make_inputs
 assert "_avx2" in native.library()._name, native.library()
@@ -142,6 +144,7 @@ def test_unknown_instruction_set_is_named() -> None:
 FORKED = """
 import os, torch
 from convpool.testing import cases
+from convpool.testing.cases import Case
 from convpool.testing.parity import check, make_inputs
 inputs = make_inputs(cases.by_name("cnn-2"))
 torch.set_num_threads(2)
@@ -159,6 +162,27 @@ assert os.waitpid(child, 0)[1] == 0
 def test_a_forked_child_computes_with_one_thread() -> None:
     result = run(FORKED)
     assert result.returncode == 0, result.stderr
+
+
+@needs_library
+@pytest.mark.parametrize(
+    ("layer", "dx", "reason"),
+    [
+        (Case("cnn", 128, 1, (28, 28), 32, (3, 3)), False, None),
+        (Case("stem", 8, 3, (224, 224), 64, (7, 7), {"stride": 2, "padding": 3}), False, None),
+        (Case("dx", 128, 1, (28, 28), 32, (3, 3)), True, "x has a gradient, which takes two dense convolutions more"),
+        (Case("small", 4, 1, (28, 28), 32, (3, 3)), False, "86528 conv outputs, fewer than"),
+        (Case("deep", 128, 32, (13, 13), 64, (3, 3)), False, "the moments of its patches cost 3.9 convolutions"),
+        (Case("one-image", 1, 3, (224, 224), 64, (7, 7), {"stride": 2}), False, "the moments of its patches cost 4."),
+        (Case("wide", 8, 256, (28, 28), 64, (3, 3)), False, "patches of 2304 values, more than 1024"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, Case) else None,
+)
+def test_batch_statistics_are_served_where_they_pay(layer: Case, dx: bool, reason: str | None) -> None:
+    x, weight = (torch.empty(shape, device="cpu") for shape in (layer.x_shape, layer.weight_shape))
+    plan = explain(x.requires_grad_(dx), weight, batch_statistics=True, **layer.options)
+    assert plan.call == ("torch/plain" if reason else "cpu/fused")
+    assert (reason or "") in plan.reason
 
 
 def test_other_dtypes_are_refused() -> None:
@@ -184,6 +208,7 @@ def test_a_tile_that_is_not_finite_is_computed_directly() -> None:
 GROWTH = """
 import random, resource, time
 from convpool.testing import cases
+from convpool.testing.cases import Case
 from convpool.testing.parity import make_inputs
 from convpool.autograd import ConvReLUMaxPool2dFunction
 from convpool.planning import plan_for

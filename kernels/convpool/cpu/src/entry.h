@@ -6,6 +6,7 @@
 #include "forward_direct.h"
 #include "forward_images.h"
 #include "forward_winograd.h"
+#include "patch_moments.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -39,4 +40,9 @@ EXPORT int64_t convpool_backward(const Problem* p, const float* x, const float* 
     const auto ran = p->chosen == Kernel::backward_few ? backward_few(*p, x, dy, code, dw, db)
                                                        : backward(*p, x, w, dy, code, dx, dw, db);
     return ran ? (int64_t)*ran : -1;
+}
+
+// Of the patches of x, whether a pool window looks at their position or not.
+EXPORT int64_t convpool_patch_moments(const Problem* p, const float* x, double* mean, double* scatter) {
+    return (int64_t)patch_moments(*p, x, mean, scatter);
 }

@@ -12,7 +12,8 @@ enum { ROW = 0, COLUMN = 1 };
 enum { BATCH = 0, CHANNEL = 1, HEIGHT = 2, WIDTH = 3 };
 
 // Each kernel that Python can ask for, by the name of its function, which returns it: what ran is told by what ran.
-#define EACH_KERNEL(X) X(forward_direct) X(forward_images) X(forward_winograd) X(pool) X(backward) X(backward_few)
+#define EACH_KERNEL(X) X(forward_direct) X(forward_images) X(forward_winograd) X(pool) X(backward) X(backward_few) \
+    X(patch_moments)
 #define NAMED(name) name,
 enum class Kernel : int64_t { EACH_KERNEL(NAMED) count };
 #undef NAMED

@@ -241,26 +241,29 @@ INLINE float sum(Vec v) {
 #endif
 
 // Rows become columns: swaps off-diagonal blocks of 8, 4, 2, 1 lanes. About a quarter of a cycle an element with 16 lanes.
-template <int DISTANCE>
-INLINE void transpose_step(Vec (&rows)[L]) {
-    IVec low, high;
-    UNROLL for (int lane = 0; lane < L; lane++) {
-        low[lane] = lane & DISTANCE ? L + lane - DISTANCE : lane;
-        high[lane] = lane & DISTANCE ? L + lane : lane + DISTANCE;
+template <int DISTANCE, typename I, typename V, int N>
+INLINE void transpose_step(V (&rows)[N]) {
+    I low, high;
+    UNROLL for (int lane = 0; lane < N; lane++) {
+        low[lane] = lane & DISTANCE ? N + lane - DISTANCE : lane;
+        high[lane] = lane & DISTANCE ? N + lane : lane + DISTANCE;
     }
-    UNROLL for (int i = 0; i < L; i++) {
+    UNROLL for (int i = 0; i < N; i++) {
         if (i & DISTANCE) continue;
-        const Vec a = rows[i], b = rows[i | DISTANCE];
+        const V a = rows[i], b = rows[i | DISTANCE];
         rows[i] = __builtin_shuffle(a, b, low);
         rows[i | DISTANCE] = __builtin_shuffle(a, b, high);
     }
 }
-INLINE void transpose(Vec (&rows)[L]) {
-    if constexpr (L == 16) transpose_step<8>(rows);
-    transpose_step<4>(rows);
-    transpose_step<2>(rows);
-    transpose_step<1>(rows);
+// I: as many int32_t as V has floats.
+template <typename I, typename V, int N>
+INLINE void transpose(V (&rows)[N]) {
+    if constexpr (N >= 16) transpose_step<8, I>(rows);
+    if constexpr (N >= 8) transpose_step<4, I>(rows);
+    transpose_step<2, I>(rows);
+    transpose_step<1, I>(rows);
 }
+INLINE void transpose(Vec (&rows)[L]) { transpose<IVec>(rows); }
 
 #if LANES == 16
 // 16 rows of 16 bytes become columns; a sixteenth of a cycle a byte, where the way through 32-bit lanes takes a half.
