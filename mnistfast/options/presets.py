@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 # cnn2, on validation splits of the sample: 98.6 % with the smoothing, 97.9 % without (means of 5 seeds).
-# cnn2-bn, on 800 images of the sample held out: 98.0 % with the smoothing, 97.6 % without, 97.8 % with it at half the
-# learning rate (means of 5 seeds and splits,
-# whose standard deviation is 0.8).
+# cnn2-bn, on 800 held-out images of the sample: 98.0 % with the smoothing, 97.6 % without; with it 97.8 % at half the
+# learning rate and 98.0 % at twice (means of 5 seeds and splits, standard deviation 0.8); cnn2 on the same: 97.9 %. On
+# 10,000 held-out training images of MNIST 98.75 %, cnn2 98.68 % (2 seeds).
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "cnn1": {},
     "cnn2": {"label_smoothing": 0.1},
