@@ -120,3 +120,10 @@ def test_a_model_on_a_wrong_kernel_has_no_calls(make):
     workload = make("lenet5", CPU)
     with pytest.raises(candidates.ParityError):
         workload.calls(workload.forms()[FUSED])
+
+
+@pytest.mark.usefixtures("wrong_kernel")
+def test_a_layer_with_a_norm_on_a_wrong_kernel_has_no_calls():
+    workload = NormLayer(BATCH_NORM[0].at_full_size(), True, CPU)
+    with pytest.raises(candidates.ParityError):
+        workload.calls(workload.forms()[FUSED])
