@@ -14,20 +14,34 @@ def conv(x: Tensor, weight: Tensor, bias: Tensor | None, settings: Settings) -> 
     top, bottom, left, right = settings.padding
     if not settings.symmetric_padding:
         x, top, left = F.pad(x, (left, right, top, bottom)), 0, 0
-    if not _is_wrong_in_channels_last(x, weight, left, settings):
+    if _skips_pixels(x, weight, settings):
+        padded = F.pad(x, (left, left, top, top)) if top or left else x
+        read = padded[..., :: settings.stride[0], :: settings.stride[1]]
+        z = F.conv2d(read, weight, bias, groups=settings.groups)
+    elif _is_wrong_in_channels_last(x, weight, left, settings):
+        plain = _contiguous_strides(x), _contiguous_strides(weight)
+        z = F.conv2d(*plain, bias, settings.stride, (top, left), settings.dilation, settings.groups)
+    else:
         return F.conv2d(x, weight, bias, settings.stride, (top, left), settings.dilation, settings.groups)
-    plain = _contiguous_strides(x), _contiguous_strides(weight)
-    z = F.conv2d(*plain, bias, settings.stride, (top, left), settings.dilation, settings.groups)
     if x.dim() == 3 or are_functorch_transforms_active():  # one image or a batch of tensors: of no format
         return z
     return z.contiguous(memory_format=memory_format(x, weight, settings))
 
 
+def _skips_pixels(x: Tensor, weight: Tensor, settings: Settings) -> bool:
+    """Whether the convolution steps over pixels that none of its positions reads, a kernel of 1x1 with a stride.
+
+    There oneDNN's weight gradient (torch 2.14, channels_last, few channels, unread pixels at a row's end) reads and
+    writes beyond its memory, which ends the process.
+    """
+    one_tap = weight.shape[-2:] == (1, 1) and settings.stride != (1, 1)
+    return one_tap and x.device.type == "cpu" and x.dtype != torch.float64 and x.layout is torch.strided
+
+
 def _is_wrong_in_channels_last(x: Tensor, weight: Tensor, padding: int, settings: Settings) -> bool:
     """Whether the convolution steps over columns and makes one: found with torch 2.14's oneDNN in channels_last.
 
-    With AVX-512 the value is wrong where x has one channel: of 144,000 calls all wrong ones lie in that class. With
-    AVX2 the weight's gradient writes beyond its memory where the kernel is 1x1.
+    With AVX-512 the value is wrong where x has one channel: of 144,000 calls all wrong ones lie in that class.
     """
     if settings.stride[1] == 1 or x.device.type != "cpu" or x.dtype == torch.float64 or x.layout is not torch.strided:
         return False

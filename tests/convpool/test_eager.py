@@ -41,3 +41,23 @@ def test_no_convolution_is_wrong(channels: int) -> None:
     wrong, count = wrong_convolutions(channels)
     assert wrong == 0
     assert count > 3000
+
+
+@pytest.mark.parametrize("of_x", STRIDES[:2])
+@pytest.mark.parametrize(("padding", "channels"), [(0, 1), (0, 3), (1, 2)])
+def test_a_kernel_of_one_pixel_never_steps(padding: int, channels: int, of_x: str, monkeypatch) -> None:
+    """torch's weight gradient of 15 images of 92x92 in channels_last, every second pixel, ends the process."""
+    strides, conv2d = [], torch.nn.functional.conv2d
+
+    def noted(x, weight, bias=None, stride=(1, 1), *rest, **named):
+        strides.append(stride)
+        return conv2d(x, weight, bias, stride, *rest, **named)
+
+    x, weight, bias = torch.randn(2, channels, 8, 7), torch.randn(5, channels, 1, 1), torch.randn(5)
+    x, settings = VIEWS[of_x](x), make_settings((1, 1), (2, 3), padding)
+    expected = conv2d(x, weight, bias, (2, 3), padding)
+    monkeypatch.setattr(torch.nn.functional, "conv2d", noted)
+    z = eager.conv(x, weight, bias, settings)
+    assert strides == [(1, 1)]
+    assert z.stride() == expected.stride()
+    torch.testing.assert_close(z, expected)
