@@ -1,6 +1,6 @@
 """Forward and backward of single layers on a CPU, against the best of torch's own forms.
 
-python benchmarks/cpu_layers.py [layers | random] [--threads 1] [--seconds 1]
+python benchmarks/cpu_layers.py [layers | random | batchnorm] [--threads 1] [--seconds 1]
 """
 
 import argparse
@@ -9,9 +9,10 @@ import random
 
 import torch
 
-from convpool.testing import candidates, machine
-from convpool.testing.cases import Case
+from convpool.testing import candidates, machine, normalised
+from convpool.testing.cases import BATCH_NORM, Case
 from convpool.testing.parity import make_inputs
+from convpool.testing.timing import Race
 
 # name, whether x needs a gradient, least ratio to the best plain form that the project promises
 LAYERS = (
@@ -64,26 +65,55 @@ def row(case: Case, dx: bool, seconds: float, backend: str) -> tuple[float, floa
     return ratios[0], ratios[1]
 
 
+def norm_row(case: Case, seconds: float, backend: str, compile: bool) -> None:
+    """Print the figures of one layer with a norm in training mode before its ReLU."""
+    inputs, ours = normalised.make_norm_inputs(case), normalised.NormThrough(backend)
+    forms = {"ours, nchw": (ours, "nchw"), "ours, channels_last": (ours, "channels_last"), **normalised.PLAIN}
+    race = Race(
+        {name: normalised.norm_calls(inputs, *form, dx=case.in_channels > 3) for name, form in forms.items()},
+        inputs.x.device,
+    )
+    if compile:
+        layer, layout = forms[min(normalised.PLAIN, key=race.foretold)]
+        race.add("compiled", normalised.norm_calls(inputs, candidates.compiled(layer), layout, dx=case.in_channels > 3))
+    found = race.run(seconds)
+    best = candidates.best_plain(found, normalised.PLAIN)
+    times = [t.median for t in (found[best], found["ours, nchw"], found["ours, channels_last"])]
+    compiled = f"   torch.compile {found['compiled'].median * 1e3:.3f} ms" if compile else ""
+    spread = max((t.high - t.low) / t.median for t in found.values())
+    print(
+        f"{case.name:<44} {times[0] * 1e3:8.3f} {times[1] * 1e3:8.3f} {times[2] * 1e3:8.3f} "
+        f"{times[0] / times[1]:6.2f} {times[0] / times[2]:6.2f}   {found['eager'].median / min(times[1:]):6.1f}   "
+        f"{spread:4.0%}  {best}{compiled}   by {normalised.explained(inputs, backend)}",
+        flush=True,
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", choices=("layers", "random"), default="layers")
+    parser.add_argument("what", nargs="?", choices=("layers", "random", "batchnorm"), default="layers")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=1.0, help="of measuring for each layer")
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--only", default="", help="layers whose name contains this")
+    parser.add_argument("--compile", action="store_true", help="with batchnorm: torch.compile of the best plain form")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     machine.keep_freed_memory()
     print(machine.setting(torch.device("cpu")))
+    forward = "" if options.what == "batchnorm" else "   forward alone"
     print("ms of forward and backward; ratios to the best plain form for NCHW and for channels_last input")
-    print(
-        f"{'layer':<44} {'plain':>8} {'nchw':>8} {'last':>8} {'ratio':>6} {'ratio':>6}   {'eager':>6}   forward alone"
-    )
+    print(f"{'layer':<44} {'plain':>8} {'nchw':>8} {'last':>8} {'ratio':>6} {'ratio':>6}   {'eager':>6}{forward}")
     if options.what == "layers":
         for case, dx, least in LAYERS:
             if options.only in case.name:
                 worst = min(row(case, dx, options.seconds, options.backend))
                 print(f"    {'holds' if worst >= least else 'FALLS SHORT'}: at least {least}")
+        return
+    if options.what == "batchnorm":
+        for case in BATCH_NORM:
+            if options.only in case.name:
+                norm_row(case.at_full_size(), options.seconds, options.backend, options.compile)
         return
     ratios = [
         row(case, True, options.seconds, options.backend) for case in random_layers() if options.only in case.name

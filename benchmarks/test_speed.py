@@ -9,8 +9,8 @@ from typing import Any
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from mnistfast.measure.forms import FUSED
+from mnistfast.measure.layers import Workload
 from mnistfast.measure.suite import Effort, prepare, setting
-from mnistfast.measure.workloads import Workload
 
 
 def test_speed(workload: Workload[Any], benchmark: BenchmarkFixture, effort: Effort) -> None:

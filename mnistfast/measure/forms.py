@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convpool import ConvReLUMaxPool2d
+from convpool import ConvBNReLUMaxPool2d, ConvReLUMaxPool2d
 from convpool.module import conv_arguments
+from mnistfast.models.zoo import FUSED_LAYERS
 
 FUSED = "convpool"  # the layers as they come
 FUSED_LAST = f"{FUSED}, channels_last"
@@ -35,18 +36,35 @@ class TorchLayers(nn.Conv2d):
             layer.pool_dilation,
             ceil_mode=layer.ceil_mode,
         )
-        self.rest = nn.Sequential(pool, nn.ReLU()) if pool_first else nn.Sequential(nn.ReLU(), pool)
+        self.rest = _relu_and_pool(pool, pool_first=pool_first)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.rest(super().forward(x))
 
 
+class TorchNormLayers(nn.Module):
+    """The same of a fused layer with a norm: its own conv and norm."""
+
+    def __init__(self, layer: ConvBNReLUMaxPool2d, *, pool_first: bool) -> None:
+        super().__init__()
+        self.conv, self.norm = layer.conv, layer.norm
+        self.rest = _relu_and_pool(layer.pool, pool_first=pool_first)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rest(self.norm(self.conv(x)))
+
+
+def _relu_and_pool(pool: nn.MaxPool2d, *, pool_first: bool) -> nn.Sequential:
+    return nn.Sequential(pool, nn.ReLU()) if pool_first else nn.Sequential(nn.ReLU(), pool)
+
+
 def _on_torch(model: nn.Module, *, pool_first: bool, channels_last: bool) -> nn.Module:
     model = deepcopy(model)
     for path, layer in list(model.named_modules()):
-        if isinstance(layer, ConvReLUMaxPool2d):
+        if isinstance(layer, FUSED_LAYERS):
+            plain: Any = TorchLayers if isinstance(layer, ConvReLUMaxPool2d) else TorchNormLayers
             parent, _, name = path.rpartition(".")
-            setattr(model.get_submodule(parent), name, TorchLayers(layer, pool_first=pool_first))
+            setattr(model.get_submodule(parent), name, plain(layer, pool_first=pool_first))
     return _channels_last(model) if channels_last else model
 
 

@@ -8,8 +8,9 @@ from typing import Any
 from mnistfast.measure.forms import FUSED, FUSED_LAST
 from mnistfast.report.page import code, percent, plain, table
 
+COMPILED = "torch.compile"
 NOT_MEASURED = "not measured"
-README_GROUPS = ("layer, training", "training step", "inference", "epoch")
+README_GROUPS = ("layer, training", "layer with batch norm, training", "training step", "inference", "epoch")
 
 Row = Mapping[str, Any]
 
@@ -43,9 +44,14 @@ def median(row: Row, form: str) -> str:
     return f"{duration(timing['median'])} ± {100 * spread:.0f} %"
 
 
+def plain_forms(forms: Iterable[str]) -> list[str]:
+    """Returns those of `forms` that are torch's own layers, called one by one."""
+    return [form for form in forms if not form.startswith((FUSED, COMPILED))]
+
+
 def compiled_form(row: Row) -> str:
     """Returns the name of the fastest form by torch.compile, or "" where there is none."""
-    forms = [name for name in row["seconds"] if name.startswith("torch.compile")]
+    forms = [name for name in row["seconds"] if name.startswith(COMPILED)]
     return min(forms, key=lambda name: row["seconds"][name]["median"], default="")
 
 
@@ -148,13 +154,13 @@ def _gpu_words(rows: Iterable[Row]) -> str:
 
 
 def _group_table(rows: Sequence[Row]) -> str:
-    header = ["", "eager", "eager, channels_last", "pool before ReLU, channels_last", "torch.compile"]
-    header += ["convpool", "convpool, channels_last", "times faster than eager", "than the best other"]
+    plain = plain_forms(rows[0]["seconds"])
+    header = ["", *plain, COMPILED, FUSED, FUSED_LAST, "times faster than eager", "than the best other"]
     kept, roof = "kept_bytes" in rows[0], "share_of_roofline" in rows[0]
     header += ["kept for backward, eager / fused"] * kept + ["share of the roofline"] * roof
     lines = []
     for row in rows:
-        cells = [row["name"], *(median(row, form) for form in header[1:4]), median(row, compiled_form(row))]
+        cells = [row["name"], *(median(row, form) for form in plain), median(row, compiled_form(row))]
         cells += [median(row, FUSED), median(row, FUSED_LAST), times(row, "eager"), times(row, best_other(row))]
         if kept:
             cells.append(f"{size(row['kept_bytes']['eager'])} / {size(row['kept_bytes'][FUSED])}")

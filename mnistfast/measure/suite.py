@@ -15,7 +15,8 @@ from mnistfast.devices import choose_device, environment, use_threads
 from mnistfast.errors import UsageError
 from mnistfast.measure import page as bench_page
 from mnistfast.measure.forms import FUSED
-from mnistfast.measure.workloads import Workload, workloads
+from mnistfast.measure.layers import Workload
+from mnistfast.measure.workloads import workloads
 from mnistfast.options.commands import BenchOptions
 from mnistfast.report.screen import Screen
 
@@ -60,7 +61,7 @@ class Prepared:
             "device": str(workload.device),
             "threads": torch.get_num_threads(),
             "seconds": {name: asdict(value) for name, value in timings.items()},
-            "best_plain": candidates.best_plain(timings),
+            "best_plain": candidates.best_plain(timings, bench_page.plain_forms(timings)),
             "times_faster": {
                 mine: {other: timings[other].median / timings[mine].median for other in plain} for mine in ours
             },
@@ -83,14 +84,15 @@ def prepare(workload: Workload[Any], effort: Effort) -> Prepared:
         {name: workload.calls(form) for name, form in forms.items()}, workload.device, replay=workload.replayable
     )
     prepared = Prepared(workload, race)
-    best = min(candidates.PLAIN, key=race.foretold)
+    plain = bench_page.plain_forms(forms)
+    best = min(plain, key=race.foretold)
     wanted = [(best, "default")] if effort.compile and workload.worth_compiling else []
     if effort.everything:
-        wanted = [(name, "default") for name in candidates.PLAIN] + [(best, "max-autotune")]
+        wanted = [(name, "default") for name in plain] + [(best, "max-autotune")]
     if wanted:
         torch.compiler.reset()  # all layers are compiled from one function, of which torch keeps eight versions
     for name, mode in wanted:
-        label = f"torch.compile of {name}" + (f", {mode}" if mode != "default" else "")
+        label = f"{bench_page.COMPILED} of {name}" + (f", {mode}" if mode != "default" else "")
         began = time.perf_counter()
         try:
             race.add(label, workload.calls(workload.compiled(forms[name], mode)))

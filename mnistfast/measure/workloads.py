@@ -1,15 +1,13 @@
 """What is measured: layers, training steps, inference and epochs, each by torch's own forms and by the fused layers.
 
-A workload knows its forms by name and turns a form into calls to time, having checked that the form computes what torch
-computes in float64. How forms are raced and what is reported of them is `measure.suite`'s business.
+What a workload is, and single layers: `measure.layers`. How forms are raced and reported: `measure.suite`.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,24 +15,20 @@ from torch import Tensor, nn
 
 from convpool import use_backend
 from convpool.fusion.memory import kept_bytes
-from convpool.testing import candidates, parity
-from convpool.testing.candidates import Candidate, ParityError
-from convpool.testing.cases import CASES, Case, by_name
-from convpool.testing.roofline import Work, work
+from convpool.testing.candidates import ParityError
+from convpool.testing.cases import BATCH_NORM, CASES, Case, by_name
 from convpool.testing.timing import Call
 from mnistfast.data.datasets import Split
 from mnistfast.data.loader import DeviceData
 from mnistfast.data.sources import load
 from mnistfast.data.statistics import channel_stats
-from mnistfast.measure.forms import FORMS, FUSED, FUSED_LAST, backend_for
+from mnistfast.measure.forms import FORMS, backend_for
+from mnistfast.measure.layers import KEPT_BY, Layer, NormLayer, Workload
 from mnistfast.options.learning import TrainConfig
 from mnistfast.training.loss import cross_entropy
 from mnistfast.training.optimizers import make_optimizer
 from mnistfast.training.recipe import built, learn
 
-Form = TypeVar("Form")
-
-KEPT_BY = (FUSED, "eager")  # whose bytes kept between forward and backward are counted
 LAYERS = (  # the small networks' own, then a deep one, a strided one with overlapping windows
     *("cnn-1", "cnn-2", "lenet5-1", "lenet5-2", "fast-1", "fast-2", "cifar-1"),
     *("vgg-2", "resnet-stem"),
@@ -47,110 +41,6 @@ EPOCH_IMAGES = 60_000  # as MNIST has
 # of one thread, cnn2 after another form's step and after its own: eager 45 and 46, the best plain form 24.9 and 24.0,
 # the fused layers 8.4 and 7.4.
 STEPS_IN_A_ROW = 16
-
-
-class Workload(ABC, Generic[Form]):
-    """One thing that takes time.
-
-    Attributes:
-        group: what it is compared within: "layer, training", "step", ...
-        name: within its group.
-        device: where it happens.
-        least_rounds: rounds that a median needs; fewer where one takes seconds.
-        worth_compiling: whether torch.compile takes part unless everything is asked for.
-        replayable: whether its calls can be recorded as a graph on a GPU: not where an optimiser counts its steps.
-    """
-
-    group: str
-    name: str
-    device: torch.device
-    least_rounds = 7
-    worth_compiling = True
-    replayable = True
-
-    @abstractmethod
-    def forms(self) -> dict[str, Form]:
-        """Returns what is raced, by name: `measure.forms.FUSED`, `candidates.PLAIN`'s and perhaps more."""
-
-    @abstractmethod
-    def calls(self, form: Form) -> list[Call]:
-        """Returns the calls to time. Raises ParityError where the form computes something else than torch."""
-
-    @abstractmethod
-    def compiled(self, form: Form, mode: str) -> Form:
-        """Returns the form by torch.compile."""
-
-    @abstractmethod
-    def facts(self) -> dict[str, Any]:
-        """Returns what else there is to know: sizes, who computes it, bytes kept for the backward pass."""
-
-    def work(self) -> Work | None:
-        """Returns the least work, where there is a formula for it."""
-        return None
-
-    def __str__(self) -> str:
-        return f"{self.group}: {self.name}"
-
-
-@dataclass
-class Layer(Workload[Candidate]):
-    """One layer of the table of shapes, in training (forward and backward) or in inference (forward)."""
-
-    case: Case
-    backward: bool
-    device: torch.device
-    growth: str = ""  # what grows, where the layer is one of a row of sizes
-    dtype: torch.dtype = torch.float32
-
-    @property
-    def group(self) -> str:  # type: ignore[override]
-        return self.growth or f"layer, {'training' if self.backward else 'inference'}"
-
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        return self.case.name
-
-    @property
-    def worth_compiling(self) -> bool:  # type: ignore[override]
-        return not self.growth
-
-    @property
-    def dx(self) -> bool:
-        """Whether x needs a gradient: not where it is an image."""
-        return self.case.in_channels > 3
-
-    @cached_property
-    def inputs(self) -> parity.Inputs:
-        """Random tensors on the device."""
-        return parity.make_inputs(self.case, self.dtype, device=self.device)
-
-    def forms(self) -> dict[str, Candidate]:
-        layer = candidates.Through(backend_for(self.device))
-        return {FUSED: (layer, "nchw"), FUSED_LAST: (layer, "channels_last"), **candidates.PLAIN}
-
-    def calls(self, form: Candidate) -> list[Call]:
-        return candidates.layer_calls(self.inputs, *form, dx=self.dx, backward=self.backward)
-
-    def compiled(self, form: Candidate, mode: str) -> Candidate:
-        return candidates.compiled(form[0], mode), form[1]
-
-    def facts(self) -> dict[str, Any]:
-        plan = candidates.explained(self.inputs, backend_for(self.device))
-        facts: dict[str, Any] = {"x": self.case.x_shape, "weight": self.case.weight_shape, "plan": str(plan)}
-        if self.backward:
-            facts["kept_bytes"] = {name: self._kept(*self.forms()[name]) for name in KEPT_BY}
-        return facts
-
-    def _kept(self, layer: parity.Layer, layout: parity.Layout) -> int:
-        i = candidates.in_layout(self.inputs, layout)
-        x, *parameters = (t.detach().requires_grad_() for t in i.tensors)
-        bias = parameters[1] if i.bias is not None else None
-        return kept_bytes(
-            lambda x: layer(x, parameters[0], bias, i.settings), x if self.dx else x.detach(), ignore=parameters
-        )
-
-    def work(self) -> Work:
-        return work(self.case.geometry, self.dtype, dx=self.dx, backward=self.backward)
 
 
 @dataclass
@@ -271,8 +161,11 @@ def workloads(device: torch.device, *, everything: bool = False) -> list[Workloa
     """Returns what is measured on `device`: a representative few, or with `everything` the whole table of shapes."""
     cases = [case for case in CASES if case.batch] if everything else [by_name(name) for name in LAYERS]
     layers = [Layer(case.at_full_size(), backward, device) for backward in (True, False) for case in cases]
+    # On a GPU `convpool` stands for a backend, and that one takes no statistics of a batch.
+    normed = [NormLayer(case.at_full_size(), True, device) for case in BATCH_NORM if device.type == "cpu"]
     return [
         *layers,
+        *normed,
         *(Layer(case, True, device, growth) for growth, row in _growing().items() for case in row),
         *(Step(model, device) for model in MODELS),
         *(Inference(model, device, batch) for model in MODELS for batch in INFERENCE_BATCHES),

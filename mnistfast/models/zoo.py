@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convpool import ConvReLUMaxPool2d
+from convpool import ConvBNReLUMaxPool2d, ConvReLUMaxPool2d
 from mnistfast.errors import CheckpointError, DataError, nearest
 from mnistfast.models import backbones
 from mnistfast.models.dropout import BatchDropout
 
 GREY = (1, 28, 28)
 COLOUR = (3, 32, 32)
+FUSED_LAYERS = (ConvReLUMaxPool2d, ConvBNReLUMaxPool2d)
 
 
 class Crop(nn.Module):
@@ -74,7 +75,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.name, self.input_size = name, input_size
         self.arguments: dict[str, Any] = {"classes": classes, "dropout": dropout}
-        if isinstance(features[-1], ConvReLUMaxPool2d):  # its kernels write either format; flattening one would copy it
+        if isinstance(features[-1], FUSED_LAYERS):  # its kernels write either format; flattening one would copy it
             features[-1].contiguous_output = True
         self.features = nn.Sequential(*features)
         with torch.no_grad():  # in eval mode: a norm could not take one image, and must not learn from it
@@ -149,6 +150,12 @@ def _cnn2(**kwargs: Any) -> Classifier:
     return Classifier("cnn2", GREY, [ConvReLUMaxPool2d(1, 32, 3), ConvReLUMaxPool2d(32, 64, 3)], [128], **kwargs)
 
 
+def _cnn2_bn(**kwargs: Any) -> Classifier:
+    """cnn2 with a norm in its usual place, between convolution and ReLU."""
+    features: list[nn.Module] = [ConvBNReLUMaxPool2d(1, 32, 3), ConvBNReLUMaxPool2d(32, 64, 3)]
+    return Classifier("cnn2-bn", GREY, features, [128], **kwargs)
+
+
 def _lenet5(**kwargs: Any) -> Classifier:
     """LeNet-5 with ReLU and max-pooling in place of tanh and sub-sampling (LeCun et al. 1998, figure 2, modernised)."""
     features: list[nn.Module] = [ConvReLUMaxPool2d(1, 6, 5, padding=2), ConvReLUMaxPool2d(6, 16, 5)]
@@ -188,6 +195,7 @@ def _speedrun(**kwargs: Any) -> Classifier:
 MODELS: dict[str, Callable[..., Classifier]] = {
     "cnn1": _cnn1,
     "cnn2": _cnn2,
+    "cnn2-bn": _cnn2_bn,
     "lenet5": _lenet5,
     "cifar-cnn": _cifar_cnn,
     "fast": _fast,

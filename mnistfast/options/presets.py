@@ -10,9 +10,13 @@ from collections.abc import Mapping
 from typing import Any
 
 # cnn2, on validation splits of the sample: 98.6 % with the smoothing, 97.9 % without (means of 5 seeds).
+# cnn2-bn, on 800 held-out images of the sample: 98.0 % with the smoothing, 97.6 % without; with it 97.8 % at half the
+# learning rate and 98.0 % at twice (means of 5 seeds and splits, standard deviation 0.8); cnn2 on the same: 97.9 %. On
+# 10,000 held-out training images of MNIST 98.75 %, cnn2 98.68 % (2 seeds).
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "cnn1": {},
     "cnn2": {"label_smoothing": 0.1},
+    "cnn2-bn": {"label_smoothing": 0.1},
     "lenet5": {"lr": 5e-3, "epochs": 5},
     "cifar-cnn": {"lr": 3e-3, "epochs": 10},
     "fast": {"lr": 1e-2, "batch_size": 256, "betas": (0.7, 0.9)},

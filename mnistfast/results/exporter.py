@@ -24,13 +24,12 @@ import torch
 from torch import Tensor, nn
 
 import convpool
-from convpool import ConvReLUMaxPool2d
 from mnistfast.data.datasets import Split
 from mnistfast.data.loader import DeviceData
 from mnistfast.data.sources import load
 from mnistfast.errors import DeviceError, ThresholdError, UsageError
 from mnistfast.files.atomic import make_folder, write_atomic
-from mnistfast.models.zoo import Classifier, build
+from mnistfast.models.zoo import FUSED_LAYERS, Classifier, build
 from mnistfast.runs.checkpoint import CheckpointInfo, encode, find_checkpoint, load_checkpoint
 from mnistfast.training.inference import predict
 
@@ -69,7 +68,7 @@ def plain_twin(model: Classifier, info: CheckpointInfo) -> Classifier:
     convpool.unfuse(twin, inplace=True)  # a backbone's
     twin.load_state_dict(model.state_dict())
     for layer in twin.modules():
-        if isinstance(layer, ConvReLUMaxPool2d):
+        if isinstance(layer, FUSED_LAYERS):
             layer.plain = True
     return twin.eval()
 

@@ -20,7 +20,7 @@ def start_from_patches(model: nn.Module, images: Tensor) -> None:
     that no gradient is computed for them, nor for what goes into the second layer.
 
     Args:
-        model: its first convolution has a bias and one group.
+        model: its first convolution has a bias, or a norm behind it, and one group.
         images: float32 (N, C, H, W), normalised, of the size that `model` takes.
     """
     convs = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d)]

@@ -4,9 +4,9 @@ A candidate is a layer and the memory layout in which it finds its tensors. On a
 inputs that none is found in the cache.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from convpool.testing.parity import Inputs, Layer, Layout, check, check_layer
 from convpool.testing.timing import Call, Timing, compare
 
 Candidate: TypeAlias = tuple[Layer, Layout]
+AnyInputs = TypeVar("AnyInputs", bound=Inputs)
 
 # torch's own ways to compute the layer, by name: what a speed-up is measured against.
 PLAIN: dict[str, Candidate] = {
@@ -79,6 +80,11 @@ def layer_calls(inputs: Inputs, layer: Layer, layout: Layout, *, dx: bool, backw
     for data, parity in found.items():
         if not parity.ok:
             raise ParityError(f"wrong result for x {tuple(inputs.x.shape)}, {layout}, on {data}: {parity}")
+    return timed_calls(inputs, layer, dx=dx, backward=backward)
+
+
+def timed_calls(inputs: Inputs, layer: Callable[..., Tensor], *, dx: bool, backward: bool) -> list[Call]:
+    """Calls of a layer that nobody checks, one for each copy of its inputs."""
     return [_call(layer, i, dx, backward) for i in _copies(inputs)]
 
 
@@ -87,9 +93,9 @@ def compiled(layer: Layer, mode: str = "default") -> Layer:
     return torch.compile(lambda *arguments: layer(*arguments), fullgraph=True, dynamic=False, mode=mode)
 
 
-def best_plain(timings: Mapping[str, Timing]) -> str:
+def best_plain(timings: Mapping[str, Timing], forms: Iterable[str] = tuple(PLAIN)) -> str:
     """The name of the fastest of torch's own forms."""
-    return min(PLAIN, key=lambda name: timings[name].median)
+    return min(forms, key=lambda name: timings[name].median)
 
 
 @dataclass(frozen=True)
@@ -98,25 +104,32 @@ class Through:
 
     backend: str
 
-    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None, s: Settings) -> Tensor:
+    def __call__(self, *arguments: Any) -> Tensor:
+        """The layer of its tensors and, last, its settings."""
         if self.backend != "auto" and planning.requested_backend() != self.backend:
             with planning.use_backend(self.backend):
-                return self(x, weight, bias, s)
-        return conv_relu_max_pool2d(
-            x,
-            weight,
-            bias,
-            s.stride,
-            (s.padding[0], s.padding[2]) if s.symmetric_padding else "same",
-            s.dilation,
-            s.groups,
-            pool_kernel_size=s.pool_kernel,
-            pool_stride=s.pool_stride,
-            pool_padding=s.pool_padding,
-            pool_dilation=s.pool_dilation,
-            ceil_mode=s.ceil_mode,
-            contiguous_output=s.contiguous_output,
-        )
+                return self(*arguments)
+        *tensors, settings = arguments
+        return self.compute(tensors, op_options(settings))
+
+    def compute(self, tensors: Sequence[Any], options: Mapping[str, Any]) -> Tensor:
+        return conv_relu_max_pool2d(*tensors, **options)
+
+
+def op_options(s: Settings) -> dict[str, Any]:
+    """The op's arguments that make these settings."""
+    return {
+        "stride": s.stride,
+        "padding": (s.padding[0], s.padding[2]) if s.symmetric_padding else "same",
+        "dilation": s.dilation,
+        "groups": s.groups,
+        "pool_kernel_size": s.pool_kernel,
+        "pool_stride": s.pool_stride,
+        "pool_padding": s.pool_padding,
+        "pool_dilation": s.pool_dilation,
+        "ceil_mode": s.ceil_mode,
+        "contiguous_output": s.contiguous_output,
+    }
 
 
 def explained(inputs: Inputs, backend: str) -> Plan:
@@ -124,30 +137,29 @@ def explained(inputs: Inputs, backend: str) -> Plan:
     return planning.plan_for(inputs.x, inputs.weight, inputs.settings, backend)
 
 
-def in_layout(inputs: Inputs, layout: Layout) -> Inputs:
+def in_layout(inputs: AnyInputs, layout: Layout) -> AnyInputs:
     """The same numbers, their 4-d tensors in one layout."""
     format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
     x, weight, dy = (torch.empty_like(t, memory_format=format).copy_(t) for t in (inputs.x, inputs.weight, inputs.dy))
-    return Inputs(x, weight, inputs.bias, dy, inputs.settings)
+    return replace(inputs, x=x, weight=weight, dy=dy)
 
 
-def _call(layer: Layer, inputs: Inputs, dx: bool, backward: bool) -> Call:
-    x, weight, bias, dy = inputs.x, inputs.weight, inputs.bias, inputs.dy
+def _call(layer: Callable[..., Tensor], inputs: Inputs, dx: bool, backward: bool) -> Call:
     if not backward:
+        arguments = inputs.arguments(inputs.tensors)
 
         def infer() -> object:
             with torch.no_grad():
-                return layer(x, weight, bias, inputs.settings)
+                return layer(*arguments)
 
         return infer
     leaves = [t.detach().requires_grad_() for t in inputs.tensors]
-    x = leaves[0] if dx else x
     wanted = leaves if dx else leaves[1:]
-    bias = leaves[2] if bias is not None else None
-    dy = dy.contiguous(memory_format=memory_format(x, weight, inputs.settings))
+    arguments = inputs.arguments(leaves if dx else [inputs.x, *wanted])
+    dy = inputs.dy.contiguous(memory_format=memory_format(inputs.x, inputs.weight, inputs.settings))
 
     def train() -> object:
-        return torch.autograd.grad(layer(x, leaves[1], bias, inputs.settings), wanted, dy)
+        return torch.autograd.grad(layer(*arguments), wanted, dy)
 
     return train
 
@@ -158,7 +170,4 @@ def _copies(inputs: Inputs) -> list[Inputs]:
         return [inputs]
     bytes_ = (inputs.x.numel() + inputs.dy.numel()) * inputs.x.element_size()
     count = 1 + 2 * torch.cuda.get_device_properties(inputs.x.device).L2_cache_size // max(1, bytes_)
-    return [
-        Inputs(inputs.x.clone(), inputs.weight, inputs.bias, inputs.dy.clone(), inputs.settings)
-        for _ in range(min(count, 64))
-    ]
+    return [replace(inputs, x=inputs.x.clone(), dy=inputs.dy.clone()) for _ in range(min(count, 64))]

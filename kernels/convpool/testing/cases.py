@@ -100,6 +100,15 @@ LARGE_NETWORKS = (
     _case("inception-4", 1, 80, 11, 192, 3, bias=False, full=(4, 73), **_POOL32),
 )
 
+# The layers with a norm in training mode that are timed: of small networks for digits and for few-shot learning, and
+# the stem of ResNet.
+BATCH_NORM = (
+    _case("cnn2-bn-1", 4, 1, 28, 32, 3, bias=False, full=(128, 28)),
+    _case("few-shot-bn-1", 2, 3, 21, 64, 3, padding=1, bias=False, full=(25, 84)),
+    _case("cifar-bn-1", 3, 3, 16, 32, 3, padding=1, bias=False, full=(128, 32)),
+    _case("resnet-stem-bn", 2, 3, 32, 64, 7, stride=2, padding=3, bias=False, full=(8, 224), **_POOL321),
+)
+
 # What else torch accepts, one property at a time and then mixed.
 EDGES = (
     _case("batch-0", 0, 3, 9, 4, 3),

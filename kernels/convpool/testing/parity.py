@@ -7,9 +7,9 @@ are compared with torch's gradients of the conv output gathered at the backend's
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -39,6 +39,11 @@ class Inputs:
     def tensors(self) -> tuple[Tensor, ...]:
         """x, weight, and bias where there is one."""
         return (self.x, self.weight) if self.bias is None else (self.x, self.weight, self.bias)
+
+    def arguments(self, tensors: Sequence[Tensor]) -> Any:
+        """What a layer is called with, these in the place of `tensors`."""
+        x, weight, *bias = tensors
+        return x, weight, bias[0] if bias else None, self.settings
 
     @property
     def geometry(self) -> Geometry:
@@ -90,7 +95,7 @@ def check(inputs: Inputs, backend: str, *, exact: bool = False) -> Parity:
     """Hold one forward and backward of `backend` against the oracle; `exact` asks for equality (integer data)."""
     leaves = [t.detach().requires_grad_() for t in inputs.tensors]
     call = planning.plan_for(inputs.x, inputs.weight, inputs.settings, backend).call
-    y, code = ConvReLUMaxPool2dFunction.apply(*_three(leaves), inputs.settings, call)
+    y, code = ConvReLUMaxPool2dFunction.apply(*inputs.arguments(leaves), call)
     grads = torch.autograd.grad(y, leaves, inputs.dy)
     return check_results(inputs, y.detach(), code, dict(zip(("dx", "dw", "db"), grads, strict=False)), exact=exact)
 
@@ -124,16 +129,16 @@ def check_layer(
         for dtype in (inputs.x.dtype, torch.float64)
     )
     with torch.set_grad_enabled(backward):
-        y = layer(*_three(leaves), inputs.settings)
-        expected = eager.relu_then_pool(*_three(precise), inputs.settings)
+        y = layer(*inputs.arguments(leaves))
+        expected = eager.relu_then_pool(*inputs.arguments(precise))
     bounds, equal = _Bounds(inputs), integers and exact
-    error = {"y": _worst(y.detach(), expected.detach(), bounds.y, equal)}
+    error = {"y": worst(y.detach(), expected.detach(), bounds.y, equal)}
     if integers and backward and (exact or torch.equal(y.detach().double(), expected.detach())):
         first = 0 if dx else 1
         got = torch.autograd.grad(y, leaves[first:], inputs.dy)
         wanted = torch.autograd.grad(expected, precise[first:], inputs.dy.double())
         for name, ours, theirs in zip(("dx", "dw", "db")[first:], got, wanted, strict=False):
-            error[name] = _worst(ours, theirs, getattr(bounds, name), equal)
+            error[name] = worst(ours, theirs, getattr(bounds, name), equal)
     return Parity(error)
 
 
@@ -144,15 +149,15 @@ def check_call(inputs: Inputs, layer: Layer, *, exact: bool) -> Parity:
     """
     leaves = [t.detach().requires_grad_() for t in inputs.tensors]
     precise = [t.detach().double().contiguous().requires_grad_() for t in inputs.tensors]
-    y, expected = layer(*_three(leaves), inputs.settings), eager.relu_then_pool(*_three(precise), inputs.settings)
+    y, expected = layer(*inputs.arguments(leaves)), eager.relu_then_pool(*inputs.arguments(precise))
     bounds = _Bounds(inputs)
-    error = {"y": _worst(y.detach(), expected.detach(), bounds.y, exact)}
-    z = eager.conv(*_three(precise), inputs.settings).detach()
-    if y.shape == expected.shape and (exact or not _undecided(z, inputs, bounds.y).any()):
+    error = {"y": worst(y.detach(), expected.detach(), bounds.y, exact)}
+    z = eager.conv(*inputs.arguments(precise)).detach()
+    if y.shape == expected.shape and (exact or not undecided(z, inputs.geometry, bounds.y).any()):
         got = torch.autograd.grad(y, leaves, inputs.dy)
         wanted = torch.autograd.grad(expected, precise, inputs.dy.double())
         for name, ours, theirs in zip(("dx", "dw", "db"), got, wanted, strict=False):
-            error[name] = _worst(ours, theirs, getattr(bounds, name), exact)
+            error[name] = worst(ours, theirs, getattr(bounds, name), exact)
     return Parity(error)
 
 
@@ -173,21 +178,17 @@ def check_results(inputs: Inputs, y: Tensor, code: Tensor, grads: dict[str, Tens
         empty = y.numel() == 0 and all(not g.any() for g in grads.values())
         return Parity({"y": 0.0 if empty else float("inf")})
     leaves = [t.double().requires_grad_() for t in inputs.tensors]
-    x, weight, bias = _three(leaves)
+    x, weight, bias, _ = inputs.arguments(leaves)
     bounds = _Bounds(inputs)
     value = eager.relu_then_pool(x, weight, bias, inputs.settings)
-    error = {"y": _worst(y, value.detach(), bounds.y, exact)}
+    error = {"y": worst(y, value.detach(), bounds.y, exact)}
     error["code"] = _wrong_winners(code, eager.conv(x, weight, bias, inputs.settings).detach(), inputs, bounds.y, exact)
     if not exact:
         value = winner_values(x, weight, bias, code, inputs.geometry)
     expected = torch.autograd.grad(value, leaves, inputs.dy.double())
     for (name, got), want in zip(grads.items(), expected, strict=True):
-        error[name] = _worst(got, want, getattr(bounds, name), exact)
+        error[name] = worst(got, want, getattr(bounds, name), exact)
     return Parity(error)
-
-
-def _three(leaves: list[Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
-    return leaves[0], leaves[1], leaves[2] if len(leaves) == 3 else None
 
 
 class _Bounds:
@@ -224,7 +225,8 @@ def _windows_per_position(g: Geometry) -> int:
     return -(-s.pool_kernel[0] // s.pool_stride[0]) * -(-s.pool_kernel[1] // s.pool_stride[1])
 
 
-def _worst(got: Tensor, expected: Tensor, bound: float, exact: bool) -> float:
+def worst(got: Tensor, expected: Tensor, bound: float, exact: bool = False) -> float:
+    """The largest error over its bound."""
     if got.shape != expected.shape:
         return float("inf")
     difference = torch.where(got == expected, 0.0, (got.double() - expected).abs())  # inf - inf is no number
@@ -243,13 +245,13 @@ def _wrong_winners(code: Tensor, z: Tensor, inputs: Inputs, bound: float, exact:
     same = won.live & (won.row * geometry.conv_width + won.column == position)
     right = torch.where(best > 0, same, code == DEAD)
     if not exact:
-        right |= _undecided(z, inputs, bound)
+        right |= undecided(z, inputs.geometry, bound)
     return float((~right).double().mean())  # not 1 - mean: a GPU averages ones to 1 - 1e-16
 
 
-def _undecided(z: Tensor, inputs: Inputs, bound: float) -> Tensor:
+def undecided(z: Tensor, geometry: Geometry, bound: float) -> Tensor:
     """The windows whose winner, or whether there is one, errors of that size in z can decide."""
-    seen = _windows(z, inputs.geometry)
+    seen = _windows(z, geometry)
     best = seen.amax(-1)
     lead = best - seen.topk(2).values[..., 1] if seen.shape[-1] > 1 else torch.full_like(best, torch.inf)
     return (lead <= 2 * bound) | (best.abs() <= 2 * bound)

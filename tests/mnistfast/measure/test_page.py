@@ -51,6 +51,16 @@ def test_sizes():
     ]
 
 
+def test_a_form_that_only_some_groups_have(result):
+    """Its column is in their table alone."""
+    more = row("layer with batch norm, training", "normed")
+    more["seconds"] |= {"pool before ReLU": {"median": 7e-3, "low": 6.3e-3, "high": 7.7e-3, "rounds": 7}}
+    result["rows"].append(more)
+    page = bench_page.report(result, {})
+    assert page.count("| pool before ReLU |") == 1
+    assert "7.00 ms ± 10 %" in page
+
+
 def test_the_report_holds_every_figure(result):
     page = bench_page.report(result, {"Roofline": "roofline.png"})
     assert "| cnn-1 | 4.00 ms ± 10 % | 3.00 ms ± 10 % | 2.00 ms ± 10 % | 1.50 ms ± 10 % | 1.00 ms ± 10 % |" in page

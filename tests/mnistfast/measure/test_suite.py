@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from convpool import known, planning
-from convpool.testing import candidates
-from convpool.testing.cases import by_name
+from convpool.testing import candidates, normalised
+from convpool.testing.cases import BATCH_NORM, by_name
 from mnistfast import bench
 from mnistfast.measure import suite, workloads
 from mnistfast.measure.forms import FUSED, FUSED_LAST
+from mnistfast.measure.layers import Layer, NormLayer
 from mnistfast.measure.suite import Effort
-from mnistfast.measure.workloads import Layer
 
 CPU = torch.device("cpu")
 BRIEF = Effort(seconds=0.001, compile=False)
@@ -62,6 +62,20 @@ def test_a_row_is_complete():
     assert row["threads"] == torch.get_num_threads()
 
 
+def test_a_row_of_a_layer_with_a_norm():
+    case = BATCH_NORM[0]
+    row = suite.measure(NormLayer(case, True, CPU), BRIEF)
+    assert json.loads(json.dumps(row))["group"] == "layer with batch norm, training"
+    assert set(row["seconds"]) == {FUSED, FUSED_LAST, *normalised.PLAIN}
+    assert row["best_plain"] in normalised.PLAIN
+    assert "share_of_roofline" not in row
+    outputs, positions = 4 * 32 * 13 * 13, 4 * 32 * 26 * 26
+    statistics = 2 * 32 * 4  # mean and deviation, which the norm keeps
+    assert row["kept_bytes"]["eager"] == positions * 4 * 2 + outputs * 8 + statistics  # conv, ReLU, indices
+    if row["plan"].startswith("cpu"):
+        assert row["kept_bytes"][FUSED] < outputs + 20_000
+
+
 def test_what_cannot_be_compiled_is_named(monkeypatch, tiny):
     def broken(layer, mode):
         raise RuntimeError("no C++ compiler\nand much more")
@@ -104,5 +118,12 @@ def test_a_wrong_kernel_has_no_speed(tmp_path, capsys):
 @pytest.mark.parametrize("make", [workloads.Step, workloads.Inference, workloads.Epoch])
 def test_a_model_on_a_wrong_kernel_has_no_calls(make):
     workload = make("lenet5", CPU)
+    with pytest.raises(candidates.ParityError):
+        workload.calls(workload.forms()[FUSED])
+
+
+@pytest.mark.usefixtures("wrong_kernel")
+def test_a_layer_with_a_norm_on_a_wrong_kernel_has_no_calls():
+    workload = NormLayer(BATCH_NORM[0].at_full_size(), True, CPU)
     with pytest.raises(candidates.ParityError):
         workload.calls(workload.forms()[FUSED])

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from convpool.testing.candidates import ParityError
-from mnistfast.measure import workloads
+from convpool.testing.cases import BATCH_NORM
+from mnistfast.measure import layers, workloads
 from mnistfast.measure.forms import FORMS, FUSED
 from mnistfast.measure.workloads import Inference, Step, real_images
 
@@ -16,8 +17,8 @@ def test_the_default_is_a_part_of_everything():
     assert few < all_
     groups = {each.group for each in workloads.workloads(CPU)}
     assert groups == {
-        "layer, training", "layer, inference", "growth with batch", "growth with channels",
-        "training step", "inference", "epoch",
+        "layer, training", "layer, inference", "layer with batch norm, training", "growth with batch",
+        "growth with channels", "training step", "inference", "epoch",
     }  # fmt: skip
     assert {f"inference: cnn2, batch {batch}" for batch in (1, 64, 1024)} <= few
 
@@ -27,8 +28,15 @@ def test_a_step_is_its_devices():
 
 
 def test_only_a_layer_on_images_needs_no_gradient_for_them():
-    layers = [each for each in workloads.workloads(CPU) if isinstance(each, workloads.Layer)]
-    assert {each.name for each in layers if not each.dx} == {"cnn-1", "lenet5-1", "fast-1", "cifar-1", "resnet-stem"}
+    on_images = {each.name for each in workloads.workloads(CPU) if isinstance(each, layers.Layer) and not each.dx}
+    without_norm = {"cnn-1", "lenet5-1", "fast-1", "cifar-1", "resnet-stem"}
+    assert on_images == without_norm | {case.name for case in BATCH_NORM}
+
+
+def test_a_gpus_layers_have_no_norm():
+    """`convpool` is there a backend by its name, and that one takes no statistics of a batch."""
+    found = workloads.workloads(torch.device("cuda"))
+    assert not any(isinstance(each, layers.NormLayer) for each in found)
 
 
 @pytest.mark.parametrize("backward", [True, False])

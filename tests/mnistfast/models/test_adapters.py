@@ -67,23 +67,26 @@ def test_everything_learns_by_default():
     assert changed(before, model.state_dict()) == set(before)
 
 
-class Normed(Classifier):
-    """A network with a norm, which none of the named ones has."""
-
-    def __init__(self):
-        features = [nn.Conv2d(1, 4, 5, stride=3), nn.BatchNorm2d(4), nn.ReLU()]
-        super().__init__("normed", (1, 28, 28), features, [6], classes=3, dropout=0.0)
+def normed():
+    """A network with a norm behind a convolution of its own; those of cnn2-bn are parts of a fused layer."""
+    features = [nn.Conv2d(1, 4, 5, stride=3), nn.BatchNorm2d(4), nn.ReLU()]
+    return Classifier("normed", (1, 28, 28), features, [6], classes=3, dropout=0.0)
 
 
-@pytest.mark.parametrize("method", ["head", "last:2", "bias", "lora:1", "full", "last:3"])
-def test_a_frozen_norm_keeps_its_statistics(method):
-    model = Normed()
+@pytest.mark.parametrize(
+    ("make", "norm", "all_layers"),
+    [(normed, "features.1", "last:3"), (lambda: build("cnn2-bn", classes=3), "features.0.norm", "last:4")],
+    ids=["normed", "cnn2-bn"],
+)
+@pytest.mark.parametrize("method", ["head", "last:2", "bias", "lora:1", "full", "all layers"])
+def test_a_frozen_norm_keeps_its_statistics(make, norm, all_layers, method):
+    model = make()
     before = copied(model)
-    learn(model, chosen(model, method))
-    statistics = {"features.1.running_mean", "features.1.running_var", "features.1.num_batches_tracked"}
+    learn(model, chosen(model, all_layers if method == "all layers" else method))
+    statistics = {f"{norm}.running_mean", f"{norm}.running_var", f"{norm}.num_batches_tracked"}
     learnt = changed(before, merged(model.state_dict()))
-    assert learnt & statistics == (statistics if method in ("full", "last:3") else set())
-    assert ("features.1.weight" in learnt) == (method in ("full", "last:3"))
+    assert learnt & statistics == (statistics if method in ("full", "all layers") else set())
+    assert (f"{norm}.weight" in learnt) == (method in ("full", "all layers"))
 
 
 def test_layers_begin_to_learn_one_by_one():

@@ -4,13 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from convpool import ConvReLUMaxPool2d
+from convpool import ConvBNReLUMaxPool2d
 from mnistfast.errors import CheckpointError, DataError
-from mnistfast.models.zoo import COLOUR, GREY, MODELS, build, check_images
+from mnistfast.models.zoo import COLOUR, FUSED_LAYERS, GREY, MODELS, build, check_images
 
 COUNTS = {
     "cnn1": 693_962,
     "cnn2": 225_034,
+    "cnn2-bn": 225_130,
     "lenet5": 61_706,
     "cifar-cnn": 122_570,
     "fast": 215_194,
@@ -34,9 +35,18 @@ def test_parameters_and_shapes(name):
 @pytest.mark.parametrize("name", MODELS)
 def test_each_conv_with_a_pool_is_one_fused_layer(name):
     layers = list(build(name).modules())
-    assert not any(isinstance(layer, nn.MaxPool2d) for layer in layers)
-    plain = [layer for layer in layers if isinstance(layer, nn.Conv2d) and not isinstance(layer, ConvReLUMaxPool2d)]
-    assert len(plain) == (name in ("cifar-cnn", "accurate"))
+    held = {part for layer in layers if isinstance(layer, ConvBNReLUMaxPool2d) for part in layer.children()}
+    alone = [layer for layer in layers if layer not in held and not isinstance(layer, FUSED_LAYERS)]
+    assert not any(isinstance(layer, nn.MaxPool2d) for layer in alone)
+    assert sum(isinstance(layer, nn.Conv2d) for layer in alone) == (name in ("cifar-cnn", "accurate"))
+
+
+def test_the_last_fused_layer_writes_what_flattens_without_a_copy():
+    """Whatever format the model computes in."""
+    for name in ("cnn2", "cnn2-bn"):
+        model = build(name).to(memory_format=torch.channels_last)
+        images = torch.rand(2, 1, 28, 28).contiguous(memory_format=torch.channels_last)
+        assert model.features(images).is_contiguous(), name
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -45,7 +55,7 @@ def test_equals_torchs_own_layers(name):
     images = torch.rand(2, *model.input_size, dtype=torch.float64)
     fused = model(images)
     for layer in model.modules():
-        if isinstance(layer, ConvReLUMaxPool2d):
+        if isinstance(layer, FUSED_LAYERS):
             layer.plain = True
     torch.testing.assert_close(model(images), fused)
 

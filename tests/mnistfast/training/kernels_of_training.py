@@ -14,12 +14,14 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-from convpool import ConvReLUMaxPool2d, planning
+from convpool import ConvBNReLUMaxPool2d, ConvReLUMaxPool2d, planning
 from convpool.geometry import Geometry, make_settings
 from convpool.gpu import backend, backward_calls, epilogue, forward_calls, launch
 from convpool.gpu.offline import compiled_launches
+from convpool.module import conv_arguments, pool_options
 from mnistfast.data.datasets import Split
 from mnistfast.data.loader import DeviceData
+from mnistfast.models.zoo import FUSED_LAYERS
 from mnistfast.options.learning import TrainConfig
 from mnistfast.training.inference import predict
 from mnistfast.training.recipe import built
@@ -44,19 +46,29 @@ def calls_of_training(preset: str) -> dict[str, list[tuple[torch.Tensor, torch.n
     calls: dict[str, list] = defaultdict(list)
 
     def keep(name, layer, arguments) -> None:
+        if isinstance(layer, ConvBNReLUMaxPool2d):
+            if layer.training:  # torch's layers: Triton's kernels take no statistics of a batch
+                return
+            layer = standing_for(layer)
         x = arguments[0]
         like = torch.empty_strided(x.shape, x.stride(), device="meta", dtype=x.dtype)
         grad = torch.is_grad_enabled()
         calls[name].append((like, layer, grad and x.requires_grad, grad and layer.weight.requires_grad))
 
     for name, layer in model.named_modules():
-        if isinstance(layer, ConvReLUMaxPool2d):
+        if isinstance(layer, FUSED_LAYERS):
             layer.register_forward_pre_hook(lambda layer, arguments, name=name: keep(name, layer, arguments))
     trainer = Trainer(model, noise(config.batch_size + 3, model.input_size), None, config)
     for _ in trainer.run():
         pass
     predict(trainer.judged, noise(model.scoring_batch + 100, model.input_size))
     return calls
+
+
+def standing_for(layer: ConvBNReLUMaxPool2d) -> ConvReLUMaxPool2d:
+    """The layer that it is in eval mode, but for the numbers: its norm is part of weight and bias."""
+    options = conv_arguments(layer.conv) | pool_options(layer.pool) | {"bias": True}
+    return ConvReLUMaxPool2d(**options, contiguous_output=layer.contiguous_output)
 
 
 def compiled(preset: str) -> list[str]:

@@ -17,9 +17,9 @@ def images():
 def started(name, images):
     torch.manual_seed(1)
     model = build(name)
-    drawn = model.features[1 if name == "speedrun" else 0].weight.detach().clone()
-    start_from_patches(model, images)
     conv = next(layer for layer in model.modules() if isinstance(layer, torch.nn.Conv2d))
+    drawn = conv.weight.detach().clone()
+    start_from_patches(model, images)
     return model, conv, drawn
 
 
@@ -53,6 +53,8 @@ def test_only_the_first_layer_is_fixed_and_the_last_is_zero(images):
     model, _, _ = started("cnn2", images)
     fixed = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
     assert fixed == ["features.0.weight", "features.0.bias"]
+    with_norm, _, _ = started("cnn2-bn", images)
+    assert [name for name, p in with_norm.named_parameters() if not p.requires_grad] == ["features.0.conv.weight"]
     assert not model.head[-1].weight.any()
     assert not model.head[-1].bias.any()
     assert model.head[0].weight.any()

@@ -110,11 +110,18 @@ def test_growing_batches_take_every_image_once(splits, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "start"), [("adam", "random"), ("adamw", "random"), ("sgd", "random"), ("muon", "patches")]
+    ("model", "optimizer", "start"),
+    [
+        ("lenet5", "adam", "random"),
+        ("lenet5", "adamw", "random"),
+        ("lenet5", "sgd", "random"),
+        ("lenet5", "muon", "patches"),
+        pytest.param("cnn2-bn", "adam", "random", marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.parametrize("stop_after", [1, 4, 6])
-def test_continues_bit_for_bit(splits, optimizer, start, stop_after):
-    config = replace(CONFIG, optimizer=optimizer, start=start, weight_decay=0.01)
+def test_continues_bit_for_bit(splits, model, optimizer, start, stop_after):
+    config = replace(CONFIG, model=model, optimizer=optimizer, start=start, weight_decay=0.01)
     config = replace(config, first_batch=40 if start == "patches" else None)
     whole = new_trainer(splits, config)
     expected = [record for record in whole.run() if record]
@@ -255,7 +262,9 @@ class OnTheCpu(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("model", ["lenet5", pytest.param("accurate", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "model", ["lenet5", *(pytest.param(n, marks=pytest.mark.slow) for n in ("accurate", "cnn2-bn"))]
+)
 def test_steps_neither_ask_the_device_nor_send_it_anything(tiny, monkeypatch, model):
     """On "meta", whose tensors have no value to be asked for, with everything on that a step may have."""
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # which there is none of on "meta"
