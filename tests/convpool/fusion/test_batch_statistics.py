@@ -9,17 +9,13 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import convpool
-from convpool import planning
 from convpool.batchnorm import operators
 from convpool.geometry import Geometry
 from convpool.protocol import Plan
+from tests.convpool.batchnorm.layers import by_each_backend
 from tests.convpool.own_backend import OwnBackend
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-SERVING = [name for name in planning.backend_names() if getattr(planning.backend(name), "batch_statistics", None)]
-
-by_each_backend = pytest.mark.parametrize("backend", SERVING, indirect=True)
 
 
 class Written(nn.Module):
