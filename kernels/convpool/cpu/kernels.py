@@ -14,7 +14,9 @@ from convpool.protocol import Needs
 # passes, ratio to the best plain form, split and fused: 4,165 products 0.99 and 0.80; 2,009: 1.01 and 0.80; 1,960: 0.97
 # and 0.78; but 300: 0.94 and 0.86; 275: 1.09 and 1.22.
 FUSED_PRODUCTS = 1500
-_MOMENTS_SHARE, _MOMENTS_OUTPUTS = 0.8, 250_000
+# Batch statistics, in products of a convolution: what torch's norm, ReLU and pool take more than ours an output,
+# what a step's calls from Python take, and a block of patch_moments.h besides its products (docs/measurements.md).
+_OUTPUT, _CALLS = 160, 80e6
 _BLOCK, _BLOCK_SUMS = 1500, 14
 MOST_PATCH_VALUES = 1024  # whose scatter is formed: 8 MiB
 _FEW_PRODUCTS = 32  # beyond, backward's lists of live positions are faster than backward_few (measured at 27 and 50)
@@ -73,24 +75,25 @@ def why_moments_lose(g: Geometry, dx: bool, lanes: int) -> str:
     if dx:
         return "x has a gradient, which takes two dense convolutions more"
     outputs = g.batch * g.out_channels * g.conv_height * g.conv_width
-    if outputs < _MOMENTS_OUTPUTS:
-        return f"{outputs} conv outputs, fewer than {_MOMENTS_OUTPUTS}, take torch's norm less time than our calls"
-    share = _moments_share(g, lanes // 2)
-    return f"the moments of its patches cost {share:.1f} convolutions" if share > _MOMENTS_SHARE else ""
+    moments = _moment_products(g, lanes // 2)
+    if _OUTPUT * outputs - moments > _CALLS:
+        return ""
+    if moments > _OUTPUT * outputs / 2:
+        return f"the moments of its patches cost {moments / (outputs * g.reduction):.1f} convolutions"
+    return f"with {outputs} conv outputs torch's norm takes less time than what calls the kernels"
 
 
-def _moments_share(g: Geometry, images: int) -> float:
-    """What patch_moments.h computes, with so many images in a vector, in units of the convolution.
+def _moment_products(g: Geometry, images: int) -> float:
+    """What patch_moments.h computes, with so many images in a vector, in products of the convolution.
 
-    One group's sums of products are double, half as many to a vector as the convolution's; and each block of sums costs
-    as much as _BLOCK products besides, in each zone.
+    Sums of products are double, half as many to a vector as the convolution's; and each block of sums costs as much as
+    _BLOCK products besides, in each zone.
     """
     (distances, zones, reach), (across, zones_across, reach_across) = (_moment_sums(g, axis) for axis in (0, 1))
-    sums = distances * across * g.group_channels**2 / 2
+    sums = distances * across * g.group_channels**2 / 2 * g.settings.groups
     positions = (g.conv_height + reach) * (g.conv_width + reach_across)
     chunks = -(-g.batch // images)
-    cost = chunks * sums * (2 * images * positions + _BLOCK / _BLOCK_SUMS * zones * zones_across)
-    return cost / (g.batch * g.conv_height * g.conv_width * g.group_outputs * g.reduction)
+    return chunks * sums * (2 * images * positions + _BLOCK / _BLOCK_SUMS * zones * zones_across)
 
 
 def _moment_sums(g: Geometry, axis: int) -> tuple[int, int, int]:

@@ -89,8 +89,13 @@ class Run(NamedTuple):
             return "the pool returns its indices"
         return None
 
-    def obstacle(self, dx: bool) -> str | None:
-        """Why layers that fit are not fused at the moment, or None; dx: whether their input has a gradient."""
+    def obstacle(self, dx: bool, shape: tuple[int, ...] | None = None) -> str | None:
+        """Why layers that fit are not fused at the moment, or None.
+
+        Args:
+            dx: whether their input has a gradient.
+            shape: of their input, where it is known.
+        """
         for layer in self.layers:
             if is_hooked(layer):
                 return f"a hook on {_kind(layer)}"
@@ -98,13 +103,15 @@ class Run(NamedTuple):
             if _is_dropout(layer) and layer.training and layer.p > 0:
                 return f"{_kind(layer)} is active (training mode)"
         if self.batch_statistics:
-            return _words(obstacle(self.conv, self.pool, dx))
+            found = obstacle(self.conv, self.pool, dx, shape)
+            return found and f"batch statistics (training mode): {found}"
         return None
 
-    def obstacle_for(self, x: Tensor) -> str | None:
-        """Why a run without an `obstacle` still is torch's layers under batch statistics for this x, or None."""
-        plan = self.explain(x)
-        return _words(plan.reason) if self.batch_statistics and plan.plan == "plain" else None
+    def obstacle_for(self, x: Any) -> str | None:
+        """As `obstacle`, where their input is x: a tensor, or what stands for one while torch.fx traces."""
+        if not isinstance(x, Tensor):
+            return self.obstacle(False)
+        return self.obstacle(x.requires_grad and torch.is_grad_enabled(), x.shape)
 
     @property
     def batch_statistics(self) -> bool:
@@ -146,7 +153,7 @@ def run_chain(x: Tensor, layers: Sequence[Any]) -> Any:
     i = 0
     while i < len(layers):
         run = run_at(layers, i)
-        if run is None or run.misfit() or run.obstacle(_has_gradient(x)):
+        if run is None or run.misfit() or run.obstacle_for(x):
             x = layers[i](x)
             i += 1
         else:
@@ -198,14 +205,6 @@ def _layers_of(layer: Any) -> list[Any] | None:
         return list(sequence)
     rewritten = getattr(type(layer), "convpool_layers", None)
     return rewritten(layer) if rewritten else None
-
-
-def _has_gradient(x: Any) -> bool:
-    return isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled()
-
-
-def _words(reason: str | None) -> str | None:
-    return reason and f"batch statistics (training mode): {reason}"
 
 
 def _is_conv(layer: Any) -> bool:
