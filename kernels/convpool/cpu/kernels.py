@@ -16,7 +16,7 @@ from convpool.protocol import Needs
 FUSED_PRODUCTS = 1500
 # Batch statistics, in products of a convolution: what torch's norm, ReLU and pool take more than ours an output,
 # what a step's calls from Python take, and a block of patch_moments.h besides its products (docs/measurements.md).
-_OUTPUT, _CALLS = 160, 80e6
+_OUTPUT, _CALLS = 160, 64e6
 _BLOCK, _BLOCK_SUMS = 1500, 14
 MOST_PATCH_VALUES = 1024  # whose scatter is formed: 8 MiB
 _FEW_PRODUCTS = 32  # beyond, backward's lists of live positions are faster than backward_few (measured at 27 and 50)

@@ -43,7 +43,7 @@ SLOW = {
     "resnext50_32x4d": (64, 1, 1),
     "wide_resnet50_2": (64, 1, 1),
     "densenet169": (64, 1, 1),
-    "shufflenet_v2_x1_0": (32, 1, 1),
+    "shufflenet_v2_x1_0": (64, 1, 1),
     "mobilenet_v3_large": (32, 0, 0),
     "efficientnet_v2_s": (32, 0, 0),
     "regnet_x_400mf": (32, 0, 0),
