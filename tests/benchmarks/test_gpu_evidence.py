@@ -70,6 +70,7 @@ def test_a_write_that_dies_midway_leaves_what_was_there(tmp_path, monkeypatch):
     assert (found["minutes"], found["finished"], found["rows"]) == (1, False, [{"step": "good", "n": 1}])
 
 
+@pytest.mark.slow
 def test_a_few_steps_are_rehearsed(tmp_path):
     words = ["--rehearse", "--workers", "0", "--minutes", "2", "--out", str(tmp_path)]
     assert gpu_evidence.main([*words, "--steps", "environment", "parity"]) == 0

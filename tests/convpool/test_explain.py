@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from convpool import explain, use_backend
+from convpool import conv_bn_relu_max_pool2d, explain, use_backend
 from convpool.cpu import native
 from convpool.cpu.kernels import Kernel
 from convpool.testing import cases, parity
@@ -28,7 +28,8 @@ def told() -> Iterator[list[str]]:
         ran.append(library.convpool_kernel_name(kernel).decode())
         return kernel
 
-    functions = library.convpool_forward, library.convpool_pool, library.convpool_backward
+    names = "forward", "pool", "backward", "patch_moments"
+    functions = [getattr(library, f"convpool_{name}") for name in names]
     for function in functions:
         function.errcheck = note
     yield ran
@@ -64,7 +65,20 @@ def test_cpu(layout: parity.Layout, threads: int, told: list[str]) -> None:
                 told.clear()
     finally:
         torch.set_num_threads(before)
-    assert seen == {kernel.name.lower() for kernel in Kernel}
+    assert seen == {kernel.name.lower() for kernel in Kernel if kernel is not Kernel.PATCH_MOMENTS}
+
+
+@needs_library
+@pytest.mark.parametrize("name", ["cnn-1", "cnn-2", "resnet-stem"])
+def test_cpu_under_batch_statistics(name: str, told: list[str]) -> None:
+    case = replace(cases.by_name(name), bias=False)
+    inputs = parity.make_inputs(case)
+    weight = inputs.weight.requires_grad_()
+    with use_backend("cpu"):
+        plan = explain(inputs.x, weight, batch_statistics=True, **case.options)
+        conv_bn_relu_max_pool2d(inputs.x, weight, training=True, **case.options).sum().backward()
+    assert plan.kernels[0] == "patch_moments"
+    assert [kernel for kernel in plan.kernels if kernel != "torch's convolution"] == told
 
 
 @needs_library

@@ -306,7 +306,7 @@ unhurried = {  # each example takes a second, so one that fails is not made smal
 }
 
 
-@settings(max_examples=8, **unhurried)
+@settings(max_examples=2, **unhurried)
 @any_layer(most=2)
 def test_a_few_geometries(case, dtype, layout) -> None:
     check_drawn(case, dtype, layout)

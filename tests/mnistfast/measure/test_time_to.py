@@ -32,6 +32,7 @@ def learns(monkeypatch):
     return seen
 
 
+@pytest.mark.slow
 def test_all_run_once_with_each_seed_in_turns(tiny, learns):
     data = load(str(tiny))
     entrants = [Entrant("lenet5", FUSED), Entrant("cnn1", FUSED)]

@@ -202,6 +202,7 @@ def test_closed_streams(closed, words, code):
     assert ended.stderr.count("\n") == ("2" not in closed)
 
 
+@pytest.mark.slow
 def test_names_that_the_terminal_cannot_show(tmp_path):
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
     line = [sys.executable, "-m", "mnistfast.train", "--data", str(tmp_path / "\u00e9"), "--threads", "1"]
