@@ -9,7 +9,6 @@ from torch import Tensor
 from convpool import planning
 from convpool.functional import autocast_dtype
 from convpool.geometry import Settings, make_settings
-from convpool.module import conv_options, pool_options
 
 _POSITIONS = 64  # of the conv output, high and wide, and images: an ordinary picture, where none is known
 
@@ -30,7 +29,8 @@ def obstacle(conv: Any, pool: Any, dx: bool, shape: tuple[int, ...] | None = Non
         padding, shape = 0, None
     question = planning.normalised_with_dx if dx else planning.normalised
     call = weight.shape, autocast_dtype(weight), weight.device, planning.requested_backend(), question
-    options = (padding, *conv_options(conv).values(), *pool_options(pool).values())
+    pooling = pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode
+    options = (conv.stride, padding, conv.dilation, conv.groups, *pooling)  # asked at each call: no dict for them
     if torch.compiler.is_compiling():
         return _asked(shape, *call, options)
     try:
@@ -48,8 +48,7 @@ def _asked(
     question: planning.Question,
     options: tuple[Any, ...],
 ) -> str | None:
-    padding, stride, *others = options
-    settings = make_settings(tuple(weight_shape)[2:], stride, padding, *others)
+    settings = make_settings(tuple(weight_shape)[2:], *options)
     if shape is None:
         shape = _ordinary(tuple(weight_shape), settings)
     if len(shape) != 4:

@@ -198,13 +198,15 @@ def _expanded(layers: Sequence[Any]) -> list[Any]:
 
 
 def _layers_of(layer: Any) -> list[Any] | None:
-    if not isinstance(layer, nn.Module) or is_hooked(layer) or type(layer).__call__ is not nn.Module.__call__:
+    cls = type(layer)
+    if not isinstance(layer, nn.Module):
         return None
-    if type(layer).forward is nn.Sequential.forward:
-        sequence: Any = layer
-        return list(sequence)
-    rewritten = getattr(type(layer), "convpool_layers", None)
-    return rewritten(layer) if rewritten else None
+    rewritten: Any = getattr(cls, "convpool_layers", None)
+    in_order = cls.forward is nn.Sequential.forward
+    if not (in_order or rewritten) or is_hooked(layer) or cls.__call__ is not nn.Module.__call__:
+        return None
+    sequence: Any = layer
+    return list(sequence) if in_order else rewritten(layer)
 
 
 def _is_conv(layer: Any) -> bool:
