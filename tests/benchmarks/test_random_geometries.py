@@ -23,6 +23,7 @@ def backend(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+@pytest.mark.slow
 def test_a_few(backend: str) -> None:
     assert bad(backend, range(3 * len(STRATA))) == []
 

@@ -114,6 +114,7 @@ print("all told")
 """
 
 
+@pytest.mark.slow
 def test_triton() -> None:
     """The launches themselves, seen where Triton would compile them for a GPU that is not here."""
     pytest.importorskip("triton")

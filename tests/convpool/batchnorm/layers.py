@@ -12,7 +12,14 @@ from convpool import ConvBNReLUMaxPool2d, planning
 
 SERVING = [name for name in planning.backend_names() if getattr(planning.backend(name), "batch_statistics", None)]
 
-by_each_backend = pytest.mark.parametrize("backend", SERVING, indirect=True)
+_FIRST = next(name for name in SERVING if not planning.backend(name).unavailable())
+
+# The others with the slow tests.
+by_each_backend = pytest.mark.parametrize(
+    "backend",
+    [pytest.param(name, marks=[] if name == _FIRST else [pytest.mark.slow]) for name in SERVING],
+    indirect=True,
+)
 
 
 def torchs(layer: ConvBNReLUMaxPool2d) -> nn.Sequential:

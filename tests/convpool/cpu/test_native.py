@@ -122,6 +122,7 @@ def run(script: str, *arguments: str, **environment: str) -> subprocess.Complete
 
 
 @needs_library
+@pytest.mark.slow
 def test_avx2_computes_the_same() -> None:
     result = run(
         FORCED,
