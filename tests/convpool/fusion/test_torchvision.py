@@ -80,9 +80,21 @@ def test_number_of_fused_runs(name: str) -> None:
     assert list(model.state_dict()) == keys
 
 
+# Deeper or wider than another one of its kind, and tens of seconds each.
+SIBLINGS = {
+    *("vgg13", "vgg19", "vgg13_bn", "vgg19_bn", "resnet152", "resnext50_32x4d", "wide_resnet50_2", "densenet169"),
+}
+
+
 @pytest.mark.parametrize(
     ("name", "backend"),
-    [*QUICK.items(), *(pytest.param(name, "reference", marks=pytest.mark.slow) for name in FUSED | SLOW)],
+    [
+        *QUICK.items(),
+        *(
+            pytest.param(name, "reference", marks=pytest.mark.exhaustive if name in SIBLINGS else pytest.mark.slow)
+            for name in FUSED | SLOW
+        ),
+    ],
 )
 def test_same_logits_loss_and_gradients(name: str, backend: str) -> None:
     """In float64, so that a wrong term stands out from rounding; in training mode, buffers too, and in eval mode.
