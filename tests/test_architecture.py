@@ -37,6 +37,7 @@ FLOORS = {
         "errors",
         "files",
         "options",
+        "ops",
         "data models devices",
         "training",
         "runs report",

@@ -1,0 +1,10 @@
+"""The small operations of a training step: few launches on a GPU, few calls elsewhere, no waiting for the device.
+
+    cursor.py      where a training is, kept on the device
+    batch.py       a step begins: its rate, its samples
+    loss.py        a batch's cross-entropy and its gradient; the step ends
+    orthogonal.py  Muon's update of a convolution's kernel
+    placement.py   which tensors a Triton kernel takes; for the others each function makes plain calls of torch
+
+Importing this imports no Triton and asks no device anything. Imports nothing else of mnistfast.
+"""

@@ -1,0 +1,44 @@
+"""Where a training is, kept on the device: what changes from step to step is read there, not handed over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """Where a training is, on its device, where kernels and a replayed graph read it.
+
+    A step has two of them, so that no kernel reads what it writes: the step's first operation copies `coming` to `now`,
+    which all others read, and the last one that judges its batch sets `coming`.
+
+    Attributes:
+        coming: int64 (2,), of the step to come: its number in the training, and how many images of its epoch come
+            before it.
+        now: int64 (2,), the same of the step that is being taken.
+    """
+
+    coming: Tensor
+    now: Tensor
+
+    @classmethod
+    def begin(cls, device: torch.device) -> Cursor:
+        """Returns the cursor of a training's first step."""
+        return cls(*(torch.zeros(2, dtype=torch.int64, device=device) for _ in range(2)))
+
+    def move(self, step: int, start: int) -> None:
+        """Sets `coming`, as a launch of its own: nothing waits for the device."""
+        self.coming[0].fill_(step)
+        self.coming[1].fill_(start)
+
+    def advance(self, images: int) -> None:
+        """Sets `coming` to one step and so many images behind `now`."""
+        torch.add(self.now, images, out=self.coming)
+        torch.add(self.now[0], 1, out=self.coming[0])
+
+    def positions(self, rows: slice) -> Tensor:
+        """Returns where in the epoch these rows of the step's batch are: int64 (rows,)."""
+        return torch.arange(rows.start, rows.stop, device=self.now.device).add_(self.now[1])

@@ -1,0 +1,64 @@
+"""The loss that is learnt by: a batch is judged, and its gradient begins the backward pass."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mnistfast.ops.cursor import Cursor
+
+
+def learn_from(
+    logits: Tensor,
+    labels: Tensor,
+    cursor: Cursor,
+    losses: Tensor,
+    answers: Tensor | None,
+    *,
+    rows_start: int,
+    smoothing: float,
+    batch: int,
+    scale: float,
+    advance: bool,
+    add: bool,
+) -> Tensor:
+    """Notes what the images of a batch lose and are taken for, and returns the gradient of the batch's mean loss.
+
+    Args:
+        logits: float32, bfloat16 or float16 (n, classes), without gradients, of all of the batch or a process' slice.
+        labels: int64 (n,).
+        cursor: where the training is.
+        losses: float32 (M,), of the epoch. At the position of each image (`now`'s, and `rows_start`, and its row) gets
+            its share in the mean: cross-entropy / batch.
+        answers: int64 (M,), of the epoch: gets the class with the largest logit at the same positions; NaN is larger
+            than any number, of equals the first counts. None where nobody asks.
+        rows_start: the first of these rows in the whole batch.
+        smoothing: share of the probability that is spread evenly over the classes.
+        batch: images of the whole batch.
+        scale: factor of the gradient, not of the losses.
+        advance: whether this ends the step: the next one will begin `batch` images further.
+        add: whether losses are added to what is there, as those of a step's second data set are.
+
+    Returns:
+        (n, classes) of logits' dtype, computed in float32.
+    """
+    rest = smoothing / logits.shape[1]
+    # Probabilities, against which torch computes with fewer small operations than against class numbers.
+    wanted = torch.full_like(logits, rest / batch, dtype=torch.float32)
+    wanted.scatter_(1, labels[:, None], (1 - smoothing + rest) / batch)
+    with torch.enable_grad():
+        inputs = logits.float().detach().requires_grad_()
+        log_shares = F.log_softmax(inputs, 1)
+    (gradient,) = torch.autograd.grad(log_shares, inputs, wanted * -scale)
+    positions = cursor.positions(slice(rows_start, rows_start + len(logits)))
+    lost = (log_shares.detach() * wanted).sum(1).neg_()
+    if add:
+        losses.index_add_(0, positions, lost)
+    else:
+        losses.index_copy_(0, positions, lost)
+    if answers is not None:
+        answers.index_copy_(0, positions, logits.argmax(1))
+    if advance:
+        cursor.advance(batch)
+    return gradient.to(logits.dtype)
