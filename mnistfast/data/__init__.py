@@ -4,5 +4,5 @@ Start with `sources`, whose `load` is the one door; it asks `obtain` for the fil
 what a user names. Both read by `idx_set`, `formats` (which lists `npz`, `csv_files` and `cifar`) and `images`, and make
 what `datasets` defines. A new format of files is a reader of its own, beside `npz`, and a line in `formats.FORMATS`.
 
-Imports `errors`, `files` and `text`.
+Imports `errors`, `files`, `ops` and `text`.
 """

@@ -3,7 +3,7 @@
 Rotation, shift, zoom, shear and flip make one affine map an image; an elastic displacement is added to the same
 sampling grid. The random numbers hang on the seed and the step alone and are drawn for the whole batch, so a resumed
 run needs no generator state, and processes that share a batch take slices of one draw. They are drawn on the CPU; what
-they come to is sent to the device for many steps at once, for each transfer makes the device wait or the CPU.
+they come to is sent to the device for an epoch at once, for each transfer makes the device wait or the CPU.
 """
 
 from __future__ import annotations
@@ -90,12 +90,13 @@ class Maps:
     affine: Tensor
     bumps: Tensor
 
-    def __getitem__(self, rows: slice) -> Maps:
-        return Maps(self.affine[rows], self.bumps[rows])
+    def at(self, rows: Tensor) -> Maps:
+        """Returns those of `rows`, int64 (n,) on the same device."""
+        return Maps(self.affine.index_select(0, rows), self.bumps.index_select(0, rows))
 
 
-def maps(how: Augmentation, batches: Sequence[Draws], size: Sequence[int], device: torch.device) -> list[Maps]:
-    """Returns what `warp` moves batches by; the device is sent two arrays, however many batches there are.
+def maps(how: Augmentation, batches: Sequence[Draws], size: Sequence[int], device: torch.device) -> Maps:
+    """Returns what `warp` moves the images of batches by, one after the other; the device is sent two arrays.
 
     Args:
         how: the amounts.
@@ -106,9 +107,7 @@ def maps(how: Augmentation, batches: Sequence[Draws], size: Sequence[int], devic
     height, width = size
     affine = torch.cat([_sampling_maps(how, draws.amounts, height, width) for draws in batches])
     bumps = torch.cat([draws.bumps for draws in batches])
-    counts = [len(draws.amounts) for draws in batches]
-    parts = (tensor.to(device, non_blocking=True).split(counts) for tensor in (affine, bumps))
-    return [Maps(*pair) for pair in zip(*parts, strict=True)]
+    return Maps(*(tensor.to(device, non_blocking=True) for tensor in (affine, bumps)))
 
 
 def augment(images: Tensor, how: Augmentation, draws: Draws) -> Tensor:
@@ -122,7 +121,7 @@ def augment(images: Tensor, how: Augmentation, draws: Draws) -> Tensor:
         how: the amounts.
         draws: of `how.draw`, N of them.
     """
-    return warp(images, how, *maps(how, [draws], images.shape[2:], images.device))
+    return warp(images, how, maps(how, [draws], images.shape[2:], images.device))
 
 
 def warp(images: Tensor, how: Augmentation, moves: Maps) -> Tensor:

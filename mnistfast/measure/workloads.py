@@ -25,9 +25,8 @@ from mnistfast.data.statistics import channel_stats
 from mnistfast.measure.forms import FORMS, backend_for
 from mnistfast.measure.layers import KEPT_BY, Layer, NormLayer, Workload
 from mnistfast.options.learning import TrainConfig
-from mnistfast.training.loss import cross_entropy
-from mnistfast.training.optimizers import make_optimizer
 from mnistfast.training.recipe import built, learn
+from mnistfast.training.trainer import Trainer
 
 LAYERS = (  # the small networks' own, then a deep one, a strided one with overlapping windows
     *("cnn-1", "cnn-2", "lenet5-1", "lenet5-2", "fast-1", "fast-2", "cifar-1"),
@@ -66,19 +65,20 @@ class Step(Workload[nn.Module]):
         return {name: make(model) for name, make in FORMS.items()}
 
     def calls(self, form: nn.Module) -> list[Call]:
-        images, labels = self._batch()
-        self.check(form, images, backward=True)
-        optimizer = make_optimizer(self.config, form.parameters())
+        self.check(form, self._batch()[0], backward=True)
+        data = on_device(sample(STEPS_IN_A_ROW * self.config.batch_size), self.device)
+        trainer = Trainer(form, data, None, self.config)  # type: ignore[arg-type]
+        trainer.prepare()
 
-        def step() -> object:
-            optimizer.zero_grad()
+        def step() -> None:
             with use_backend(self.backend):
-                loss = cross_entropy(form(images), labels, self.config.label_smoothing, len(labels))
-            loss.backward()
-            optimizer.step()
-            return loss
+                trainer.launcher.take(self.config.batch_size)
 
-        return [step] * STEPS_IN_A_ROW
+        def first() -> None:
+            trainer.learner.cursor.move(0, 0)
+            step()
+
+        return [first, *[step] * (STEPS_IN_A_ROW - 1)]
 
     def compiled(self, form: nn.Module, mode: str) -> nn.Module:
         return torch.compile(form, fullgraph=True, dynamic=False, mode=mode)  # type: ignore[return-value]
@@ -144,10 +144,7 @@ class Epoch(Step):
 
     def calls(self, form: Any) -> list[Call]:
         self.check(form, self._batch()[0], backward=True)
-        sample = load("sample").train
-        times = -(-EPOCH_IMAGES // len(sample.labels))
-        images = np.tile(sample.images, (times, 1, 1, 1))[:EPOCH_IMAGES]
-        train = Split(images, np.tile(sample.labels, times)[:EPOCH_IMAGES])
+        train = sample(EPOCH_IMAGES)
         config = replace(self.config, epochs=1)
 
         def epoch() -> object:
@@ -224,7 +221,17 @@ def _on_integers(model: nn.Module, images: Tensor, backward: bool) -> dict[str, 
 
 @cache
 def real_images(count: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Returns float32 (count, 1, 28, 28) and labels: digits of the shipped sample, over again if need be."""
+    """Returns float32 (count, 1, 28, 28) and labels of `sample`."""
+    return on_device(sample(count), device).gather(torch.arange(count))
+
+
+def on_device(split: Split, device: torch.device) -> DeviceData:
+    """Returns `split` on `device`, normalised by its own statistics."""
+    return DeviceData(split, device, *channel_stats(split.images))
+
+
+def sample(count: int) -> Split:
+    """Returns `count` digits of the shipped sample, over again if need be."""
     split = load("sample").train
-    data = DeviceData(split, device, *channel_stats(split.images))
-    return data.gather(torch.arange(count) % len(data))
+    chosen = np.arange(count) % len(split.labels)
+    return Split(split.images[chosen], split.labels[chosen])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cache
-from importlib.util import find_spec
 
 from torch import Tensor
 
@@ -11,15 +10,10 @@ from convpool import planning
 
 
 def takes_kernel(tensor: Tensor) -> bool:
-    """Whether what is done to this tensor is one launch: it is on a GPU that Triton can use.
-
-    Tensors of device "meta" stand for a GPU's, so that launches can be counted and compiled where there is none.
-    """
+    """Whether what is done to this tensor is one launch: it is on a GPU that Triton can use."""
     return _has_kernels(tensor.device.type)
 
 
 @cache
 def _has_kernels(device_type: str) -> bool:
-    if device_type == "cuda":
-        return planning.backend("triton").unavailable() is None
-    return device_type == "meta" and find_spec("triton") is not None
+    return device_type == "cuda" and planning.backend("triton").unavailable() is None

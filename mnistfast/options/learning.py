@@ -22,6 +22,7 @@ OPTIMIZERS = ("adam", "adamw", "sgd", "muon")
 STARTS = ("random", "patches")
 SCHEDULES = ("constant", "step", "cosine", "linear", "onecycle")
 PRECISIONS = ("fp32", "bf16")
+GRAPHS = ("auto", "on", "off")
 AUGMENTATIONS = ("none", "mild", "sources", "objects")  # of data.augment, which would bring torch with it
 
 # A preset's epochs suit a set of MNIST's size. A run on a smaller set goes over it more often, until it has seen this
@@ -124,6 +125,12 @@ class LearnConfig(Options):
         "fp32", "what is computed in, bf16 by autocast with float32 weights", choices=PRECISIONS, group=MACHINE
     )
     compile: bool = option(False, "compile the model with torch.compile", group=MACHINE)
+    graph: str = option(
+        "auto",
+        "record a step once and replay it, which a GPU can; auto: on a GPU",
+        choices=GRAPHS,
+        group=MACHINE,
+    )
     deterministic: bool = option(
         False, "only algorithms that give the same bits every time, on a GPU too", group=MACHINE
     )

@@ -11,7 +11,7 @@ from mnistfast.options.learning import LearnConfig
 
 # Those where hashes tell whether files are the same, or where only speed is at stake; anything else would make it
 # another run.
-FREE = frozenset({"data", "source", "old_data", "device", "threads"})
+FREE = frozenset({"data", "source", "old_data", "device", "threads", "graph"})
 
 
 def settled(config: LearnConfig) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from mnistfast.tasks.prepared import (
 from mnistfast.tasks.repeat import Draws, repeat
 from mnistfast.tasks.run import carry_out
 from mnistfast.tasks.source import Source, Start, open_source
-from mnistfast.training.ahead import Replay
+from mnistfast.training.epoch import Replay
 from mnistfast.training.inference import embed
 from mnistfast.training.trainer import Trainer
 

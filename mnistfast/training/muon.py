@@ -8,14 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
-# Newton-Schulz iteration of degree five with the coefficients of Jordan et al. 2024 ("Muon"), chosen to raise small
-# singular values fast: from 1 / 50 of the norm on they come out between 0.68 and 1.21 after three rounds, which
-# trains as well here as the usual five.
-_A, _B, _C = 3.4445, -4.7750, 2.0315
-_ROUNDS = 3
-# Entries of the update have this mean square root, as Adam's do, so that one learning rate suits both (Liu et al. 2025,
-# "Muon is scalable for LLM training", equation 4).
-_RMS = 0.2
+from mnistfast.ops.orthogonal import step_kernel
 
 
 class Muon(torch.optim.Optimizer):
@@ -37,7 +30,7 @@ class Muon(torch.optim.Optimizer):
 
         Args:
             params: parameters, or groups of them, float32.
-            lr: learning rate of both kinds.
+            lr: learning rate of both kinds. A group's may be a tensor () on the parameters' device, read at each step.
             betas: Adam's averaging factors.
             momentum: factor of Muon's averaged gradient, used with Nesterov's look ahead.
             weight_decay: decoupled, of both kinds.
@@ -67,12 +60,9 @@ class Muon(torch.optim.Optimizer):
         state = self.state[kernel]
         if not state:
             state["average"] = torch.zeros_like(kernel)
-        average = state["average"]
-        average.lerp_(gradient, 1 - group["momentum"])
-        ahead = gradient.lerp(average, group["momentum"])
-        update = orthogonalised(ahead.flatten(1))
-        kernel.mul_(1 - group["lr"] * group["weight_decay"])
-        kernel.add_(update.view_as(kernel), alpha=-group["lr"] * _RMS * max(update.shape) ** 0.5)
+        lr = torch.as_tensor(group["lr"], dtype=torch.float64 if kernel.is_cpu else None)
+        momentum, decay = group["momentum"], group["weight_decay"]
+        step_kernel(kernel, gradient, state["average"], lr, momentum=momentum, weight_decay=decay)
 
     def _step_rest(self, rest: list[tuple[Tensor, Tensor]], group: dict[str, Any]) -> None:
         states = [self.state[p] for p, _ in rest]
@@ -102,14 +92,3 @@ class Muon(torch.optim.Optimizer):
 
 def _is_kernel(parameter: Tensor) -> bool:
     return parameter.dim() == 4 and parameter.shape[1] > 1
-
-
-def orthogonalised(matrix: Tensor) -> Tensor:
-    """Returns about U V^T of `matrix` = U S V^T (M, N): the singular values become about 1, its directions stay."""
-    tall = len(matrix) > matrix.shape[1]
-    x = matrix.T if tall else matrix  # the products are of the shorter side
-    x = x / (x.norm() + 1e-7)
-    for _ in range(_ROUNDS):
-        square = x @ x.T
-        x = torch.addmm(x, torch.addmm(square, square, square, beta=_B, alpha=_C), x, beta=_A)
-    return x.T if tall else x

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,15 +17,15 @@ from mnistfast.errors import DivergedError
 from mnistfast.models.adapters import Tuning
 from mnistfast.models.zoo import Classifier
 from mnistfast.options.learning import LearnConfig
-from mnistfast.training.ahead import Ahead, Replay
+from mnistfast.training.epoch import Replay
 from mnistfast.training.inference import predict
-from mnistfast.training.optimizers import align
+from mnistfast.training.launching import make_launcher, rng_state, set_rng_state
+from mnistfast.training.optimizers import saved, tie
 from mnistfast.training.plan import Plan
 from mnistfast.training.ranks import Ranks
 from mnistfast.training.schedules import learning_rate
 from mnistfast.training.start import IMAGES, start_from_patches
-from mnistfast.training.step import make_learner, take_step
-from mnistfast.training.tally import Tally
+from mnistfast.training.step import make_learner
 
 # Every so many steps the losses are looked at, which waits for the device; in between nothing does.
 CHECK_EVERY = 32
@@ -49,6 +50,7 @@ class Trainer:
         best_weights: the weights of the best epoch, on the CPU.
         seconds: time spent training, over all resumptions.
         last_good: where the last saved state is, for the message of a training that diverged.
+        launcher: calls the steps, or replays them.
     """
 
     def __init__(
@@ -74,13 +76,14 @@ class Trainer:
         """
         self.model, self.train, self.val, self.config, self.ranks = model, train, val, config, ranks
         self.plan, self.tuning = Plan(config.planned_epochs(len(train)), len(train), config), tuning
-        self.ahead = Ahead(config, self.plan, replay, model)
         if config.starts_from_patches:
             start_from_patches(model, train.gather(epoch_order(len(train), config.seed, 0)[:IMAGES])[0])
-        self.learner = make_learner(model, train, config, self.plan.steps, ranks, tuning, replay)
-        self.device = self.learner.upstream.device
-        self.tally = Tally(self.plan, ranks, self.device)
+        self.learner = make_learner(model, train, config, self.plan, ranks, tuning, replay)
+        self.device, self.tally = self.learner.rates.lr.device, self.learner.tally
+        batches = Counter(self.plan.images_of(step) for step in range(self.plan.steps))
+        self.launcher = make_launcher(config, self.learner, batches, ranks)
         self.step = 0
+        self._begun: int | None = None  # the step that the tensors on the device are ready for
         self.stale_epochs = 0
         self.best: Record | None = None
         self.last_record: Record | None = None
@@ -105,12 +108,11 @@ class Trainer:
         while not self.finished:
             epoch, done = divmod(self.step, self.plan.steps_per_epoch)
             steps = self.plan.steps_in(epoch)
-            order = epoch_order(len(self.train), self.config.seed, epoch).to(self.device)  # once, not once a batch
+            self.prepare()
             started = time.perf_counter()
-            self.tuning.begin_epoch(self.model, epoch)
             bounds = self.plan.bounds
             for slot in range(done, steps):
-                self._step(order[bounds[slot] : bounds[slot + 1]], slot)
+                self._step(slot)
                 if slot + 1 < steps:
                     yield None
             self._check_losses(steps)
@@ -124,14 +126,24 @@ class Trainer:
         now = time.perf_counter()
         self.seconds, self._since = self.seconds + now - self._since, now
 
-    def _step(self, index: Tensor, slot: int) -> None:
-        """Learns from the images at `index` in the epoch's step `slot`, and looks at the losses now and then."""
-        drawn = self.ahead.take(self.step)
-        loss, logits, labels = take_step(self.learner, index, drawn, self.rate(self.step))
-        self.tally.add(slot, loss, logits, labels)
+    def prepare(self) -> None:
+        """Does what comes before the next step: begins its epoch, and records steps that are to be replayed."""
+        if self._begun == self.step:
+            return
+        epoch, done = divmod(self.step, self.plan.steps_per_epoch)
+        self.tuning.begin_epoch(self.model, epoch)
+        samples = self.learner.epoch
+        samples.begin(epoch)
+        self.tally.begin(self.train.labels.index_select(0, samples.order), done)
+        self.learner.cursor.move(self.step, self.plan.bounds[done])
+        self.launcher.prepare()
+        self._begun = self.step
+
+    def _step(self, slot: int) -> None:
+        """Takes the epoch's step `slot`, and looks at the losses now and then."""
+        self.launcher.take(self.plan.images_of(slot))
         self.step += 1
         if (slot + 1) % CHECK_EVERY == 0:
-            self.ahead.reach(self.step)  # while the device works, which the look at the losses waits for
             self._check_losses(slot + 1)
             self.recent = self.tally.means(slot + 1)
 
@@ -210,9 +222,8 @@ class Trainer:
             **tally,
             "model": self.model.state_dict(),
             "average": self.learner.average.state_dict() if self.learner.average else None,
-            "optimizer": self.learner.optimizer.state_dict(),
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            "optimizer": saved(self.learner.optimizer),
+            **dict(zip(("rng", "cuda_rng"), rng_state(self.device), strict=True)),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -230,10 +241,9 @@ class Trainer:
         if self.learner.average:
             self.learner.average.load_state_dict(state["average"])
         self.learner.optimizer.load_state_dict(state["optimizer"])
-        align(self.learner.optimizer)
-        torch.set_rng_state(state["rng"])
-        if state["cuda_rng"] is not None and self.device.type == "cuda":
-            torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+        tie(self.learner.optimizer, self.learner.rates)
+        set_rng_state((state["rng"], state["cuda_rng"]), self.device)
+        self._begun = None
 
     def _refuse_impossible(self, state: dict[str, Any]) -> None:
         """Raises ValueError where `state` has what `state_dict` never returns, and what nobody notices later."""

@@ -6,7 +6,7 @@ import signal
 import torch
 from safetensors.torch import load_file
 
-from mnistfast.training.ahead import Ahead
+from mnistfast.training.launching import Launcher
 
 
 def outcome(folder):
@@ -30,15 +30,15 @@ def assert_same_outcome(folder, expected):
 
 
 def at_steps(monkeypatch, steps, action):
-    """Calls `action` in each of these steps, counted from 1, as it asks for what was drawn for it."""
-    take = Ahead.take
+    """Calls `action` in each of these steps, counted from 1, as it is launched."""
+    take = Launcher.take
 
-    def taking(self, step):
-        if step + 1 in steps:
+    def taking(self, batch):
+        if self.learner.cursor.coming[0].item() + 1 in steps:
             action()
-        return take(self, step)
+        return take(self, batch)
 
-    monkeypatch.setattr(Ahead, "take", taking)
+    monkeypatch.setattr(Launcher, "take", taking)
 
 
 def signal_at(monkeypatch, steps, signum):

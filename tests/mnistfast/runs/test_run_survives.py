@@ -341,17 +341,17 @@ ON_A_TERMINAL = """
 import fcntl, os, signal, sys, termios, time
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 signal.signal(signal.SIGHUP, getattr(signal, sys.argv[1]))
-from mnistfast.training.ahead import Ahead
+from mnistfast.training.launching import Launcher
 from mnistfast.train import main
-take = Ahead.take
-def taking(self, step):
-    if step == 6:
+take = Launcher.take
+def taking(self, batch):
+    if self.learner.cursor.coming[0].item() == 6:
         print("waiting", flush=True)
         while os.isatty(0):
             time.sleep(0.01)
         os.kill(0, signal.SIGHUP)  # as a shell does too
-    return take(self, step)
-Ahead.take = taking
+    return take(self, batch)
+Launcher.take = taking
 sys.exit(main(sys.argv[2:]))
 """
 

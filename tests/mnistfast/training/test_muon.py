@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from mnistfast.training.muon import Muon, orthogonalised
+from mnistfast.ops.orthogonal import orthogonalised
+from mnistfast.training.muon import Muon
 
 
 @pytest.mark.parametrize("shape", [(16, 72), (72, 16), (20, 20)])

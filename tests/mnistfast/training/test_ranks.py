@@ -50,7 +50,7 @@ def learned():
     losses = []
     for record in trainer.run():
         slot = (trainer.step - 1) % trainer.plan.steps_per_epoch
-        losses.append(ranks.total(trainer.tally.losses[slot : slot + 1]).item())
+        losses.append(trainer.tally.state(slot + 1)["losses"][-1].item())
     return {"losses": losses, "best": trainer.best, "weights": trainer.best_weights}
 
 

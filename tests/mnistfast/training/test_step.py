@@ -12,12 +12,14 @@ from mnistfast.data.sources import load
 from mnistfast.models.adapters import Tuning, choose
 from mnistfast.models.zoo import build
 from mnistfast.options.learning import TrainConfig
-from mnistfast.training.ahead import Drawn, Replay
+from mnistfast.training.epoch import Replay
+from mnistfast.training.plan import Plan
 from mnistfast.training.ranks import Ranks
 from mnistfast.training.step import make_learner, take_step
 
-CONFIG = TrainConfig(model="lenet5", optimizer="sgd", momentum=0.0, label_smoothing=0.1, clip=0.5)
-INDEX, OLD = torch.arange(0, 40, 2), torch.arange(60, 80)
+CONFIG = TrainConfig(
+    model="lenet5", optimizer="sgd", momentum=0.0, label_smoothing=0.1, clip=0.5, lr=0.3, schedule="step", batch_size=20
+)
 
 
 @pytest.fixture
@@ -31,6 +33,13 @@ def lenet5():
     return build("lenet5", old_classes=[10])
 
 
+def learner_of(model, data, config=CONFIG, tuning=Tuning(), replay=None):  # noqa: B008  # has no state
+    learner = make_learner(model, data, config, Plan(1, len(data), config), Ranks(), tuning, replay)
+    learner.epoch.begin(0)
+    learner.tally.begin(data.labels[learner.epoch.order], 0)
+    return learner
+
+
 def loss_of(model, data, index, head=0):
     images, labels = data.gather(index)
     return F.cross_entropy(model(images, head), labels, label_smoothing=0.1)
@@ -39,18 +48,24 @@ def loss_of(model, data, index, head=0):
 @pytest.mark.parametrize("replay", [False, True])
 def test_against_a_plain_step(data, replay):
     model, plain = lenet5(), lenet5()
-    tuning = choose(model, "full", lr_mult=0.5, old_head=1)
-    learner = make_learner(model, data, CONFIG, 1, Ranks(), tuning, Replay(data, 1) if replay else None)
-    loss, logits, labels = take_step(learner, INDEX, Drawn(None, OLD if replay else None), 0.3)
-    expected = loss_of(plain, data, INDEX) + (loss_of(plain, data, OLD, 1) if replay else 0)
-    torch.testing.assert_close(logits, plain(data.gather(INDEX)[0]))
-    assert torch.equal(labels, data.gather(INDEX)[1])
-    assert (loss.requires_grad, logits.requires_grad) == (False, False)
-    torch.testing.assert_close(loss, expected.detach())
+    learner = learner_of(model, data, tuning=choose(model, "full", lr_mult=0.5, old_head=1))
+    if replay:
+        learner = learner_of(model, data, tuning=choose(model, "full", lr_mult=0.5, old_head=1), replay=Replay(data, 1))
+    learner.cursor.move(6, 120)  # of ten steps: its rate is a tenth of the peak
+    index = learner.epoch.order[120:140]
+    expected = loss_of(plain, data, index)
+    if replay:
+        expected = expected + loss_of(plain, data, learner.epoch.old[120:140], 1)
+    take_step(learner, 20)
+    answers = plain(data.gather(index)[0]).argmax(1)
+    torch.testing.assert_close(learner.tally.losses[120:140].sum(), expected.detach())
+    assert torch.equal(learner.tally.answers[120:140], answers)
+    assert learner.tally.losses.count_nonzero() == 20
+    assert learner.cursor.coming.tolist() == [7, 140]
     expected.backward()
     nn.utils.clip_grad_norm_(plain.parameters(), 0.5)
     for (name, before), after in zip(plain.named_parameters(), model.parameters(), strict=True):
-        rate = 0.3 * (1.0 if name.startswith("head.4") else 0.5)
+        rate = 0.03 * (1.0 if name.startswith("head.4") else 0.5)
         moved = 0 if before.grad is None else rate * before.grad
         torch.testing.assert_close(after, before - moved, msg=name)
 
@@ -60,16 +75,16 @@ def test_no_gradient_is_left_from_the_step_before(data):
     for parameter in twice.parameters():
         parameter.grad = torch.ones_like(parameter)
     for model in (once, twice):
-        learner = make_learner(model, data, CONFIG, 1, Ranks(), Tuning(), None)
-        take_step(learner, INDEX, Drawn(None, None), 0.1)
+        take_step(learner_of(model, data), 20)
     for one, two in zip(once.parameters(), twice.parameters(), strict=True):
         assert torch.equal(one, two)
 
 
 def test_the_average_is_judged(data):
-    learner = make_learner(lenet5(), data, replace(CONFIG, ema=0.9), 2, Ranks(), Tuning(), None)
+    learner = learner_of(lenet5(), data, replace(CONFIG, ema=0.9))
     for _ in range(2):
-        take_step(learner, INDEX, Drawn(None, None), 0.1)
+        take_step(learner, 20)
     assert learner.judged is learner.average.module
     assert not torch.equal(learner.judged.last.weight, learner.model.last.weight)
-    assert make_learner(lenet5(), data, CONFIG, 2, Ranks(), Tuning(), None).judged is not learner.judged
+    plain = learner_of(lenet5(), data)
+    assert plain.judged is plain.model

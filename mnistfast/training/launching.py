@@ -1,0 +1,160 @@
+"""How the steps of a training are launched: each called, or recorded once as a graph of the device's work and replayed.
+
+A GPU does a small network's step in tens of microseconds, for whose launches Python takes several hundred. A replay is
+one launch. Called and replayed steps are the same function.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from convpool.module import is_hooked
+from mnistfast.options.learning import LearnConfig
+from mnistfast.training.ranks import Ranks
+from mnistfast.training.step import Learner, take_step
+
+# A batch size of fewer steps is called: three steps of warming up and the recording take as long as four.
+LEAST = 8
+_WARM_UP = 3  # steps: libraries choose, Triton compiles, the optimiser's state comes into being
+
+
+class Recording(Protocol):
+    """A recorded step."""
+
+    def replay(self) -> None:
+        """Does it again, with what the tensors hold by then."""
+
+
+Record = Callable[[Callable[[], None]], Recording]
+
+
+class Launcher:
+    """Launches the steps of a training.
+
+    Attributes:
+        learner: what takes the steps.
+        obstacle: why steps are called, in words; "" where they are replayed, or where nobody asked for it.
+        seconds: what warming up and recording took.
+        sizes: of the batches whose steps are replayed.
+    """
+
+    def __init__(self, learner: Learner, batches: Counter[int], record: Record | None, obstacle: str = "") -> None:
+        """Prepares for a training.
+
+        Args:
+            learner: of the attribute.
+            batches: how many steps have a batch of which size.
+            record: makes a recording of a step; None: steps are called.
+            obstacle: why, where it is worth saying.
+        """
+        self.learner, self._record, self.obstacle = learner, record, obstacle
+        self._worth = [size for size, steps in batches.items() if steps >= LEAST] if record else []
+        self._recordings: dict[int, Recording] = {}
+        self._learning: list[bool] = []
+        self.seconds = 0.0
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return tuple(self._recordings)
+
+    def prepare(self) -> None:
+        """Records the steps that are worth it, unless that is done; what learns has not changed by it."""
+        learning = _what_learns(self.learner.model)
+        if learning != self._learning:  # an epoch at which more layers begin to learn, or norms keep their statistics
+            self._recordings.clear()
+        self._learning = learning
+        if self._record and not self._recordings:
+            began = time.perf_counter()
+            try:
+                for size in self._worth:
+                    self._recordings[size] = self._recorded(self._record, size)
+            except (RuntimeError, NotImplementedError) as failure:  # of the device's libraries, whatever they cannot do
+                self._recordings.clear()
+                self._record, self.obstacle = None, f"it cannot be recorded: {str(failure).splitlines()[0]}"
+            self.seconds += time.perf_counter() - began
+
+    def take(self, batch: int) -> None:
+        """Takes the step that comes next, of `batch` images."""
+        recording = self._recordings.get(batch)
+        if recording is None:
+            take_step(self.learner, batch)
+        else:
+            recording.replay()
+
+    def _recorded(self, record: Record, batch: int) -> Recording:
+        """Returns a recording of a step, and leaves all that a step changes as it was."""
+        before = list(self.learner.state())
+        values, generators = [tensor.detach().clone() for tensor in before], rng_state(before[0].device)
+        try:
+            return record(partial(take_step, self.learner, batch))
+        finally:
+            kept = {id(tensor) for tensor in before}
+            with torch.no_grad():
+                for tensor, value in zip(before, values, strict=True):
+                    tensor.copy_(value)
+                for tensor in self.learner.state():
+                    if id(tensor) not in kept:  # the optimiser's, which begins with zeros
+                        tensor.zero_()
+            set_rng_state(generators, before[0].device)
+
+
+def make_launcher(config: LearnConfig, learner: Learner, batches: Counter[int], ranks: Ranks) -> Launcher:
+    """Returns what launches the steps of a training by `config`, as its `graph` asks for and the device can."""
+    device = learner.rates.lr.device
+    if config.graph == "off" or (config.graph == "auto" and device.type != "cuda"):
+        return Launcher(learner, batches, None)
+    obstacle = _obstacle(config, learner.model, ranks)
+    return Launcher(learner, batches, None if obstacle else CudaGraphs().record, obstacle)
+
+
+def _obstacle(config: LearnConfig, model: nn.Module, ranks: Ranks) -> str:
+    if config.compile:
+        return "--compile launches in its own way"
+    if ranks.world > 1:
+        return "several processes exchange their gradients within it"
+    hooked = [name for name, module in model.named_modules() if is_hooked(module)]
+    return f"{hooked[0] or 'the model'} has a hook, which is Python" if hooked else ""
+
+
+class CudaGraphs:
+    """Records steps as CUDA graphs, which share their memory: no two of them run at once."""
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def record(self, step: Callable[[], None]) -> Recording:
+        """Warms up on a stream of its own, as PyTorch's notes on CUDA graphs ask for, and records `step`."""
+        beside, present = torch.cuda.Stream(), torch.cuda.current_stream()
+        beside.wait_stream(present)
+        with torch.cuda.stream(beside):
+            for _ in range(_WARM_UP):
+                step()
+        present.wait_stream(beside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            step()
+        return graph
+
+
+def _what_learns(model: nn.Module) -> list[bool]:
+    return [parameter.requires_grad for parameter in model.parameters()] + [m.training for m in model.modules()]
+
+
+def rng_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Returns the state of torch's generators that a step draws from: the CPU's, and a GPU's own."""
+    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+
+def set_rng_state(state: tuple[Tensor, Tensor | None], device: torch.device) -> None:
+    """Sets what `rng_state` returned; of a GPU's, where `device` is one."""
+    cpu, cuda = state
+    torch.set_rng_state(cpu)
+    if cuda is not None and device.type == "cuda":
+        torch.cuda.set_rng_state(cuda, device)
