@@ -51,6 +51,16 @@ def choose_device(name: str, local: int = 0) -> torch.device:
     return device
 
 
+def check_graph(graph: str, device: torch.device) -> None:
+    """Refuses to replay steps where there is nothing that replays them.
+
+    Raises:
+        DeviceError: `graph`, the option's value, is on, and `device` is no GPU of CUDA.
+    """
+    if graph == "on" and device.type != "cuda":
+        raise DeviceError("--graph on needs a GPU", f"CUDA records steps, {device} does not", "--graph auto")
+
+
 def use_threads(count: int | None) -> int:
     """Sets the number of CPU threads (None leaves torch's choice) and returns it."""
     if count is not None:

@@ -14,7 +14,7 @@ from mnistfast.data.datasets import Dataset, Split
 from mnistfast.data.loader import DeviceData
 from mnistfast.data.sampling import draw_part, holdout
 from mnistfast.data.sources import anywhere, load
-from mnistfast.devices import choose_device, fast_format, use_deterministic, use_threads
+from mnistfast.devices import check_graph, choose_device, fast_format, use_deterministic, use_threads
 from mnistfast.errors import UsageError
 from mnistfast.models.zoo import Classifier, check_images
 from mnistfast.options.commands import RunOptions
@@ -72,10 +72,11 @@ def refuse_early(
     """Refuses what is cheap to refuse, before data are read, which may have to be fetched; returns the device.
 
     Raises:
-        DeviceError: the device, or what TensorBoard needs, is not there.
+        DeviceError: the device, or what TensorBoard or `graph` needs, is not there.
         UsageError: there is no such device, or the folder to write to is not free.
     """
     device = choose_device(config.device, ranks.local)
+    check_graph(config.graph, device)
     if options.tensorboard:
         check_installed()
     if config.deterministic:

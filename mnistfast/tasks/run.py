@@ -145,19 +145,23 @@ def learn(prepared: Prepared, recorder: Recorder | None, screen: Screen, *, tens
     trainer, ranks = prepared.trainer, prepared.trainer.ranks
     scalars = ScalarWriter(recorder.folder.path, trainer.step) if recorder and tensorboard else None
     epochs, images = trainer.plan.epochs, len(trainer.train)
-    with StopRequest() as stop, screen.progress(epochs, images, trainer.images_seen) as progress:
-        for record in trainer.run():
-            progress.step(trainer.images_seen, *trainer.recent)
-            if record:
-                _save(trainer, recorder, record)
-                progress.epoch(record)
-                if scalars:
-                    scalars.add(record)
-                if ranks.first:
-                    _warn_of_chance(trainer, record, screen)
-            if ranks.any(stop.signum is not None):
-                _save(trainer, recorder)
-                raise _stopped(stop.signum or signal.SIGTERM, trainer.step, prepared.command, recorder)
+    with StopRequest() as stop:
+        trainer.prepare()
+        if trainer.launcher.replays or trainer.launcher.obstacle:
+            screen.say(f"steps are {trainer.launcher.words}")
+        with screen.progress(epochs, images, trainer.images_seen) as progress:
+            for record in trainer.run():
+                progress.step(trainer.images_seen, *trainer.recent)
+                if record:
+                    _save(trainer, recorder, record)
+                    progress.epoch(record)
+                    if scalars:
+                        scalars.add(record)
+                    if ranks.first:
+                        _warn_of_chance(trainer, record, screen)
+                if ranks.any(stop.signum is not None):
+                    _save(trainer, recorder)
+                    raise _stopped(stop.signum or signal.SIGTERM, trainer.step, prepared.command, recorder)
     if trainer.step < trainer.plan.steps:
         screen.say(f"stopped early: no better epoch for {trainer.stale_epochs}")
 

@@ -1,4 +1,4 @@
 """The loop, and the one step that it repeats: what learns, in which order, at which rate. Knows no folder.
 
-Imports `data`, `errors`, `models`, `ops` and `options`.
+Imports `data`, `devices`, `errors`, `models`, `ops` and `options`.
 """

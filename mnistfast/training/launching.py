@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Protocol
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from convpool.module import is_hooked
+from mnistfast.devices import check_graph
 from mnistfast.options.learning import LearnConfig
 from mnistfast.training.ranks import Ranks
 from mnistfast.training.step import Learner, take_step
@@ -40,9 +42,8 @@ class Launcher:
 
     Attributes:
         learner: what takes the steps.
-        obstacle: why steps are called, in words; "" where they are replayed, or where nobody asked for it.
+        obstacle: why steps are called that were to be replayed, in words, or "".
         seconds: what warming up and recording took.
-        sizes: of the batches whose steps are replayed.
     """
 
     def __init__(self, learner: Learner, batches: Counter[int], record: Record | None, obstacle: str = "") -> None:
@@ -51,7 +52,7 @@ class Launcher:
         Args:
             learner: of the attribute.
             batches: how many steps have a batch of which size.
-            record: makes a recording of a step; None: steps are called.
+            record: makes a recording of a step that is warmed up, which may take it or not; None: steps are called.
             obstacle: why, where it is worth saying.
         """
         self.learner, self._record, self.obstacle = learner, record, obstacle
@@ -61,8 +62,17 @@ class Launcher:
         self.seconds = 0.0
 
     @property
-    def sizes(self) -> tuple[int, ...]:
-        return tuple(self._recordings)
+    def replays(self) -> bool:
+        """Whether steps are replayed, but for those of batch sizes that are few."""
+        return bool(self._recordings)
+
+    @property
+    def words(self) -> str:
+        """How steps are launched, for a report."""
+        if self.replays:
+            sizes = " and ".join(map(str, self._recordings))
+            return f"replayed, in batches of {sizes}; warming up and recording took {self.seconds:.2f} s"
+        return f"called one by one: {self.obstacle}" if self.obstacle else "called one by one"
 
     def prepare(self) -> None:
         """Records the steps that are worth it, unless that is done; what learns has not changed by it."""
@@ -93,6 +103,11 @@ class Launcher:
         before = list(self.learner.state())
         values, generators = [tensor.detach().clone() for tensor in before], rng_state(before[0].device)
         try:
+            self.learner.cursor.move(0, 0)
+            with _beside(before[0].device):
+                for _ in range(_WARM_UP):
+                    take_step(self.learner, batch)
+                    self.learner.cursor.move(0, 0)  # so many steps may be more than the epoch has left
             return record(partial(take_step, self.learner, batch))
         finally:
             kept = {id(tensor) for tensor in before}
@@ -106,12 +121,21 @@ class Launcher:
 
 
 def make_launcher(config: LearnConfig, learner: Learner, batches: Counter[int], ranks: Ranks) -> Launcher:
-    """Returns what launches the steps of a training by `config`, as its `graph` asks for and the device can."""
+    """Returns what launches the steps of a training by `config`, as its `graph` asks for and the device can.
+
+    Raises:
+        DeviceError: it is to replay them without a GPU.
+    """
     device = learner.rates.lr.device
-    if config.graph == "off" or (config.graph == "auto" and device.type != "cuda"):
+    check_graph(config.graph, device)
+    if config.graph == "off" or not _replays_on(device):
         return Launcher(learner, batches, None)
     obstacle = _obstacle(config, learner.model, ranks)
     return Launcher(learner, batches, None if obstacle else CudaGraphs().record, obstacle)
+
+
+def _replays_on(device: torch.device) -> bool:
+    return device.type == "cuda"
 
 
 def _obstacle(config: LearnConfig, model: nn.Module, ranks: Ranks) -> str:
@@ -123,6 +147,19 @@ def _obstacle(config: LearnConfig, model: nn.Module, ranks: Ranks) -> str:
     return f"{hooked[0] or 'the model'} has a hook, which is Python" if hooked else ""
 
 
+@contextmanager
+def _beside(device: torch.device) -> Iterator[None]:
+    """Works on another stream of a GPU, as PyTorch's notes on CUDA graphs ask for before a recording."""
+    if device.type != "cuda":
+        yield
+        return
+    beside, present = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    beside.wait_stream(present)
+    with torch.cuda.stream(beside):
+        yield
+    present.wait_stream(beside)
+
+
 class CudaGraphs:
     """Records steps as CUDA graphs, which share their memory: no two of them run at once."""
 
@@ -130,13 +167,7 @@ class CudaGraphs:
         self._pool = torch.cuda.graph_pool_handle()
 
     def record(self, step: Callable[[], None]) -> Recording:
-        """Warms up on a stream of its own, as PyTorch's notes on CUDA graphs ask for, and records `step`."""
-        beside, present = torch.cuda.Stream(), torch.cuda.current_stream()
-        beside.wait_stream(present)
-        with torch.cuda.stream(beside):
-            for _ in range(_WARM_UP):
-                step()
-        present.wait_stream(beside)
+        """Records `step`, which is warmed up, and does not take it."""
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
             step()

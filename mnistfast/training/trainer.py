@@ -128,7 +128,7 @@ class Trainer:
 
     def prepare(self) -> None:
         """Does what comes before the next step: begins its epoch, and records steps that are to be replayed."""
-        if self._begun == self.step:
+        if self._begun == self.step or self.finished:
             return
         epoch, done = divmod(self.step, self.plan.steps_per_epoch)
         self.tuning.begin_epoch(self.model, epoch)
