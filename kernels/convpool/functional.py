@@ -162,7 +162,7 @@ def prepare(
         ask,
     )
     obstacle = _obstacle(x, weight, bias, unseen)
-    if obstacle and requested != "auto":
+    if obstacle and not planning.names_none(requested):
         raise RuntimeError(f"backend {requested!r} cannot serve this call: {obstacle}")
     return x, weight, bias, geometry, planning.plain(obstacle) if obstacle else plan
 

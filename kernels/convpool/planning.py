@@ -52,6 +52,9 @@ _registered: dict[str, _Registered] = {  # `auto` asks the last one first
     "triton": _Registered(_triton, ("cuda",)),
     "reference": _Registered(_reference),
 }
+# What is asked for where no backend is named; the second where a CUDA graph replays the calls, so that launching them
+# costs nothing.
+AUTO, AUTO_REPLAYED = "auto", "auto-replayed"
 _loaded: dict[str, Backend] = {}
 _running: dict[str, tuple[Backend, str]] = {}
 _forgetting: list[Callable[[], None]] = [_running.clear]
@@ -65,12 +68,15 @@ _chosen: ContextVar[str | None] = ContextVar("convpool_backend", default=None)
 def use_backend(name: str) -> Iterator[None]:
     """Compute the calls made inside by the backend `name`; a call it cannot serve raises.
 
+    "auto" leaves the choice to each call; "auto-replayed" too, for calls that a CUDA graph records: replayed, more of
+    them are faster on a GPU, where Python's launching costs more than small kernels take.
+
     The choice belongs to the current thread or task. A forward's choice holds for its backward, wherever that runs.
     Outside, the environment variable CONVPOOL_BACKEND, as it was at import, names the backend; without it the choice
     is "auto".
 
     Raises:
-        ValueError: `name` is not "auto" or a backend's name.
+        ValueError: `name` is not "auto", "auto-replayed" or a backend's name.
     """
     token = _chosen.set(_check_name(name, "use_backend"))
     try:
@@ -97,9 +103,9 @@ def register_backend(name: str, load: Callable[[], Backend], devices: Sequence[s
         devices: types of device, as "cuda", for whose calls `auto` asks it, before those registered earlier.
 
     Raises:
-        ValueError: `name` is another word, or "auto" or "torch", which have a meaning of their own.
+        ValueError: `name` is another word, or one that has a meaning of its own: "auto", "auto-replayed", "torch".
     """
-    if not name.replace("-", "_").isidentifier() or name in ("auto", "torch"):
+    if not name.replace("-", "_").isidentifier() or name in (AUTO, AUTO_REPLAYED, "torch"):
         raise ValueError(f"name must be a word of letters, digits, '-' and '_', not 'auto' or 'torch', got {name!r}")
     unregister_backend(name)
     _registered[name] = _Registered(load, tuple(devices))
@@ -226,7 +232,7 @@ def choose(
         RuntimeError: the backend named by `requested` cannot serve the call.
     """
     geometry = Geometry.of(x_shape, weight_shape, settings)
-    return geometry, (_auto if requested == "auto" else _named)(geometry, dtype, device, requested, ask)
+    return geometry, (_auto if names_none(requested) else _named)(geometry, dtype, device, requested, ask)
 
 
 def plan_for(x: Tensor, weight: Tensor, settings: Settings, requested: str, ask: Question = as_it_is) -> Plan:
@@ -246,11 +252,11 @@ def _named(geometry: Geometry, dtype: torch.dtype, device: torch.device, name: s
     return plan
 
 
-def _auto(geometry: Geometry, dtype: torch.dtype, device: torch.device, _: str, ask: Question) -> Plan:
+def _auto(geometry: Geometry, dtype: torch.dtype, device: torch.device, requested: str, ask: Question) -> Plan:
     reasons = []
     for name in reversed([name for name, entry in _registered.items() if device.type in entry.devices]):
         plan = _asked(name, geometry, dtype, device, ask)
-        if isinstance(plan, Plan) and plan.profitable:
+        if isinstance(plan, Plan) and (plan.profitable or (plan.profitable_replayed and requested == AUTO_REPLAYED)):
             return plan
         reasons.append(f"{name}: {plan if isinstance(plan, str) else plan.reason}")
     return plain("; ".join(reasons) or f"no backend for device type {device.type!r}")
@@ -265,8 +271,13 @@ def _unavailable(name: str) -> str | None:
     return backend(name).unavailable()
 
 
+def names_none(requested: str) -> bool:
+    """Whether what is asked for is no backend by its name."""
+    return requested in (AUTO, AUTO_REPLAYED)
+
+
 def _check_name(name: str, source: str) -> str:
-    if name != "auto" and name not in _registered:
-        allowed = ", ".join(["auto", *_registered])
+    if not names_none(name) and name not in _registered:
+        allowed = ", ".join([AUTO, AUTO_REPLAYED, *_registered])
         raise ValueError(f"{source} must be one of {allowed}, got {name!r}")
     return name

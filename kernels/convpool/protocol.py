@@ -34,6 +34,7 @@ class Plan:
         plan: which of the backend's ways; "fused" and "split" are those of the op's own backends.
         keeps_codes: between forward and backward only x, weight and one byte per pooled output stay alive.
         profitable: whether `auto` should take it, by the backend's own written rule; one that was named serves anyway.
+        profitable_replayed: whether it should where a CUDA graph replays the call, and so launches it.
         kernels: the kernels that run, in their order, where the tensors' strides were known: in `explain`'s answer.
     """
 
@@ -42,6 +43,7 @@ class Plan:
     reason: str
     keeps_codes: bool = True
     profitable: bool = True
+    profitable_replayed: bool = False
     kernels: tuple[str, ...] = ()
 
     @property

@@ -16,7 +16,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from convpool import use_backend
 from convpool.module import is_hooked
+from convpool.planning import AUTO, AUTO_REPLAYED, requested_backend
 from mnistfast.devices import check_graph
 from mnistfast.options.learning import LearnConfig
 from mnistfast.training.ranks import Ranks
@@ -104,11 +106,12 @@ class Launcher:
         values, generators = [tensor.detach().clone() for tensor in before], rng_state(before[0].device)
         try:
             self.learner.cursor.move(0, 0)
-            with _beside(before[0].device):
-                for _ in range(_WARM_UP):
-                    take_step(self.learner, batch)
-                    self.learner.cursor.move(0, 0)  # so many steps may be more than the epoch has left
-            return record(partial(take_step, self.learner, batch))
+            with use_backend(AUTO_REPLAYED if requested_backend() == AUTO else requested_backend()):
+                with _beside(before[0].device):
+                    for _ in range(_WARM_UP):
+                        take_step(self.learner, batch)
+                        self.learner.cursor.move(0, 0)  # so many steps may be more than the epoch has left
+                return record(partial(take_step, self.learner, batch))
         finally:
             kept = {id(tensor) for tensor in before}
             with torch.no_grad():

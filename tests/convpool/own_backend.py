@@ -15,14 +15,15 @@ from convpool.torch_ops import ReferenceBackend
 class OwnBackend(ReferenceBackend):
     """Serves float32 on every device, by one of two plans. `met` lists the plans of the calls, forward and backward."""
 
-    def __init__(self, *, profitable: bool = True) -> None:
-        self.profitable, self.met = profitable, list[str]()
+    def __init__(self, *, profitable: bool = True, profitable_replayed: bool = False) -> None:
+        self.profitable, self.profitable_replayed, self.met = profitable, profitable_replayed, list[str]()
 
     def serves(self, geometry: Geometry, dtype: torch.dtype, device: torch.device) -> Plan | str:
         if dtype != torch.float32:
             return f"dtype {dtype} is none of ours"
         plan = "narrow" if geometry.width < 16 else "wide"
-        return Plan("own", plan, "it is ours", profitable=self.profitable)
+        pays = self.profitable, self.profitable_replayed
+        return Plan("own", plan, "it is ours", profitable=pays[0], profitable_replayed=pays[1])
 
     def kernels(self, x: Tensor, weight: Tensor, geometry: Geometry, plan: str, needs: Needs) -> tuple[str, ...]:
         return (f"{plan}_forward", *(["own_backward"] if any(needs) else []))

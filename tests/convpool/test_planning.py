@@ -119,6 +119,13 @@ def test_unprofitable_plans_are_left_to_those_who_ask() -> None:
         assert plan.reason.startswith("own: dtype torch.float64 is none of ours; cpu: dtype torch.float64")
 
 
+def test_what_pays_in_a_graph_alone_is_taken_for_one() -> None:
+    with own_backend(profitable=False, profitable_replayed=True):
+        for asked, backend in (("auto", "cpu"), ("auto-replayed", "own")):
+            with use_backend(asked):
+                assert explain(X, WEIGHT).backend == backend
+
+
 def test_the_environment_names_the_default(monkeypatch) -> None:
     monkeypatch.setattr(planning, "_DEFAULT", "reference")
     assert explain(X, WEIGHT).backend == "reference"
@@ -130,7 +137,7 @@ def test_the_environment_is_read_and_checked() -> None:
     script = "import torch, convpool; convpool.conv_relu_max_pool2d(torch.ones(1, 1, 8, 8), torch.ones(2, 1, 3, 3))"
     environment = os.environ | {"CONVPOOL_BACKEND": "cuddn"}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
-    allowed = "auto, cpu, triton, reference"
+    allowed = "auto, auto-replayed, cpu, triton, reference"
     assert done.stderr.endswith(f"ValueError: CONVPOOL_BACKEND must be one of {allowed}, got 'cuddn'\n")
 
 

@@ -68,7 +68,7 @@ def test_the_compiler_takes_its_plan_along() -> None:
         assert set(own.met) == {"narrow"}
 
 
-@pytest.mark.parametrize("name", ["auto", "torch", "a/b", ""])
+@pytest.mark.parametrize("name", ["auto", "auto-replayed", "torch", "a/b", ""])
 def test_words_that_are_no_names(name: str) -> None:
     with pytest.raises(ValueError, match="name must be a word"):
         convpool.register_backend(name, lambda: None)  # type: ignore[arg-type, return-value]

@@ -97,7 +97,7 @@ def conv_bn_relu_max_pool2d(
         plan, momentum = planning.plain("an empty batch has no statistics"), 0.0
     elif plan.plan != "plain" and are_functorch_transforms_active():
         obstacle = "no backend computes the derivatives of torch.func under batch statistics"
-        if planning.requested_backend() != "auto":
+        if not planning.names_none(planning.requested_backend()):
             raise RuntimeError(f"backend {planning.requested_backend()!r} cannot serve this call: {obstacle}")
         plan = planning.plain(obstacle)
     if plan.plan == "plain":

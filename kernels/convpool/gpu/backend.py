@@ -136,7 +136,8 @@ def _plan(g: Geometry, dtype: torch.dtype) -> Plan:
         reason = f"with at most {_FUSED_PRODUCTS} products a conv output memory decides, the fused kernels move least"
     else:
         reason = f"more than {_FUSED_PRODUCTS} products a conv output: arithmetic decides, the vendor's is best"
-    profitable = not INTERPRETED and torch.version.hip is None and conv_bytes >= _PROFITABLE_BYTES
+    measured = not INTERPRETED and torch.version.hip is None
+    profitable = measured and conv_bytes >= _PROFITABLE_BYTES
     if INTERPRETED:
         reason += "; in Triton's interpreter"
     elif torch.version.hip is not None:
@@ -144,9 +145,9 @@ def _plan(g: Geometry, dtype: torch.dtype) -> Plan:
     elif not profitable:
         reason += (
             f"; a conv output below {_PROFITABLE_BYTES >> 20} MiB gains on a GPU where a CUDA graph replays the "
-            "launches, and costs more where Python makes them: for those who name it"
+            'launches ("auto-replayed"), and costs more where Python makes them: for those who name it'
         )
-    return Plan("triton", "fused" if fused else "split", reason, profitable=profitable)
+    return Plan("triton", "fused" if fused else "split", reason, profitable=profitable, profitable_replayed=measured)
 
 
 BACKEND = TritonBackend()
