@@ -127,8 +127,13 @@ def record(step: Callable[[], None]) -> Recording:
 
 def unnamed(written: Iterable[Tensor], state: Iterable[Tensor]) -> list[Tensor]:
     """Returns those of the `written` tensors whose memory is none of the `state`'s."""
-    named = {_address(tensor) for tensor in state}
-    return [tensor for tensor in written if _address(tensor) not in named]
+    named = {address_of(tensor) for tensor in state}
+    return [tensor for tensor in written if address_of(tensor) not in named]
+
+
+def address_of(tensor: Tensor) -> int:
+    """Where the memory begins that `tensor` is part of: an integer that tells it from others while it is held."""
+    return tensor.untyped_storage().data_ptr()
 
 
 class _Recorder(TorchDispatchMode):
@@ -141,7 +146,7 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         frozen_args, frozen_kwargs = tree_map_only(Tensor, Tensor.detach, (args, kwargs or {}))
-        arguments = {_address(tensor): tensor for tensor in _tensors((frozen_args, frozen_kwargs))}
+        arguments = {address_of(tensor): tensor for tensor in _tensors((frozen_args, frozen_kwargs))}
         before = {address: _bytes(tensor).clone() for address, tensor in arguments.items()}
         for address, tensor in arguments.items():
             if address not in self._inside:
@@ -153,7 +158,7 @@ class _Recorder(TorchDispatchMode):
         returned = func(*args, **kwargs or {})
 
         # Schemas do not tell all: native_batch_norm's does not speak of the running statistics.
-        declared = set(map(_address, _declared_writes(func, frozen_args, frozen_kwargs)))
+        declared = set(map(address_of, _declared_writes(func, frozen_args, frozen_kwargs)))
         written = [
             tensor
             for address, tensor in arguments.items()
@@ -161,16 +166,16 @@ class _Recorder(TorchDispatchMode):
         ]
         results = [tensor.detach() for tensor in _tensors(returned)]
         known = arguments.keys() | self._inside | self._outside.keys()
-        made = tuple(None if _address(tensor) in known else tensor for tensor in results)
+        made = tuple(None if address_of(tensor) in known else tensor for tensor in results)
         reads_host = _reads_host(func, frozen_args, returned)
         operation = Operation(func, frozen_args, frozen_kwargs, made, tuple(written), reads_host)
-        self._inside |= set(map(_address, operation.new))
+        self._inside |= set(map(address_of, operation.new))
         self._operations.append(operation)
         return returned
 
     def finish(self) -> Recording:
         """Returns the recording, with tensors and generators as they were before the step."""
-        addresses = {_address(tensor) for operation in self._operations for tensor in operation.written}
+        addresses = {address_of(tensor) for operation in self._operations for tensor in operation.written}
         written = []
         for address, (tensor, before) in self._outside.items():
             if address in addresses:
@@ -186,7 +191,7 @@ def _reads_host(func: Any, args: Any, returned: Any) -> bool:
         return any(index.dtype in (torch.bool, torch.uint8) for index in _tensors(args[1]))
     if torch.Tag.dynamic_output_shape in func.tags or func.overloadpacket is aten.lift_fresh:  # torch.tensor(3)
         return True
-    return any(isinstance(value, int | float | complex) for value in tree_leaves(returned))
+    return bool(_tensors(args)) and any(isinstance(value, int | float | complex) for value in tree_leaves(returned))
 
 
 def _declared_writes(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
@@ -197,10 +202,6 @@ def _declared_writes(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
 
 def _tensors(tree: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
-
-
-def _address(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
 
 
 def _bytes(tensor: Tensor) -> Tensor:
