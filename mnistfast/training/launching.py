@@ -80,7 +80,7 @@ class Launcher:
         """Records the steps that are worth it, unless that is done; what learns has not changed by it."""
         learning = _what_learns(self.learner.model)
         if learning != self._learning:  # an epoch at which more layers begin to learn, or norms keep their statistics
-            self._recordings.clear()
+            self.forget()
         self._learning = learning
         if self._record and not self._recordings:
             began = time.perf_counter()
@@ -88,9 +88,13 @@ class Launcher:
                 for size in self._worth:
                     self._recordings[size] = self._recorded(self._record, size)
             except (RuntimeError, NotImplementedError) as failure:  # of the device's libraries, whatever they cannot do
-                self._recordings.clear()
+                self.forget()
                 self._record, self.obstacle = None, f"it cannot be recorded: {str(failure).splitlines()[0]}"
             self.seconds += time.perf_counter() - began
+
+    def forget(self) -> None:
+        """Lets `prepare` record anew: other tensors have come into the place of those that recordings use."""
+        self._recordings.clear()
 
     def take(self, batch: int) -> None:
         """Takes the step that comes next, of `batch` images."""
@@ -103,24 +107,30 @@ class Launcher:
     def _recorded(self, record: Record, batch: int) -> Recording:
         """Returns a recording of a step, and leaves all that a step changes as it was."""
         before = list(self.learner.state())
-        values, generators = [tensor.detach().clone() for tensor in before], rng_state(before[0].device)
+        device, kept = before[0].device, {id(tensor) for tensor in before}
+        values, generators = [tensor.detach().clone() for tensor in before], rng_state(device)
+        asked = requested_backend()
+
+        @torch.no_grad()
+        def put_back() -> None:
+            for tensor, value in zip(before, values, strict=True):
+                tensor.copy_(value)
+            for tensor in self.learner.state():
+                if id(tensor) not in kept:  # the optimiser's, which begins with zeros
+                    tensor.zero_()
+            set_rng_state(generators, device)
+
         try:
-            self.learner.cursor.move(0, 0)
-            with use_backend(AUTO_REPLAYED if requested_backend() == AUTO else requested_backend()):
-                with _beside(before[0].device):
-                    for _ in range(_WARM_UP):
+            with use_backend(AUTO_REPLAYED if asked == AUTO else asked):
+                with _beside(device):
+                    for _ in range(_WARM_UP):  # each as the first, for the epoch or the training may have fewer left
+                        self.learner.cursor.move(0, 0)
                         take_step(self.learner, batch)
-                        self.learner.cursor.move(0, 0)  # so many steps may be more than the epoch has left
+                        put_back()
+                self.learner.cursor.move(0, 0)
                 return record(partial(take_step, self.learner, batch))
         finally:
-            kept = {id(tensor) for tensor in before}
-            with torch.no_grad():
-                for tensor, value in zip(before, values, strict=True):
-                    tensor.copy_(value)
-                for tensor in self.learner.state():
-                    if id(tensor) not in kept:  # the optimiser's, which begins with zeros
-                        tensor.zero_()
-            set_rng_state(generators, before[0].device)
+            put_back()
 
 
 def make_launcher(config: LearnConfig, learner: Learner, batches: Counter[int], ranks: Ranks) -> Launcher:

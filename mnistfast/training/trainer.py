@@ -242,6 +242,7 @@ class Trainer:
             self.learner.average.load_state_dict(state["average"])
         self.learner.optimizer.load_state_dict(state["optimizer"])
         tie(self.learner.optimizer, self.learner.rates)
+        self.launcher.forget()  # the optimiser's tensors are others now
         set_rng_state((state["rng"], state["cuda_rng"]), self.device)
         self._begun = None
 

@@ -42,9 +42,9 @@ class OwnBackend(ReferenceBackend):
 
 
 @contextmanager
-def own_backend(*, profitable: bool = True) -> Iterator[OwnBackend]:
-    """Inside, `auto` asks it first for calls on CPUs."""
-    backend = OwnBackend(profitable=profitable)
+def own_backend(**pays: bool) -> Iterator[OwnBackend]:
+    """Inside, `auto` asks it first for calls on CPUs; `pays` as of the class."""
+    backend = OwnBackend(**pays)
     convpool.register_backend("own", lambda: backend, devices=("cpu",))
     try:
         yield backend
