@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mnistfast.ops.cursor import Cursor
+from mnistfast.ops.placement import takes_kernel
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,10 @@ def take_batch(
     Returns:
         `pixel * scale + shift`, float32 (rows, C, H, W), and labels int64 (rows,).
     """
+    if takes_kernel(images):
+        from mnistfast.ops.batch_kernel import launch_batch
+
+        return launch_batch(images, labels, scale, shift, order, cursor, rates.table, rates.lr, rows, memory_format)
     taken = _begin(order, cursor, rates, rows)
     pixels = images.index_select(0, taken).to(torch.float32, memory_format=memory_format)
     return pixels.mul_(scale).add_(shift), labels.index_select(0, taken)

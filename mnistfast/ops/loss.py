@@ -7,6 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mnistfast.ops.cursor import Cursor
+from mnistfast.ops.placement import takes_kernel
+
+_MOST_CLASSES = 1024  # the kernel holds a row in registers
 
 
 def learn_from(
@@ -43,10 +46,27 @@ def learn_from(
     Returns:
         (n, classes) of logits' dtype, computed in float32.
     """
-    rest = smoothing / logits.shape[1]
+    spread = smoothing / logits.shape[1]
+    rest, labelled = spread / batch, (1 - smoothing + spread) / batch
+    if takes_kernel(logits) and logits.shape[1] <= _MOST_CLASSES:
+        from mnistfast.ops.loss_kernel import launch_loss
+
+        return launch_loss(
+            logits,
+            labels,
+            cursor,
+            losses,
+            answers,
+            rows_start=rows_start,
+            rest=rest,
+            labelled=labelled,
+            batch=batch,
+            scale=scale,
+            advance=advance,
+            add=add,
+        )
     # Probabilities, against which torch computes with fewer small operations than against class numbers.
-    wanted = torch.full_like(logits, rest / batch, dtype=torch.float32)
-    wanted.scatter_(1, labels[:, None], (1 - smoothing + rest) / batch)
+    wanted = torch.full_like(logits, rest, dtype=torch.float32).scatter_(1, labels[:, None], labelled)
     with torch.enable_grad():
         inputs = logits.float().detach().requires_grad_()
         log_shares = F.log_softmax(inputs, 1)
