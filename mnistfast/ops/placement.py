@@ -7,8 +7,6 @@ from importlib.util import find_spec
 
 from torch import Tensor
 
-from convpool import planning
-
 
 def takes_kernel(tensor: Tensor) -> bool:
     """Whether what is done to this tensor is one launch: it is on a GPU that Triton can use.
@@ -21,5 +19,7 @@ def takes_kernel(tensor: Tensor) -> bool:
 @cache
 def _has_kernels(device_type: str) -> bool:
     if device_type == "cuda":
+        from convpool import planning
+
         return planning.backend("triton").unavailable() is None
     return device_type == "meta" and find_spec("triton") is not None
