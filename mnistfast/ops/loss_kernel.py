@@ -104,8 +104,8 @@ def judge(
     largest = tl.max(logits, 1)[:, None]
     below = logits - largest
     total = tl.sum(tl.where(is_class, tl.exp(below), 0.0), 1)[:, None]
-    log_share = below - tl.log(total)
-    lost = -tl.sum(tl.where(is_class, wanted * log_share, 0.0), 1)  # [BLOCK_ROWS]
+    log_share = tl.where(is_class, below - tl.log(total), 0.0)
+    lost = -tl.sum(wanted * log_share, 1)  # [BLOCK_ROWS]
     upstream = wanted * -scale
     gradient = upstream - tl.exp(log_share) * tl.sum(upstream, 1)[:, None]
     tl.store(gradient_ptr + at, gradient.to(gradient_ptr.dtype.element_ty), mask=inside)

@@ -6,14 +6,14 @@ from functools import cache
 
 from torch import Tensor
 
-from convpool import planning
-
 
 def takes_kernel(tensor: Tensor) -> bool:
     """Whether what is done to this tensor is one launch: it is on a GPU that Triton can use."""
-    return _has_kernels(tensor.device.type)
+    return tensor.device.type == "cuda" and _has_triton()
 
 
 @cache
-def _has_kernels(device_type: str) -> bool:
-    return device_type == "cuda" and planning.backend("triton").unavailable() is None
+def _has_triton() -> bool:
+    from convpool import planning  # here, for a data set is read without it
+
+    return planning.backend("triton").unavailable() is None
