@@ -193,7 +193,13 @@ def _lerp_each(tensors: Sequence[Tensor], ends: Sequence[Tensor], weights: Seque
         tensor.lerp_(end, weight)
 
 
+def _copy_each(tensors: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    for tensor, source in zip(tensors, sources, strict=True):
+        tensor.copy_(source)
+
+
 foreach_lerp_: Callable[..., Any] = _found("_foreach_lerp_", _lerp_each)
+foreach_copy_: Callable[..., Any] = _found("_foreach_copy_", _copy_each)
 
 
 def constant_when_compiled(function: T) -> T:

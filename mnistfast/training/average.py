@@ -7,7 +7,7 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
-from convpool.torch_private import foreach_lerp_
+from convpool.torch_private import foreach_copy_, foreach_lerp_
 from mnistfast.models.zoo import Classifier
 
 
@@ -44,6 +44,6 @@ class Average(nn.Module):
         averages = tuple(self.module.parameters())
         weights = tuple(model.parameters())
         foreach_lerp_(averages, weights, [share] * len(weights))
-        for kept, latest in zip(self.module.buffers(), model.buffers(), strict=True):
-            kept.copy_(latest)
+        if kept := tuple(self.module.buffers()):
+            foreach_copy_(kept, tuple(model.buffers()))
         self.n_averaged += 1
