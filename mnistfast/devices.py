@@ -51,13 +51,18 @@ def choose_device(name: str, local: int = 0) -> torch.device:
     return device
 
 
+def can_replay(device: torch.device) -> bool:
+    """Returns whether `device` can record its work as a graph and replay it."""
+    return device.type == "cuda"
+
+
 def check_graph(graph: str, device: torch.device) -> None:
     """Refuses to replay steps where there is nothing that replays them.
 
     Raises:
         DeviceError: `graph`, the option's value, is on, and `device` is no GPU of CUDA.
     """
-    if graph == "on" and device.type != "cuda":
+    if graph == "on" and not can_replay(device):
         raise DeviceError("--graph on needs a GPU", f"CUDA records steps, {device} does not", "--graph auto")
 
 

@@ -195,4 +195,6 @@ def _warn_of_chance(trainer: Trainer, record: Record, screen: Screen) -> None:
 
 def _machine(prepared: Prepared) -> dict[str, Any]:
     """Returns what the bits of the run depend on besides its options."""
-    return environment(prepared.trainer.device, prepared.config.threads or 0, prepared.trainer.ranks.world)
+    trainer = prepared.trainer
+    steps = {"steps": "replayed" if trainer.launcher.to_replay else "called"}
+    return environment(trainer.device, prepared.config.threads or 0, trainer.ranks.world) | steps

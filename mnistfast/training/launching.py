@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from convpool import use_backend
 from convpool.module import is_hooked
 from convpool.planning import AUTO, AUTO_REPLAYED, requested_backend
-from mnistfast.devices import check_graph
+from mnistfast.devices import can_replay, check_graph
 from mnistfast.options.learning import LearnConfig
 from mnistfast.training.ranks import Ranks
 from mnistfast.training.step import Learner, take_step
@@ -62,6 +62,11 @@ class Launcher:
         self._recordings: dict[int, Recording] = {}
         self._learning: list[bool] = []
         self.seconds = 0.0
+
+    @property
+    def to_replay(self) -> bool:
+        """Whether steps are to be replayed, as far as one knows."""
+        return self._record is not None
 
     @property
     def replays(self) -> bool:
@@ -141,14 +146,10 @@ def make_launcher(config: LearnConfig, learner: Learner, batches: Counter[int], 
     """
     device = learner.rates.lr.device
     check_graph(config.graph, device)
-    if config.graph == "off" or not _replays_on(device):
+    if config.graph == "off" or not can_replay(device):
         return Launcher(learner, batches, None)
     obstacle = _obstacle(config, learner.model, ranks)
     return Launcher(learner, batches, None if obstacle else CudaGraphs().record, obstacle)
-
-
-def _replays_on(device: torch.device) -> bool:
-    return device.type == "cuda"
 
 
 def _obstacle(config: LearnConfig, model: nn.Module, ranks: Ranks) -> str:
