@@ -1,7 +1,9 @@
 """Steps are called, or recorded once for each size of batch and replayed; recording a step changes nothing."""
 
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -145,3 +147,38 @@ def test_what_a_graph_cannot_hold(data, monkeypatch):
     handle = learner.model.features[1].register_forward_hook(lambda *_: None)
     assert obstacle() == "called one by one: features.1 has a hook, which is Python"
     handle.remove()
+
+
+class StoodCuda:
+    """Stands for torch.cuda: notes who waits for whom, and what is done where."""
+
+    def __init__(self, monkeypatch):
+        self.did = []
+        monkeypatch.setattr(torch.cuda, "Stream", lambda device: self.stream("beside"))
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: self.stream("present"))
+        monkeypatch.setattr(torch.cuda, "stream", lambda stream: self.within(f"on {stream.name}"))
+        monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: Stood(lambda: self.did.append("replay")))
+        monkeypatch.setattr(torch.cuda, "graph", lambda graph, pool: self.within(f"recording with {pool}"))
+
+    def stream(self, name):
+        return SimpleNamespace(name=name, wait_stream=lambda other: self.did.append(f"{name} waits for {other.name}"))
+
+    @contextmanager
+    def within(self, what):
+        self.did.append(what)
+        yield
+        self.did.append(f"no longer {what}")
+
+
+def test_a_graph_is_recorded_as_cuda_asks_for(monkeypatch):
+    cuda = StoodCuda(monkeypatch)
+    with launching._beside(torch.device("cuda")):
+        cuda.did.append("warm up")
+    assert cuda.did == [
+        "beside waits for present", "on beside", "warm up", "no longer on beside", "present waits for beside"
+    ]  # fmt: skip
+    cuda.did.clear()
+    graphs = launching.CudaGraphs()
+    graphs.record(lambda: cuda.did.append("step")).replay()
+    assert cuda.did == ["recording with pool", "step", "no longer recording with pool", "replay"]
