@@ -2,7 +2,8 @@
 
 What a step changes by other means than tensors stands still in its replays, as it does in a graph's. Stricter than a
 graph: what an operator makes is spoilt before each replay, so that nothing is taken over from the one before, and what
-a graph refuses is listed. One thing does not show on CPUs: a copy between devices is none there.
+a graph refuses is listed. Triton's kernels are recorded where it interprets them. One thing does not show on CPUs: a
+copy between devices is none there.
 """
 
 from __future__ import annotations
