@@ -141,13 +141,14 @@ def make_launcher(config: LearnConfig, learner: Learner, batches: Counter[int], 
     """
     device = learner.rates.lr.device
     check_graph(config.graph, device)
-    if config.graph == "off" or not _replays_on(device):
+    if config.graph == "off" or not replays_on(device):
         return Launcher(learner, batches, None)
     obstacle = _obstacle(config, learner.model, ranks)
     return Launcher(learner, batches, None if obstacle else CudaGraphs().record, obstacle)
 
 
-def _replays_on(device: torch.device) -> bool:
+def replays_on(device: torch.device) -> bool:
+    """Whether what `device` does can be recorded and replayed."""
     return device.type == "cuda"
 
 

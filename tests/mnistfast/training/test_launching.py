@@ -133,7 +133,7 @@ def test_a_cpu_calls(data, capsys):
 
 def test_what_a_graph_cannot_hold(data, monkeypatch):
     """As on a GPU."""
-    monkeypatch.setattr(launching, "_replays_on", lambda device: True)
+    monkeypatch.setattr(launching, "replays_on", lambda device: True)
     learner = trainer_of(data).learner
 
     def obstacle(config=CONFIG, ranks=Ranks()):  # noqa: B008  # frozen
