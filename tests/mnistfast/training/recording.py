@@ -2,18 +2,23 @@
 
 What a step changes by other means than tensors stands still in its replays, as it does in a graph's. Stricter than a
 graph: what an operator makes is spoilt before each replay, so that nothing is taken over from the one before, and what
-a graph refuses is listed. One thing does not show on CPUs: a copy between devices is none there.
+a graph refuses is listed. Triton's kernels are recorded where it interprets them. One thing does not show on CPUs: a
+copy between devices is none there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Generator, Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes, _get_current_dispatch_mode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 aten = torch.ops.aten
@@ -21,6 +26,22 @@ aten = torch.ops.aten
 ALLOCATIONS = {aten.empty, aten.empty_like, aten.empty_strided, aten.empty_permuted}
 ALLOCATIONS |= {aten.new_empty, aten.new_empty_strided}
 INDEXING = {aten.index, aten.index_put, aten.index_put_}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A Triton kernel of the interpreter, as an operator: called with its arguments, `grid` among them."""
+
+    run: Callable[..., None]
+    name: str
+    tags = ()
+    overloadpacket = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        self.run(*args, **kwargs)
+
+    def __str__(self) -> str:
+        return f"triton.{self.name}"
 
 
 @dataclass(frozen=True)
@@ -120,7 +141,7 @@ def record(step: Callable[[], None]) -> Recording:
     The backward pass is recorded with the rest; CPUs make it in the thread that asks for it.
     """
     recorder = _Recorder()
-    with torch.random.fork_rng(devices=[]), recorder:
+    with torch.random.fork_rng(devices=[]), recorder, recorder.seeing_launches():
         step()
     return recorder.finish()
 
@@ -145,7 +166,30 @@ class _Recorder(TorchDispatchMode):
         self._generators: list[tuple[Generator, Tensor]] = []  # each that is named in a call, as it was before that
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        frozen_args, frozen_kwargs = tree_map_only(Tensor, Tensor.detach, (args, kwargs or {}))
+        return self._call(func, args, kwargs or {})
+
+    @contextmanager
+    def seeing_launches(self) -> Iterator[None]:
+        """Inside, kernels that the step launches itself are seen too. Those within an operator belong to that."""
+        interpreter = sys.modules.get("triton.runtime.interpreter")
+        if interpreter is None:
+            yield
+            return
+        run = interpreter.InterpretedFunction.run
+
+        def seen(kernel: Any, *args: Any, **kwargs: Any) -> None:
+            launch = Launch(partial(run, kernel), kernel.__name__)
+            if _get_current_dispatch_mode() is not self:
+                launch(*args, **kwargs)
+                return
+            with _disable_current_modes():  # the interpreter computes with tensors too
+                self._call(launch, args, kwargs)
+
+        with patch.object(interpreter.InterpretedFunction, "run", seen):
+            yield
+
+    def _call(self, func: Any, args: Any, kwargs: Any) -> Any:
+        frozen_args, frozen_kwargs = tree_map_only(Tensor, Tensor.detach, (args, kwargs))
         arguments = {address_of(tensor): tensor for tensor in _tensors((frozen_args, frozen_kwargs))}
         before = {address: _bytes(tensor).clone() for address, tensor in arguments.items()}
         for address, tensor in arguments.items():
@@ -155,10 +199,10 @@ class _Recorder(TorchDispatchMode):
         if generator is not None:
             self._generators.append((generator, generator.get_state()))
 
-        returned = func(*args, **kwargs or {})
+        returned = func(*args, **kwargs)
 
         # Schemas do not tell all: native_batch_norm's does not speak of the running statistics.
-        declared = set(map(address_of, _declared_writes(func, frozen_args, frozen_kwargs)))
+        declared = set() if isinstance(func, Launch) else _declared_writes(func, frozen_args, frozen_kwargs)
         written = [
             tensor
             for address, tensor in arguments.items()
@@ -194,10 +238,11 @@ def _reads_host(func: Any, args: Any, returned: Any) -> bool:
     return bool(_tensors(args)) and any(isinstance(value, int | float | complex) for value in tree_leaves(returned))
 
 
-def _declared_writes(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
+def _declared_writes(func: Any, args: Any, kwargs: Any) -> set[int]:
     parameters = func._schema.arguments
     given = dict(zip([parameter.name for parameter in parameters], args, strict=False)) | kwargs
-    return _tensors([given.get(p.name) for p in parameters if p.alias_info is not None and p.alias_info.is_write])
+    written = [given.get(p.name) for p in parameters if p.alias_info is not None and p.alias_info.is_write]
+    return set(map(address_of, _tensors(written)))
 
 
 def _tensors(tree: Any) -> list[Tensor]:

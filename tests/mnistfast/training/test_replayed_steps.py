@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from convpool.gpu.backend import INTERPRETED
 from mnistfast.data.datasets import Split
 from mnistfast.data.loader import DeviceData
 from mnistfast.models.adapters import choose
 from mnistfast.models.zoo import build
+from mnistfast.ops import batch, loss, orthogonal
 from mnistfast.options.learning import TrainConfig
 from mnistfast.options.presets import PRESETS
 from mnistfast.training.epoch import Replay
@@ -137,6 +139,36 @@ def test_fine_tuning(arguments, options, recordings) -> None:
     check(lambda: fine_tuned(*arguments, **options), recordings)
 
 
+@pytest.fixture
+def own_kernels(monkeypatch) -> None:
+    """Lets a step launch what it launches on a GPU beside the layers, in Triton's interpreter."""
+    pytest.importorskip("triton")
+    if not INTERPRETED:
+        pytest.skip("Triton compiles here")
+    for module in (batch, loss, orthogonal):
+        monkeypatch.setattr(module, "takes_kernel", lambda tensor: True)
+
+
+@pytest.mark.triton
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # masked: 0 times minus infinity
+@pytest.mark.parametrize(
+    ("make", "kernels"),
+    [
+        (lambda: new_trainer(LENET5), ["begin_step", "judge"]),
+        (lambda: new_trainer(replace(EVERYTHING, optimizer="muon")), ["begin_step", "judge", "step"]),
+        (lambda: fine_tuned("lenet5", "full", old=True), ["begin_step", "judge"] * 2),
+    ],
+)
+def test_kernels_of_a_step(make, kernels, own_kernels) -> None:
+    trainer = make()
+    recordings = replaying(trainer)
+    trainer.prepare()
+    launched = [name.removeprefix("triton.") for name in recordings[0].launches if name.startswith("triton.")]
+    assert launched == kernels
+    check(make)
+
+
 def test_sizes_that_are_few_are_called_between_replays() -> None:
     images = 8 * 8 + 4
     called, replayed = new_trainer(EVERYTHING, images), new_trainer(EVERYTHING, images)
@@ -173,6 +205,7 @@ def test_what_a_replay_uses_is_held() -> None:
     recordings.clear()
     trainer.launcher.forget()
     gc.collect()
-    held = {address_of(thing) for thing in gc.get_objects() if type(thing) in (Tensor, nn.Parameter)}
+    tensors = [thing for thing in gc.get_objects() if type(thing) in (Tensor, nn.Parameter)]
+    held = {address_of(tensor) for tensor in tensors if tensor.layout is torch.strided}
     assert len(used) > 40
     assert used <= held
