@@ -42,6 +42,28 @@ def test_durations_have_three_digits(seconds, text):
     assert bench_page.duration(seconds) == text
 
 
+def test_replayed_forms_are_compared_with_replayed_ones(result):
+    """Where steps are called and replayed; a form that could not be recorded stands in for itself."""
+    step = row("training step", "cnn2")
+    times = {form: s / 10 for form, s in SECONDS.items() if not form.startswith("torch.compile")}
+    step["seconds"] |= {f"{form}, replayed": {"median": s, "low": s, "high": s} for form, s in times.items()}
+    everyone = {form: timing["median"] for form, timing in step["seconds"].items()}
+    step["times_faster"] = {
+        mine: {other: s / everyone[mine] for other, s in everyone.items()} for mine in everyone if FUSED in mine
+    }
+    unrecorded = {**step, "name": "lenet5", "seconds": {**step["seconds"]}}
+    del unrecorded["seconds"]["eager, replayed"]
+    page = bench_page.report(result | {"rows": [unrecorded, step]}, {})
+    header, _, first, second = [line for line in page.splitlines() if line.startswith("|")]
+    assert "| convpool, replayed | convpool, channels_last, replayed | times faster" in header
+    assert "| eager, replayed |" in header
+    assert "| not measured |" in first
+    assert "| 40.00 / 80.00 | 2.00 / 4.00 |" in first
+    assert "| 4.00 / 8.00 | 2.00 / 4.00 |" in second
+    assert "times faster compare replayed forms" in page
+    assert bench_plots.pictures([step])
+
+
 def test_sizes():
     assert [bench_page.size(n) for n in (999, 1_234, 12_345_678, 2 * 10**9)] == [
         "999 B",
