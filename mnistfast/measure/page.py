@@ -148,11 +148,16 @@ def _readme_times(time_to: Mapping[str, Any] | None) -> str:
 
 
 def entrants(time_to: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Returns header and rows of a table of the entrants of `measure.time_to`."""
+    """Returns header and rows of a table of the entrants of `measure.time_to`.
+
+    Where steps were replayed, a last column has the median time without their recording.
+    """
     header = ["recipe", "median time (range)", "times the first's", "mean accuracy (range)", "seeds", "steps"]
+    replayed = [entrant.get("launched") == "replayed" for entrant in time_to["entrants"]]
+    header += ["replayed: without recording"] * any(replayed)
     first = time_to["entrants"][0]["seconds"]["median"]
     rows = []
-    for entrant in time_to["entrants"]:
+    for entrant, was_replayed in zip(time_to["entrants"], replayed, strict=True):
         seconds, accuracy = entrant["seconds"], entrant["accuracy"]
         rows.append(
             [
@@ -164,6 +169,8 @@ def entrants(time_to: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
                 f"{entrant['steps']}",
             ]
         )
+        if any(replayed):
+            rows[-1].append(duration(entrant["seconds_without_recording"]["median"]) if was_replayed else "called")
     return header, rows
 
 

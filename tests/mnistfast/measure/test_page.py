@@ -130,6 +130,22 @@ def test_the_readme_has_the_time_to_an_accuracy():
     assert "| fast on eager | 3.00 s (2.90 to 3.10) | 6.00 |" in page
 
 
+def test_replayed_steps_have_a_time_without_their_recording():
+    called = {
+        "name": "a",
+        "n": 1,
+        "steps": 100,
+        "launched": "called",
+        "seconds": {"median": 0.5, "low": 0.4, "high": 0.6},
+    }
+    called |= {"accuracy": {"mean": 0.99, "low": 0.99, "high": 0.99}, "seconds_without_recording": {"median": 0.5}}
+    replayed = called | {"launched": "replayed", "seconds_without_recording": {"median": 0.0301}}
+    header, rows = bench_page.entrants({"entrants": [replayed, called]})
+    assert header[-1] == "replayed: without recording"
+    assert [cells[-1] for cells in rows] == ["30.1 ms", "called"]
+    assert "replayed: without recording" not in bench_page.entrants({"entrants": [called]})[0]
+
+
 def test_pictures_of_what_there_is(result):
     drawn = bench_plots.pictures(result["rows"])
     assert [name for name, _ in drawn.values()] == ["speedup.png", "roofline.png", "growth.png"]
