@@ -171,16 +171,21 @@ def _whole_steps(rows: list[Found]) -> str:
 
 
 def _mnist(rows: list[Found]) -> str:
-    head = ["what", "model", "by", "batch", "steps", "numbers", "n", "s, median", "s, best", "accuracy, mean"]
+    head = ["what", "graph", "model", "by", "batch", "steps", "numbers", "n", "s, median", "s, best", "recording, s"]
+    head.append("accuracy, mean")
     note = next((row["note"] for row in rows if "note" in row), "")
     lines = []
     for row in rows:
         if seconds := row.get("seconds"):
             steps = row["steps"] if isinstance(row["steps"], int) else row["steps"][0]
-            who = [*_of(row, "what", "model"), row.get("form", row.get("backend")), *_of(row, "batch"), steps]
-            times = [f"{median(seconds):.4f}", f"{min(seconds):.4f}", f"{mean(row['accuracy']):.2%}"]
-            lines.append([*who, *_of(row, "numbers"), len(seconds), *times])
-    return f"{note}. Seconds from uint8 images on the host to final weights.\n\n{markdown(head, lines)}"
+            who = [*_of(row, "what", "graph", "model"), row.get("form", row.get("backend")), *_of(row, "batch"), steps]
+            recording = f"{median(row['recording']):.4f}" if "recording" in row else row.get("capture_s", "")
+            times = [f"{median(seconds):.4f}", f"{min(seconds):.4f}", recording]
+            lines.append([*who, *_of(row, "numbers"), len(seconds), *times, f"{mean(row['accuracy']):.2%}"])
+    return (
+        f"{note}. Seconds from uint8 images on the host to final weights, a trainer's with its recording of a step; "
+        f"prepared: from images on the device and a recorded step.\n\n{markdown(head, lines)}"
+    )
 
 
 def _parity(rows: list[Found]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from functools import partial
 from itertools import product
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu_steps.subjects import FORMS, Bench, Form, Rows, model, precise
-from benchmarks.gpu_steps.whole_step import WholeStep
+from benchmarks.gpu_steps.trainers import Steps, now, on_device, preset, ready
 
 _ORDER = ("pool_first channels_last", "fused channels_last", "eager nchw")
 
@@ -23,13 +22,11 @@ def rows(bench: Bench) -> Rows:
 
 def _measure(bench: Bench, form: Form, mode: str) -> dict[str, Any]:
     precise("tf32")
-    began = time.perf_counter()
     how: dict[str, Any] = {"backend": "eager"} if bench.rehearses else {"mode": mode}
     network: Any = torch.compile(model("cnn2", form, bench.device), dynamic=False, **how)
-    batch = 8 if bench.rehearses else 128
-    step = WholeStep(network, bench.images, batch, bench.device, bf16=False, backend=bench.ours)
-    step.body()
-    if not bench.rehearses:
-        torch.cuda.synchronize()
-    compiling = time.perf_counter() - began
-    return {"compile_s": round(compiling, 1), **bench.race({"step": step.body}, replay=False)["step"]}
+    data = on_device(bench, bench.images.train)
+    step = Steps(bench, ready(bench, network, data, preset(bench, "cnn2", batch_size=128, graph="off")))
+    began = now(bench)
+    step()
+    compiling = now(bench) - began
+    return {"compile_s": round(compiling, 1), **bench.race({"step": step}, replay=False)["step"]}

@@ -226,13 +226,13 @@ FORMS = (
 )
 
 
-def model(name: str, form: Form, device: str) -> nn.Module:
-    """A model of mnistfast with fresh weights, written in that form."""
+def model(name: str, form: Form, device: str, seed: int = 0) -> nn.Module:
+    """A model of mnistfast with fresh weights drawn from the seed, written in that form."""
     from mnistfast.measure import forms
     from mnistfast.options.learning import TrainConfig
     from mnistfast.training.recipe import built
 
-    return forms.FORMS[form.form](built(TrainConfig(model=name), 10, torch.device(device)))
+    return forms.FORMS[form.form](built(TrainConfig(model=name, seed=seed), 10, torch.device(device)))
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ STEPS = (
     _step("host_cost", 3),
     _step("layers", 17),
     _step("whole_steps", 17),
-    _step("mnist", 12),
+    _step("mnist", 16),
     _step("parity", 14),
     _step("sweep", 20),
     _step("kernels", 6),

@@ -16,6 +16,7 @@ from mnistfast.models.zoo import FUSED_LAYERS
 
 FUSED = "convpool"  # the layers as they come
 FUSED_LAST = f"{FUSED}, channels_last"
+REPLAYED = ", replayed"  # ends the name of a form whose steps are a recorded graph, not called one by one
 
 
 def backend_for(device: torch.device) -> str:

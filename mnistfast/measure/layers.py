@@ -27,6 +27,10 @@ Form = TypeVar("Form")
 KEPT_BY = (FUSED, "eager")  # whose bytes kept between forward and backward are counted
 
 
+class NotRecordedError(RuntimeError):
+    """The steps of a form cannot be replayed; the message says why."""
+
+
 class Workload(ABC, Generic[Form]):
     """One thing that takes time.
 
@@ -48,15 +52,29 @@ class Workload(ABC, Generic[Form]):
 
     @abstractmethod
     def forms(self) -> dict[str, Form]:
-        """Returns what is raced, by name: `measure.forms.FUSED`, `candidates.PLAIN`'s and perhaps more."""
+        """Returns what is raced, by name: `measure.forms.FUSED`, `candidates.PLAIN`'s and perhaps more.
+
+        A name that ends in `measure.forms.REPLAYED` is of a form whose steps are replayed.
+        """
 
     @abstractmethod
     def calls(self, form: Form) -> list[Call]:
-        """Returns the calls to time. Raises ParityError where the form computes something else than torch."""
+        """Returns the calls to time.
+
+        Raises:
+            ParityError: the form computes something else than torch.
+            NotRecordedError: its steps were to be replayed, and cannot be.
+        """
 
     @abstractmethod
     def compiled(self, form: Form, mode: str) -> Form:
-        """Returns the form by torch.compile."""
+        """Returns the form by torch.compile, its steps called."""
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """torch.compile's modes that take part. One of them records by itself, which no recording can hold."""
+        records = self.device.type == "cuda" and not self.replayable
+        return ("default", "reduce-overhead") if records else ("default",)
 
     @abstractmethod
     def facts(self) -> dict[str, Any]:

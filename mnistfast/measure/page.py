@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from mnistfast.measure.forms import FUSED, FUSED_LAST
+from mnistfast.measure.forms import FUSED, FUSED_LAST, REPLAYED
 from mnistfast.report.page import code, percent, plain, table
 
 COMPILED = "torch.compile"
 NOT_MEASURED = "not measured"
 README_GROUPS = ("layer, training", "layer with batch norm, training", "training step", "inference", "epoch")
+
+_REPLAYS = (
+    "Training steps are called one by one, and replayed as a recorded graph where the name says so: times faster "
+    "compare replayed forms, and torch.compile's."
+)
 
 Row = Mapping[str, Any]
 
@@ -45,8 +50,19 @@ def median(row: Row, form: str) -> str:
 
 
 def plain_forms(forms: Iterable[str]) -> list[str]:
-    """Returns those of `forms` that are torch's own layers, called one by one."""
+    """Returns those of `forms` that are torch's own layers as they are, steps on them called or replayed."""
     return [form for form in forms if not form.startswith((FUSED, COMPILED))]
+
+
+def launched(row: Row, form: str) -> str:
+    """Returns the name of `form` as it is launched best: replayed where that was measured."""
+    replayed = form + REPLAYED
+    return replayed if replayed in row["seconds"] else form
+
+
+def eager(row: Row) -> str:
+    """Returns the name of the form that most people write, as it is launched best."""
+    return launched(row, "eager")
 
 
 def compiled_form(row: Row) -> str:
@@ -62,8 +78,8 @@ def best_other(row: Row) -> str:
 
 
 def times(row: Row, other: str) -> str:
-    """Returns how often the fused layers go into another form's time: in NCHW, and in channels_last."""
-    return " / ".join(f"{row['times_faster'][mine][other]:.2f}" for mine in (FUSED, FUSED_LAST))
+    """Returns how often the fused layers, launched best, go into another form's time: in NCHW, and in channels_last."""
+    return " / ".join(f"{row['times_faster'][launched(row, mine)][other]:.2f}" for mine in (FUSED, FUSED_LAST))
 
 
 def report(result: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
@@ -75,6 +91,8 @@ def report(result: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
         "what torch computes in float64 before it was timed. `convpool` is the fused layer as it comes (NCHW), beside "
         "it in channels_last; times faster are given for both. GPU: " + _gpu_words(result["rows"]) + ".",
     ]
+    if any(form.endswith(REPLAYED) for row in result["rows"] for form in row["seconds"]):
+        parts.append(_REPLAYS)
     if result["wrong"]:
         lines = [f"- {plain(each['workload'])}: {plain(each['why'])}" for each in result["wrong"]]
         parts += ["## Wrong results, so no speeds", "\n".join(lines)]
@@ -113,7 +131,7 @@ def _readme_speeds(cpu: Mapping[str, Any] | None) -> str:
                 median(row, "eager"),
                 f"{median(row, best_other(row))} ({best_other(row)})",
                 median(row, FUSED),
-                times(row, "eager"),
+                times(row, eager(row)),
                 times(row, best_other(row)),
                 f"{size(kept['eager'])} / {size(kept[FUSED])}" if kept else "",
             ]
@@ -130,11 +148,16 @@ def _readme_times(time_to: Mapping[str, Any] | None) -> str:
 
 
 def entrants(time_to: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Returns header and rows of a table of the entrants of `measure.time_to`."""
+    """Returns header and rows of a table of the entrants of `measure.time_to`.
+
+    Where steps were replayed, a last column has the median time without their recording.
+    """
     header = ["recipe", "median time (range)", "times the first's", "mean accuracy (range)", "seeds", "steps"]
+    replayed = [entrant.get("launched") == "replayed" for entrant in time_to["entrants"]]
+    header += ["replayed: without recording"] * any(replayed)
     first = time_to["entrants"][0]["seconds"]["median"]
     rows = []
-    for entrant in time_to["entrants"]:
+    for entrant, was_replayed in zip(time_to["entrants"], replayed, strict=True):
         seconds, accuracy = entrant["seconds"], entrant["accuracy"]
         rows.append(
             [
@@ -146,6 +169,8 @@ def entrants(time_to: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
                 f"{entrant['steps']}",
             ]
         )
+        if any(replayed):
+            rows[-1].append(duration(entrant["seconds_without_recording"]["median"]) if was_replayed else "called")
     return header, rows
 
 
@@ -154,14 +179,15 @@ def _gpu_words(rows: Iterable[Row]) -> str:
 
 
 def _group_table(rows: Sequence[Row]) -> str:
-    plain = plain_forms(rows[0]["seconds"])
-    header = ["", *plain, COMPILED, FUSED, FUSED_LAST, "times faster than eager", "than the best other"]
+    forms = dict.fromkeys(form for row in rows for form in row["seconds"])
+    plain, ours = plain_forms(forms), [form for form in forms if form.startswith(FUSED)]
+    header = ["", *plain, COMPILED, *ours, "times faster than eager", "than the best other"]
     kept, roof = "kept_bytes" in rows[0], "share_of_roofline" in rows[0]
     header += ["kept for backward, eager / fused"] * kept + ["share of the roofline"] * roof
     lines = []
     for row in rows:
         cells = [row["name"], *(median(row, form) for form in plain), median(row, compiled_form(row))]
-        cells += [median(row, FUSED), median(row, FUSED_LAST), times(row, "eager"), times(row, best_other(row))]
+        cells += [median(row, form) for form in ours] + [times(row, eager(row)), times(row, best_other(row))]
         if kept:
             cells.append(f"{size(row['kept_bytes']['eager'])} / {size(row['kept_bytes'][FUSED])}")
         if roof:

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from mnistfast.measure.forms import FUSED, FUSED_LAST
-from mnistfast.measure.page import best_other
+from mnistfast.measure.page import best_other, eager, launched
 from mnistfast.report.plots import png
 
 Row = Mapping[str, Any]
@@ -36,8 +36,8 @@ def speedups(rows: Sequence[Row]) -> bytes:
     figure = Figure(figsize=(9, 1.5 + 0.32 * len(rows)), layout="constrained")
     axes = figure.subplots()
     places = np.arange(len(rows))
-    for offset, (label, other) in zip((-0.2, 0.2), (("eager", _eager), ("the best other", best_other)), strict=True):
-        values = [row["times_faster"][FUSED][other(row)] for row in rows]
+    for offset, (label, other) in zip((-0.2, 0.2), (("eager", eager), ("the best other", best_other)), strict=True):
+        values = [row["times_faster"][launched(row, FUSED)][other(row)] for row in rows]
         bars = axes.barh(places + offset, values, 0.38, label=f"than {label}")
         axes.bar_label(bars, fmt="%.2f", size=7, padding=2)
     axes.axvline(1, color="k", linewidth=0.8)
@@ -46,10 +46,6 @@ def speedups(rows: Sequence[Row]) -> bytes:
     axes.invert_yaxis()
     axes.legend()
     return png(figure)
-
-
-def _eager(row: Row) -> str:
-    return "eager"
 
 
 def roofline(rows: Sequence[Row]) -> bytes:
@@ -78,9 +74,9 @@ def growth(rows: Sequence[Row]) -> bytes:
         row_of_sizes = [row for row in rows if row["group"] == GROWTH + what]
         sizes = [int(row["name"]) for row in row_of_sizes]
         for form, mark in MARKS.items():
-            for other, style in ((_eager, "-"), (best_other, "--")):
+            for other, style in ((eager, "-"), (best_other, "--")):
                 values = [row["times_faster"][form][other(row)] for row in row_of_sizes]
-                than = "eager" if other is _eager else "the best other"
+                than = "eager" if other is eager else "the best other"
                 axes.plot(sizes, values, mark + style, label=f"{form}, than {than}")
         axes.axhline(1, color="k", linewidth=0.8)
         axes.set(xlabel=what, ylabel="times faster, forward and backward", xscale="log", xticks=sizes)

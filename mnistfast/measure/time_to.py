@@ -1,7 +1,8 @@
 """Time to accuracy: how long recipes take from uint8 images in memory to final weights, and how good those are.
 
-The clock runs over `training.recipe.learn` alone. Importing, reading files, building models, first-time costs (thread
-pools, compilers, caches: a throw-away training of each entrant on noise) and scoring lie outside and are listed apart.
+The clock runs over `training.recipe.learn` alone, the recording of a step that is replayed included. Importing, reading
+files, building models, first-time costs (thread pools, compilers, caches: a throw-away training of each entrant on
+noise) and scoring lie outside and are listed apart.
 The entrants take turns seed by seed, and each run's accuracy is read once, after its clock has stopped.
 """
 
@@ -45,6 +46,8 @@ class Run:
         seconds: on the clock.
         accuracy: share of the scored images, read once.
         steps: of the optimiser, their number fixed beforehand.
+        replayed: whether they were a recorded one, replayed.
+        recording: seconds of `seconds` in which that one was warmed up and recorded.
         build, score: seconds outside the clock.
     """
 
@@ -52,6 +55,8 @@ class Run:
     seconds: float
     accuracy: float
     steps: int
+    replayed: bool
+    recording: float
     build: float
     score: float
 
@@ -80,13 +85,16 @@ class Entrant:
     def summary(self) -> dict[str, Any]:
         """Returns the figures as plain numbers, the runs last."""
         seconds, accuracies = ([getattr(run, key) for run in self.runs] for key in ("seconds", "accuracy"))
+        unrecorded = [run.seconds - run.recording for run in self.runs]
         return {
             "name": self.name,
             "model": self.model,
             "form": self.form,
             "n": len(self.runs),
             "steps": self.runs[0].steps,
+            "launched": "replayed" if all(run.replayed for run in self.runs) else "called",
             "seconds": {"median": median(seconds), "mean": mean(seconds), "low": min(seconds), "high": max(seconds)},
+            "seconds_without_recording": {"median": median(unrecorded), "mean": mean(unrecorded)},
             "accuracy": {
                 "mean": mean(accuracies),
                 "deviation": stdev(accuracies) if len(accuracies) > 1 else None,
@@ -125,7 +133,8 @@ def time_to(options: TimeToOptions, command: str, screen: Screen) -> dict[str, A
     screen.say(f"{len(train.labels):,} training images, judged by {judged}")
     for entrant in race(entrants, train, scored, len(dataset.classes), device, options.seeds):
         run = entrant.runs[-1]
-        screen.say(f"seed {run.seed:<3} {run.seconds:8.3f} s  {percent(run.accuracy)}  {entrant.name}")
+        recording = f", {run.recording:.3f} s of it recording a step" if run.replayed else ""
+        screen.say(f"seed {run.seed:<3} {run.seconds:8.3f} s  {percent(run.accuracy)}  {entrant.name}{recording}")
     return {
         "command": command,
         "setting": machine.setting(device),
@@ -197,7 +206,16 @@ def _run(entrant: Entrant, seed: int, train: Split, scored: Split, classes: int,
     end = _now(device)
     logits, labels = predict(learnt.model, DeviceData(scored, device, learnt.mean, learnt.std))
     accuracy = (logits.argmax(1) == labels).double().mean().item()
-    return Run(seed, end - start, accuracy, learnt.steps, start - begin, _now(device) - end)
+    return Run(
+        seed,
+        end - start,
+        accuracy,
+        learnt.steps,
+        learnt.replayed,
+        learnt.recording,
+        start - begin,
+        _now(device) - end,
+    )
 
 
 def _now(device: torch.device) -> float:

@@ -22,8 +22,9 @@ from mnistfast.data.datasets import Split
 from mnistfast.data.loader import DeviceData
 from mnistfast.data.sources import load
 from mnistfast.data.statistics import channel_stats
-from mnistfast.measure.forms import FORMS, backend_for
-from mnistfast.measure.layers import KEPT_BY, Layer, NormLayer, Workload
+from mnistfast.measure.forms import FORMS, REPLAYED, backend_for
+from mnistfast.measure.layers import KEPT_BY, Layer, NormLayer, NotRecordedError, Workload
+from mnistfast.models.zoo import Classifier
 from mnistfast.options.learning import TrainConfig
 from mnistfast.training.recipe import built, learn
 from mnistfast.training.trainer import Trainer
@@ -34,6 +35,7 @@ LAYERS = (  # the small networks' own, then a deep one, a strided one with overl
 )
 GROWTH = {"batch": (1, 4, 16, 64, 256, 1024), "channels": (4, 8, 16, 32, 64, 128)}
 MODELS = ("cnn2", "lenet5")
+GPU_BATCH = 1024  # of a step beside its preset's batch, for a small one leaves a GPU idle
 INFERENCE_BATCHES = (1, 64, 1024)
 EPOCH_IMAGES = 60_000  # as MNIST has
 # As in training, a step finds in the caches what the step before it left there, and not what another network did. In ms
@@ -42,12 +44,26 @@ EPOCH_IMAGES = 60_000  # as MNIST has
 STEPS_IN_A_ROW = 16
 
 
+@dataclass(frozen=True)
+class Launched:
+    """A form of a model, and how a training launches its steps: `LearnConfig.graph`."""
+
+    model: Classifier
+    graph: str
+
+
 @dataclass
-class Step(Workload[nn.Module]):
-    """One training step of a model: forward, loss, backward, the optimiser of its preset."""
+class Step(Workload[Launched]):
+    """One training step of a model: forward, loss, backward, the optimiser of its preset.
+
+    Attributes:
+        model: its name.
+        batch: images; None: the preset's.
+    """
 
     model: str
     device: torch.device
+    batch: int | None = None
     group = "training step"
     replayable = False
 
@@ -57,22 +73,36 @@ class Step(Workload[nn.Module]):
 
     @cached_property
     def config(self) -> TrainConfig:
-        """The model's preset."""
-        return TrainConfig(model=self.model, device=str(self.device))
+        """The model's preset, with this batch."""
+        preset = TrainConfig(model=self.model, device=str(self.device))
+        return replace(preset, batch_size=self.batch or preset.batch_size)
 
-    def forms(self) -> dict[str, nn.Module]:
+    @property
+    def graphs(self) -> tuple[str, ...]:
+        """Each form's steps are launched in these ways: `LearnConfig.graph`."""
+        return ("off", "on") if self.device.type == "cuda" else ("off",)
+
+    def forms(self) -> dict[str, Launched]:
         model = built(self.config, 10, self.device)
-        return {name: make(model) for name, make in FORMS.items()}
+        return {
+            name + REPLAYED * (graph == "on"): Launched(make(model), graph)
+            for graph in self.graphs
+            for name, make in FORMS.items()
+        }
 
-    def calls(self, form: nn.Module) -> list[Call]:
-        self.check(form, self._batch()[0], backward=True)
-        data = on_device(sample(STEPS_IN_A_ROW * self.config.batch_size), self.device)
-        trainer = Trainer(form, data, None, self.config)  # type: ignore[arg-type]
-        trainer.prepare()
+    def calls(self, form: Launched) -> list[Call]:
+        self.check(form.model, self._batch()[0], backward=True)
+        batch = self.config.batch_size
+        data = on_device(sample(STEPS_IN_A_ROW * batch), self.device)
+        with use_backend(self.backend):
+            trainer = Trainer(form.model, data, None, replace(self.config, graph=form.graph))
+            trainer.prepare()
+        if form.graph == "on" and batch not in trainer.launcher.sizes:
+            raise NotRecordedError(trainer.launcher.obstacle)
 
         def step() -> None:
             with use_backend(self.backend):
-                trainer.launcher.take(self.config.batch_size)
+                trainer.launcher.take(batch)
 
         def first() -> None:
             trainer.learner.cursor.move(0, 0)
@@ -80,12 +110,13 @@ class Step(Workload[nn.Module]):
 
         return [first, *[step] * (STEPS_IN_A_ROW - 1)]
 
-    def compiled(self, form: nn.Module, mode: str) -> nn.Module:
-        return torch.compile(form, fullgraph=True, dynamic=False, mode=mode)  # type: ignore[return-value]
+    def compiled(self, form: Launched, mode: str) -> Launched:
+        model = torch.compile(form.model, fullgraph=True, dynamic=False, mode=mode)
+        return Launched(model, "off")  # type: ignore[arg-type]
 
     def facts(self) -> dict[str, Any]:
         images, _ = self._batch()
-        forms = self.forms()
+        forms = {name: form.model for name, form in self.forms().items()}
         kept = {name: kept_bytes(forms[name], images, ignore=forms[name].parameters()) for name in KEPT_BY}
         return {"batch": self.config.batch_size, "kept_bytes": kept}
 
@@ -108,22 +139,18 @@ class Step(Workload[nn.Module]):
 class Inference(Step):
     """Logits of a batch, in torch.inference_mode."""
 
-    batch: int = 64
     group = "inference"
     replayable = True
+    graphs = ("off",)  # nothing learns
 
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        return f"{self.model}, batch {self.batch}"
-
-    def calls(self, form: nn.Module) -> list[Call]:
-        images, _ = real_images(self.batch, self.device)
-        self.check(form, images, backward=False)
-        form.eval()
+    def calls(self, form: Launched) -> list[Call]:
+        model, (images, _) = form.model, self._batch()
+        self.check(model, images, backward=False)
+        model.eval()
 
         def infer() -> object:
             with torch.inference_mode(), use_backend(self.backend):
-                return form(images)
+                return model(images)
 
         return [infer]
 
@@ -133,23 +160,27 @@ class Inference(Step):
 
 @dataclass
 class Epoch(Step):
-    """A model's preset once over 60,000 images: `training.recipe.learn`, from uint8 arrays to weights."""
+    """A model's preset once over 60,000 images: `training.recipe.learn`, from uint8 arrays to weights.
+
+    On a GPU its steps are replayed, unless the form is compiled; recording them is part of its time.
+    """
 
     group = "epoch"
+    graphs = ("auto",)
     least_rounds = 2  # of a minute each: quartiles need two
 
     @property
     def name(self) -> str:  # type: ignore[override]
         return f"{self.model}, {EPOCH_IMAGES:,} images"
 
-    def calls(self, form: Any) -> list[Call]:
-        self.check(form, self._batch()[0], backward=True)
+    def calls(self, form: Launched) -> list[Call]:
+        self.check(form.model, self._batch()[0], backward=True)
         train = sample(EPOCH_IMAGES)
-        config = replace(self.config, epochs=1)
+        config = replace(self.config, epochs=1, graph=form.graph)
 
         def epoch() -> object:
             with use_backend(self.backend):
-                return learn(form, train, config)
+                return learn(form.model, train, config)
 
         return [epoch]
 
@@ -165,6 +196,7 @@ def workloads(device: torch.device, *, everything: bool = False) -> list[Workloa
         *normed,
         *(Layer(case, True, device, growth) for growth, row in _growing().items() for case in row),
         *(Step(model, device) for model in MODELS),
+        *([Step(MODELS[0], device, GPU_BATCH)] if device.type == "cuda" else []),
         *(Inference(model, device, batch) for model in MODELS for batch in INFERENCE_BATCHES),
         Epoch(MODELS[0], device),
     ]

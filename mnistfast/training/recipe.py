@@ -26,12 +26,16 @@ class Learnt:
         model: with its final weights.
         mean, std: what the images were normalised with, for each channel.
         steps: optimiser steps taken, their number fixed beforehand.
+        replayed: whether they were a recorded one, replayed; else each was called.
+        recording: seconds of the call in which that one was warmed up and recorded.
     """
 
     model: Classifier
     mean: tuple[float, ...]
     std: tuple[float, ...]
     steps: int
+    replayed: bool
+    recording: float
 
 
 def learn(model: Classifier, train: Split, config: TrainConfig) -> Learnt:
@@ -53,7 +57,8 @@ def learn(model: Classifier, train: Split, config: TrainConfig) -> Learnt:
     trainer = Trainer(model, data, None, config)
     for _ in trainer.run():
         pass
-    return Learnt(trainer.judged, mean, std, trainer.step)
+    launcher = trainer.launcher
+    return Learnt(trainer.judged, mean, std, trainer.step, bool(launcher.sizes), launcher.seconds)
 
 
 def built(config: TrainConfig, classes: int, device: torch.device) -> Classifier:

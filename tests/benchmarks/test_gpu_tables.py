@@ -1,10 +1,13 @@
 """Pages and rankings of a result: what is in them, and what is not."""
 
+from pathlib import Path
+
 import pytest
 
 from benchmarks.gpu_rank import rankings, report
 from benchmarks.gpu_steps.counters import METRICS, table
 from benchmarks.gpu_steps.result import read
+from benchmarks.gpu_summary import summary
 from benchmarks.gpu_tables import keep_evidence, markdown
 
 
@@ -70,6 +73,18 @@ ROWS = [
     *SWEEP,
 ]
 ROWS[7]["accuracy"] = [0.99, 0.992]
+PREPARED = [
+    {"step": "mnist", "what": "prepared", "model": "fast", "form": form, "graph": graph, "numbers": "tf32"}
+    | {"seconds": seconds, "accuracy": [0.99], "recording": [0.2], "batch": 256, "steps": 235}
+    for form, graph, seconds in (
+        ("fused channels_last", "off", [0.5]),
+        ("fused nchw", "on", [0.028, 0.029, 0.1]),
+        ("eager nchw", "on", [0.2]),
+        ("pool_first channels_last", "on", [0.1]),
+        ("pool_first channels_last", "off", [0.05]),
+    )
+]
+ROWS += PREPARED
 RESULT = {
     "began": "2026-01-02",
     "minutes": 9,
@@ -91,10 +106,21 @@ def test_a_result_becomes_a_page_and_its_rows(tmp_path):
     for words in (
         *("# NVIDIA H200", "torch 2.11.0", "Triton 3.6.0", "driver 580.1", "2026-01-02"),
         *("out of time", "- kernels: fast-1: ended by SIGABRT", "cnn-2", "124.2", "failed", "3925.1", "248.4"),
-        *("| trainer | fast | auto |  | 235 |  | 2 | 1.2500 | 1.0000 | 99.10% |", "| split | float16 | 2 | 1 |"),
+        "| trainer |  | fast | auto |  | 235 |  | 2 | 1.2500 | 1.0000 |  | 99.10% |",
+        "| prepared | on | fast | fused nchw | 256 | 235 | tf32 | 3 | 0.0290 | 0.0280 | 0.2000 | 99.00% |",
+        "| split | float16 | 2 | 1 |",
         *("112.8", "no errors", "| a | 128 | tf32 | nchw | weight_grad | 5 | 0 | 10.0 | 4 | 0.400 | rows 64 |"),
     ):
         assert words in page
+
+
+def test_the_summary_compares_trainings_whose_steps_are_replayed():
+    words = (
+        "with `fast` in 235 replayed steps of 256, from images on the GPU and a recorded step to final weights, takes "
+        "29 ms (mean accuracy 99.00%, n = 3), with the best of torch's forms 100 ms"
+    )
+    assert words in summary(RESULT, Path())
+    assert "Learning MNIST" not in summary({**RESULT, "rows": [*ROWS[:-5], PREPARED[1]]}, Path())
 
 
 def test_numbers_stand_to_the_right():

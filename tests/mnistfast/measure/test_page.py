@@ -42,6 +42,28 @@ def test_durations_have_three_digits(seconds, text):
     assert bench_page.duration(seconds) == text
 
 
+def test_replayed_forms_are_compared_with_replayed_ones(result):
+    """Where steps are called and replayed; a form that could not be recorded stands in for itself."""
+    step = row("training step", "cnn2")
+    times = {form: s / 10 for form, s in SECONDS.items() if not form.startswith("torch.compile")}
+    step["seconds"] |= {f"{form}, replayed": {"median": s, "low": s, "high": s} for form, s in times.items()}
+    everyone = {form: timing["median"] for form, timing in step["seconds"].items()}
+    step["times_faster"] = {
+        mine: {other: s / everyone[mine] for other, s in everyone.items()} for mine in everyone if FUSED in mine
+    }
+    unrecorded = {**step, "name": "lenet5", "seconds": {**step["seconds"]}}
+    del unrecorded["seconds"]["eager, replayed"]
+    page = bench_page.report(result | {"rows": [unrecorded, step]}, {})
+    header, _, first, second = [line for line in page.splitlines() if line.startswith("|")]
+    assert "| convpool, replayed | convpool, channels_last, replayed | times faster" in header
+    assert "| eager, replayed |" in header
+    assert "| not measured |" in first
+    assert "| 40.00 / 80.00 | 2.00 / 4.00 |" in first
+    assert "| 4.00 / 8.00 | 2.00 / 4.00 |" in second
+    assert "times faster compare replayed forms" in page
+    assert bench_plots.pictures([step])
+
+
 def test_sizes():
     assert [bench_page.size(n) for n in (999, 1_234, 12_345_678, 2 * 10**9)] == [
         "999 B",
@@ -106,6 +128,22 @@ def test_the_readme_has_the_time_to_an_accuracy():
     page = bench_page.readme(None, time_to | {"setting": "one machine", "command": "again"})
     assert "| ours | 0.50 s (0.40 to 0.60) | 1.00 | 99.01 % (98.90 to 99.15) | 3 | 100 |" in page
     assert "| fast on eager | 3.00 s (2.90 to 3.10) | 6.00 |" in page
+
+
+def test_replayed_steps_have_a_time_without_their_recording():
+    called = {
+        "name": "a",
+        "n": 1,
+        "steps": 100,
+        "launched": "called",
+        "seconds": {"median": 0.5, "low": 0.4, "high": 0.6},
+    }
+    called |= {"accuracy": {"mean": 0.99, "low": 0.99, "high": 0.99}, "seconds_without_recording": {"median": 0.5}}
+    replayed = called | {"launched": "replayed", "seconds_without_recording": {"median": 0.0301}}
+    header, rows = bench_page.entrants({"entrants": [replayed, called]})
+    assert header[-1] == "replayed: without recording"
+    assert [cells[-1] for cells in rows] == ["30.1 ms", "called"]
+    assert "replayed: without recording" not in bench_page.entrants({"entrants": [called]})[0]
 
 
 def test_pictures_of_what_there_is(result):

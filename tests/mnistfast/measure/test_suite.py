@@ -10,9 +10,11 @@ from convpool.testing import candidates, normalised
 from convpool.testing.cases import BATCH_NORM, by_name
 from mnistfast import bench
 from mnistfast.measure import suite, workloads
-from mnistfast.measure.forms import FUSED, FUSED_LAST
+from mnistfast.measure.forms import FORMS, FUSED, FUSED_LAST, REPLAYED
 from mnistfast.measure.layers import Layer, NormLayer
 from mnistfast.measure.suite import Effort
+from mnistfast.measure.workloads import Step
+from mnistfast.training import launching
 
 CPU = torch.device("cpu")
 BRIEF = Effort(seconds=0.001, compile=False)
@@ -42,6 +44,31 @@ def wrong_kernel(monkeypatch):
     known.forget()
     monkeypatch.setattr(backend, "bind", None)  # or calls that repeat each other would be computed past it
     monkeypatch.setattr(backend, "forward", forward)
+
+
+@pytest.fixture
+def step(monkeypatch):
+    """A training step in two forms as on a GPU, its recordings stood in for: a replay is noted, and calls the step.
+
+    Returns the workload and the replays of each recording.
+    """
+    replays = []
+
+    class Called:
+        def __init__(self, step):
+            self.step, self.number = step, len(replays)
+            replays.append(0)
+
+        def replay(self):
+            replays[self.number] += 1
+            self.step()
+
+    monkeypatch.setattr(launching.CudaGraphs, "record", lambda _, step: Called(step))
+    monkeypatch.setattr(workloads, "FORMS", {form: FORMS[form] for form in (FUSED, "eager")})
+    monkeypatch.setattr(Step, "least_rounds", 2)
+    monkeypatch.setattr(Step, "graphs", ("off", "on"))
+    monkeypatch.setattr(Step, "modes", ("default", "reduce-overhead"))
+    return Step("lenet5", CPU, 8), replays
 
 
 @pytest.mark.usefixtures("tiny")
@@ -97,6 +124,47 @@ def test_what_is_compiled_takes_part(monkeypatch, tiny):
     assert compiled[-1].endswith(", max-autotune")
     assert set(row["compiling_seconds"]) == set(compiled)
     assert set(compiled) < set(row["times_faster"][FUSED])
+
+
+def test_steps_are_called_and_replayed(step):
+    workload, replays = step
+    row = suite.measure(workload, BRIEF)
+    ours, plain = {FUSED, FUSED + REPLAYED}, {"eager", "eager" + REPLAYED}
+    assert set(row["seconds"]) == ours | plain
+    assert len(replays) == 2
+    assert all(replays)
+    assert {mine: set(others) for mine, others in row["times_faster"].items()} == dict.fromkeys(ours, plain)
+    assert row["best_plain"] == min(plain, key=lambda form: row["seconds"][form]["median"])
+
+
+def test_what_cannot_be_recorded_is_named(monkeypatch, step):
+    def refuse(self, step):
+        raise RuntimeError("not while recording\nand much more")
+
+    monkeypatch.setattr(launching.CudaGraphs, "record", refuse)
+    row = suite.measure(step[0], BRIEF)
+    why = "it cannot be recorded: not while recording"
+    assert row["missing"] == {FUSED + REPLAYED: why, "eager" + REPLAYED: why}
+    assert set(row["seconds"]) == {FUSED, "eager"}
+
+
+def test_a_compiled_form_is_not_replayed(monkeypatch, step):
+    """Each mode has the fastest of torch's forms, however that one is launched."""
+    workload, replays = step
+    modes = []
+
+    def leave_as_it_is(model, *, mode, **_):
+        modes.append(mode)
+        return model
+
+    monkeypatch.setattr(torch, "compile", leave_as_it_is)
+    monkeypatch.setattr(suite.Race, "foretold", lambda self, name: name != "eager" + REPLAYED)
+    row = suite.measure(workload, Effort(0.001))
+    assert modes == ["default", "reduce-overhead"]
+    assert len(replays) == 2
+    labels = ["torch.compile of eager", "torch.compile of eager, reduce-overhead"]
+    assert [name for name in row["seconds"] if name.startswith("torch.compile")] == labels
+    assert set(row["compiling_seconds"]) == set(labels)
 
 
 @pytest.mark.usefixtures("tiny", "wrong_kernel")

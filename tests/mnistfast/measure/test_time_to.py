@@ -1,6 +1,7 @@
 """The time to an accuracy: who runs when, what is on the clock, what is scored."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -55,6 +56,27 @@ def test_validation_never_looks_at_the_test_images(tiny, learns, monkeypatch):
     assert result["training_images"] == 167
     train, scored = time_to._splits(data, validate=True)
     assert not {image.tobytes() for image in train.images} & {image.tobytes() for image in scored.images}
+
+
+def test_the_recording_of_a_step_is_told_apart(tiny, learns, monkeypatch, capsys):
+    options = TimeToOptions(model="lenet5", data=str(tiny), seeds=2, forms="fused")
+    (entrant,) = time_to.time_to(options, "again", Screen(quiet=False))["entrants"]
+    assert entrant["launched"] == "called"
+    assert entrant["seconds_without_recording"]["mean"] == entrant["seconds"]["mean"]
+    assert "recording" not in capsys.readouterr().out
+
+    called, recordings = time_to.learn, iter([5.0, 0.001, 0.003])  # of the throw-away training first
+
+    def replayed(*arguments):
+        return replace(called(*arguments), replayed=True, recording=next(recordings))
+
+    monkeypatch.setattr(time_to, "learn", replayed)
+    (entrant,) = time_to.time_to(options, "again", Screen(quiet=False))["entrants"]
+    assert entrant["launched"] == "replayed"
+    assert [run["recording"] for run in entrant["runs"]] == [0.001, 0.003]
+    for how in ("median", "mean"):
+        assert entrant["seconds_without_recording"][how] == pytest.approx(entrant["seconds"][how] - 0.002)
+    assert "0.003 s of it recording a step" in capsys.readouterr().out
 
 
 @pytest.mark.slow
