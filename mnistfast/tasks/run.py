@@ -147,7 +147,7 @@ def learn(prepared: Prepared, recorder: Recorder | None, screen: Screen, *, tens
     epochs, images = trainer.plan.epochs, len(trainer.train)
     with StopRequest() as stop:
         trainer.prepare()
-        if trainer.launcher.replays or trainer.launcher.obstacle:
+        if trainer.launcher.sizes or trainer.launcher.obstacle:
             screen.say(f"steps are {trainer.launcher.words}")
         with screen.progress(epochs, images, trainer.images_seen) as progress:
             for record in trainer.run():

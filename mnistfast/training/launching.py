@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from convpool import use_backend
 from convpool.module import is_hooked
 from convpool.planning import AUTO, AUTO_REPLAYED, requested_backend
-from mnistfast.devices import can_replay, check_graph
+from mnistfast import devices
 from mnistfast.options.learning import LearnConfig
+from mnistfast.training.optimizers import capturable
 from mnistfast.training.ranks import Ranks
 from mnistfast.training.step import Learner, take_step
 
@@ -69,15 +70,15 @@ class Launcher:
         return self._record is not None
 
     @property
-    def replays(self) -> bool:
-        """Whether steps are replayed, but for those of batch sizes that are few."""
-        return bool(self._recordings)
+    def sizes(self) -> tuple[int, ...]:
+        """The batch sizes whose steps are replayed."""
+        return tuple(self._recordings)
 
     @property
     def words(self) -> str:
         """How steps are launched, for a report."""
-        if self.replays:
-            sizes = " and ".join(map(str, self._recordings))
+        if self.sizes:
+            sizes = " and ".join(map(str, self.sizes))
             return f"replayed, in batches of {sizes}; warming up and recording took {self.seconds:.2f} s"
         return f"called one by one: {self.obstacle}" if self.obstacle else "called one by one"
 
@@ -133,7 +134,8 @@ class Launcher:
                         take_step(self.learner, batch)
                         put_back()
                 self.learner.cursor.move(0, 0)
-                return record(partial(take_step, self.learner, batch))
+                with capturable(self.learner.optimizer):
+                    return record(partial(take_step, self.learner, batch))
         finally:
             put_back()
 
@@ -145,8 +147,8 @@ def make_launcher(config: LearnConfig, learner: Learner, batches: Counter[int], 
         DeviceError: it is to replay them without a GPU.
     """
     device = learner.rates.lr.device
-    check_graph(config.graph, device)
-    if config.graph == "off" or not can_replay(device):
+    devices.check_graph(config.graph, device)
+    if config.graph == "off" or not devices.can_replay(device):
         return Launcher(learner, batches, None)
     obstacle = _obstacle(config, learner.model, ranks)
     return Launcher(learner, batches, None if obstacle else CudaGraphs().record, obstacle)

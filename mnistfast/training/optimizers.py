@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -46,12 +48,23 @@ def tie(optimizer: torch.optim.Optimizer, rates: Rates) -> None:
     """
     for group, lr in zip(optimizer.param_groups, rates.lr, strict=True):
         group["lr"] = lr
-        if "capturable" in group:
-            group["capturable"] = True  # its count of steps lies on the device as well
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
                 state[name] = torch.empty_like(parameter, requires_grad=False).copy_(value)
+
+
+@contextmanager
+def capturable(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Lets a step of `optimizer` be recorded; outside of that Adam warns of being able to."""
+    groups = [group for group in optimizer.param_groups if "capturable" in group]
+    for group in groups:
+        group["capturable"] = True
+    try:
+        yield
+    finally:
+        for group in groups:
+            group["capturable"] = False
 
 
 def saved(optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import torch
 from convpool import known, planning
 from convpool.testing import candidates, normalised
 from convpool.testing.cases import BATCH_NORM, by_name
-from mnistfast import bench
+from mnistfast import bench, devices
 from mnistfast.measure import suite, workloads
 from mnistfast.measure.forms import FORMS, FUSED, FUSED_LAST, REPLAYED
 from mnistfast.measure.layers import Layer, NormLayer
@@ -63,6 +63,7 @@ def step(monkeypatch):
             replays[self.number] += 1
             self.step()
 
+    monkeypatch.setattr(devices, "can_replay", lambda device: True)
     monkeypatch.setattr(launching.CudaGraphs, "record", lambda _, step: Called(step))
     monkeypatch.setattr(workloads, "FORMS", {form: FORMS[form] for form in (FUSED, "eager")})
     monkeypatch.setattr(Step, "least_rounds", 2)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from mnistfast import train
+from mnistfast import devices, train
 from mnistfast.data.datasets import Split
 from mnistfast.data.loader import DeviceData
 from mnistfast.data.sources import load
@@ -80,7 +80,7 @@ def test_recording_changes_nothing(data, optimizer):
     called, replayed = trainer_of(data, None, config), trainer_of(data, Stood, config)
     run(called)
     run(replayed)
-    assert replayed.launcher.replays
+    assert replayed.launcher.sizes == (16,)
     for one, other in zip(called.learner.state(), replayed.learner.state(), strict=True):
         assert torch.equal(one, other)
     assert torch.equal(called.state_dict()["rng"], replayed.state_dict()["rng"])
@@ -115,7 +115,7 @@ def test_a_recording_is_made_before_the_first_step_if_asked(data):
     trainer = trainer_of(data, Stood)
     before = [tensor.clone() for tensor in trainer.learner.model.parameters()]
     trainer.prepare()
-    assert trainer.launcher.replays
+    assert trainer.launcher.sizes == (16,)
     assert all(map(torch.equal, before, trainer.learner.model.parameters()))
     launcher = trainer.launcher
     run(trainer)
@@ -124,9 +124,9 @@ def test_a_recording_is_made_before_the_first_step_if_asked(data):
 
 def test_a_cpu_calls(data, capsys):
     launcher = trainer_of(data).launcher
-    assert (launcher.replays, launcher.words) == (False, "called one by one")
+    assert (launcher.sizes, launcher.words) == ((), "called one by one")
     for graph in ("auto", "off"):
-        assert not Trainer(build("lenet5"), data, None, replace(CONFIG, graph=graph)).launcher.replays
+        assert not Trainer(build("lenet5"), data, None, replace(CONFIG, graph=graph)).launcher.sizes
     with pytest.raises(DeviceError, match="--graph on needs a GPU"):
         Trainer(build("lenet5"), data, None, replace(CONFIG, graph="on"))
     assert train.main(["--data", "sample", "--device", "cpu", "--graph", "on"]) == 6
@@ -135,7 +135,7 @@ def test_a_cpu_calls(data, capsys):
 
 def test_what_a_graph_cannot_hold(data, monkeypatch):
     """As on a GPU."""
-    monkeypatch.setattr(launching, "can_replay", lambda device: True)
+    monkeypatch.setattr(devices, "can_replay", lambda device: True)
     learner = trainer_of(data).learner
 
     def obstacle(config=CONFIG, ranks=Ranks()):  # noqa: B008  # frozen

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mnistfast.options.learning import TrainConfig
-from mnistfast.training.optimizers import make_optimizer, make_rates, saved, tie
+from mnistfast.training.optimizers import capturable, make_optimizer, make_rates, saved, tie
 from mnistfast.training.schedules import learning_rate
 
 CONFIG = TrainConfig()
@@ -57,6 +57,19 @@ def test_rates_of_all_steps_and_groups():
     expected = [learning_rate("linear", step, 5, 0.2) for step in range(5)]
     assert rates.table.dtype == torch.float64
     assert rates.table.tolist() == [[rate, rate * 0.5] for rate in expected]
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "muon"])
+def test_capturable_while_it_is_recorded(name):
+    optimizer, _ = tied(replace(CONFIG, optimizer=name), [torch.zeros(1), torch.zeros(1)])
+
+    def asked():
+        return {group.get("capturable") for group in optimizer.param_groups}
+
+    before = asked()
+    with capturable(optimizer):
+        assert asked() == ({True} if name.startswith("adam") else {None})
+    assert asked() == before == ({False} if name.startswith("adam") else {None})
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "muon"])

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import torch
 
+from mnistfast import devices
 from mnistfast.data.sources import load
 from mnistfast.options.learning import TrainConfig
 from mnistfast.training import launching
@@ -20,6 +21,7 @@ class Called:
 
 
 def test_replayed_steps_learn_the_same_and_their_recording_is_known(tiny, monkeypatch):
+    monkeypatch.setattr(devices, "can_replay", lambda device: True)
     monkeypatch.setattr(launching.CudaGraphs, "record", lambda _, step: Called(step))
     train, config = load(str(tiny)).train, TrainConfig(model="lenet5", batch_size=20, epochs=1)
     called, replayed = (
