@@ -18,8 +18,10 @@ def takes_kernel(tensor: Tensor) -> bool:
 
 @cache
 def _has_kernels(device_type: str) -> bool:
-    if device_type == "cuda":
-        from convpool import planning
+    if device_type not in ("cuda", "meta"):
+        return False
+    from convpool.gpu.backend import BACKEND, INTERPRETED  # whose neighbours import Triton
 
-        return planning.backend("triton").unavailable() is None
-    return device_type == "meta" and find_spec("triton") is not None
+    if device_type == "cuda":
+        return BACKEND.unavailable() is None
+    return find_spec("triton") is not None and not INTERPRETED  # an interpreter needs numbers

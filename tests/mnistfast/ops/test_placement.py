@@ -6,11 +6,17 @@ import sys
 import pytest
 import torch
 
+from convpool.gpu.backend import INTERPRETED
 from mnistfast.ops.placement import takes_kernel
 
 
 def test_tensors_of_the_cpu_are_torchs():
     assert not takes_kernel(torch.zeros(1))
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="for a process that interprets")
+def test_tensors_without_numbers_are_not_interpreted():
+    assert not takes_kernel(torch.zeros(1, device="meta"))
 
 
 @pytest.mark.slow
