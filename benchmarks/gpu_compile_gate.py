@@ -4,9 +4,10 @@
 
 The real launchers run (`convpool.gpu.offline`) the plan that the backend's `serves()` names, so these are the
 configurations that ship: each layer in each kind of numbers, in the memory format that it is met in, and for sm_90 in
-both. Exit status 1, with a line for each offender, where a kernel does not compile, takes more shared memory than the
-architecture allows, makes no matrix instruction where one is meant, or, with the Triton that the table is pinned to,
-spills registers (but for the exceptions below; other versions spill here and there, and say so).
+both; and, in the place of a layer, `step`: the small operations of a training step (`gpu_step_operations.py`). Exit
+status 1, with a line for each offender, where a kernel does not compile, takes more shared memory than the architecture
+allows, makes no matrix instruction where one is meant, or, with the Triton that the table is pinned to, spills
+registers (but for the exceptions below; other versions spill here and there, and say so).
 
 `--out` keeps the table: compile_gate.json with a row a launch, and compile_gate.md to read.
 """
@@ -15,6 +16,7 @@ import argparse
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ import torch
 import triton
 from gpu_machine_code import counts
 from gpu_multiprocessors import MULTIPROCESSORS, resident
+from gpu_step_operations import launches as launches_of_step
 from gpu_tables import keep, markdown
 
 from convpool.gpu import launch
@@ -52,6 +55,7 @@ LAYERS = {  # one of each kind, in the memory format it is met in
     "vgg-5": "channels_last",
     "depthwise": "nchw",
 }
+STEP = "step"  # in the place of a layer
 BATCHES = (128, 1024)  # in which the grids are counted
 LAYOUTS = ("nchw", "channels_last")
 BOTH_LAYOUTS = "sm_90"  # where each layer is compiled in the other format too
@@ -113,25 +117,36 @@ def launches(case: Case, numbers: str, layout: str, plan: str, target: str) -> l
 def rows(promise: Promise) -> list[dict[str, Any]]:
     """What each launch takes, and how many programs a multiprocessor gets in small and large batches."""
     about = promise.numbers, promise.layout, promise.plan.plan, promise.target
-    found = [_row(promise, each) for each in launches(case_of(promise.layer), *about)]
-    target = TARGETS[promise.target]
-    multiprocessors = architecture_of(target.backend, target.arch).multiprocessors
+    found = [
+        _row(promise.layer, promise.layout, promise.target, promise.numbers, _name(each), each)
+        for each in launches(case_of(promise.layer), *about)
+    ]
     for batch in BATCHES:
-        for row, each in zip(found, launches(case_of(promise.layer, batch), *about), strict=True):
-            row[f"programs_{batch}"] = round(each.programs / multiprocessors, 2)
+        _count_programs(found, batch, launches(case_of(promise.layer, batch), *about))
     return found
 
 
-def _row(promise: Promise, launched: Launched) -> dict[str, Any]:
+def rows_of_step(target: str) -> list[dict[str, Any]]:
+    """The same of the operations of a step."""
+    found = [_row(STEP, "", target, "float32", name, each) for name, each in launches_of_step(target, BATCHES[0])]
+    for batch in BATCHES:
+        _count_programs(found, batch, [each for _, each in launches_of_step(target, batch)])
+    return found
+
+
+def _name(launched: Launched) -> str:
+    return launched.name if launched.arguments.get("NEEDS_WEIGHT", True) else "weight_grad, db alone"
+
+
+def _row(layer: str, layout: str, target: str, numbers: str, kernel: str, launched: Launched) -> dict[str, Any]:
     found, counted = resources(launched.kernel), counts(launched.kernel)
-    target = promise.target
     threads = launched.warps * TARGETS[target].warp_size
     return {
-        "layer": promise.layer,
-        "layout": promise.layout,
+        "layer": layer,
+        "layout": layout,
         "target": target,
-        "numbers": promise.numbers,
-        "kernel": launched.name if launched.arguments.get("NEEDS_WEIGHT", True) else "weight_grad, db alone",
+        "numbers": numbers,
+        "kernel": kernel,
         "threads": threads,
         "stages": launched.kernel.metadata.num_stages,
         "registers": found.registers,
@@ -141,6 +156,13 @@ def _row(promise: Promise, launched: Launched) -> dict[str, Any]:
         "matrix": uses_matrix_unit(launched.kernel),
         **asdict(counted),
     }
+
+
+def _count_programs(found: list[dict[str, Any]], batch: int, launched: list[Launched]) -> None:
+    for row, each in zip(found, launched, strict=True):
+        target = TARGETS[row["target"]]
+        multiprocessors = architecture_of(target.backend, target.arch).multiprocessors
+        row[f"programs_{batch}"] = round(each.programs / multiprocessors, 2)
 
 
 def faults(row: dict[str, Any]) -> list[str]:
@@ -212,18 +234,22 @@ def _cell(row: dict[str, Any]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
-    parser.add_argument("--layers", nargs="+", choices=LAYERS, default=list(LAYERS))
+    parser.add_argument("--layers", nargs="+", choices=[*LAYERS, STEP], default=[*LAYERS, STEP])
     parser.add_argument("--numbers", nargs="+", choices=NUMBERS, default=list(NUMBERS))
     parser.add_argument("--out", type=Path, metavar="FOLDER")
     options = parser.parse_args()
     print(f"Triton {triton.__version__}")
+    layers = [layer for layer in options.layers if layer != STEP]
+    wanted = [(str(each), partial(rows, each)) for each in promises(options.targets, layers, options.numbers)]
+    if STEP in options.layers:
+        wanted += [(f"{STEP} on {target}", partial(rows_of_step, target)) for target in options.targets]
     table, wrong = [], 0
-    for promise in promises(options.targets, options.layers, options.numbers):
+    for name, compiled in wanted:
         try:
-            found = rows(promise)
+            found = compiled()
             complaints = [fault for row in found for fault in faults(row)]
         except Exception as error:
-            found, complaints = [], [f"{promise}: {type(error).__name__}: {error}"]
+            found, complaints = [], [f"{name}: {type(error).__name__}: {error}"]
         table += found
         wrong += len(complaints)
         for complaint in complaints:

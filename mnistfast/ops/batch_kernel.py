@@ -104,7 +104,7 @@ def begin_step(
     sample = tl.load(order_ptr + start + first_row + row, mask=exists, other=0)
     tl.store(y_ptr + row, tl.load(labels_ptr + sample, mask=exists & (block == 0)), mask=exists & (block == 0))
     at = block * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
-    inside = exists & (at < CHANNELS * PIXELS)
+    inside = at < tl.where(exists, CHANNELS * PIXELS, 0)  # Triton 3.9 interprets no mask made of a block and a scalar
     if CHANNELS_LAST:
         channel = at % CHANNELS
         source = channel * PIXELS + at // CHANNELS

@@ -109,3 +109,9 @@ def test_nan_is_not_hidden(way):
     kernel, gradient, average = made((6, 2, 3, 3))
     gradient[2, 1, 0, 0] = float("nan")
     assert stepped((kernel, gradient, average), 0.0)[0].isnan().all()
+
+
+def test_rows_may_lie_scattered(way):
+    across = [t.transpose(0, 1) for t in made((5, 3, 2, 2))]
+    wanted = plain([t.contiguous() for t in across], 0.0)[0]
+    torch.testing.assert_close(stepped(across, 0.0)[0], wanted.float(), rtol=1e-4, atol=1e-5)

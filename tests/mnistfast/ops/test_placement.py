@@ -6,11 +6,20 @@ import sys
 import pytest
 import torch
 
-from mnistfast.ops.placement import takes_kernel
+from mnistfast.ops.placement import standing_for_gpus, takes_kernel
 
 
 def test_tensors_of_the_cpu_are_torchs():
     assert not takes_kernel(torch.zeros(1))
+
+
+def test_a_device_may_stand_for_a_gpu():
+    somewhere = torch.zeros(1, device="meta")
+    assert not takes_kernel(somewhere)
+    with standing_for_gpus("meta"):
+        assert takes_kernel(somewhere)
+        assert not takes_kernel(torch.zeros(1))
+    assert not takes_kernel(somewhere)
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from torch import Tensor
 from convpool import use_backend
 from mnistfast.data.datasets import Split
 from mnistfast.data.loader import DeviceData
-from mnistfast.ops import batch, loss, orthogonal
+from mnistfast.ops.placement import standing_for_gpus
 from mnistfast.options.learning import TrainConfig
 from mnistfast.training.recipe import built
 from mnistfast.training.trainer import Trainer
@@ -82,9 +82,7 @@ def launched(preset: str) -> dict[str, Any]:
 
 
 def main(presets: list[str]) -> None:
-    for module in (batch, loss, orthogonal):
-        module.takes_kernel = lambda tensor: True
-    with stand_in_driver() as driver, use_backend("triton"):
+    with stand_in_driver() as driver, use_backend("triton"), standing_for_gpus("cpu"):
         driver.launcher_cls = Listening  # type: ignore[method-assign,assignment]
         numbers = count(1)  # of the kernels, in the order in which they are loaded
         driver.utils.load_binary = lambda name, kernel, shared, device: (object(), next(numbers), 32, 0, 1024)

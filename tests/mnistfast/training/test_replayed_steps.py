@@ -5,7 +5,7 @@ Recordings of operators stand for the graphs of a GPU.
 
 import gc
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
 from dataclasses import replace
 
@@ -19,7 +19,7 @@ from mnistfast.data.datasets import Split
 from mnistfast.data.loader import DeviceData
 from mnistfast.models.adapters import choose
 from mnistfast.models.zoo import build
-from mnistfast.ops import batch, loss, orthogonal
+from mnistfast.ops.placement import standing_for_gpus
 from mnistfast.options.learning import TrainConfig
 from mnistfast.options.presets import PRESETS
 from mnistfast.training.epoch import Replay
@@ -140,13 +140,13 @@ def test_fine_tuning(arguments, options, recordings) -> None:
 
 
 @pytest.fixture
-def own_kernels(monkeypatch) -> None:
+def own_kernels() -> Iterator[None]:
     """Lets a step launch what it launches on a GPU beside the layers, in Triton's interpreter."""
     pytest.importorskip("triton")
     if not INTERPRETED:
         pytest.skip("Triton compiles here")
-    for module in (batch, loss, orthogonal):
-        monkeypatch.setattr(module, "takes_kernel", lambda tensor: True)
+    with standing_for_gpus("cpu"):
+        yield
 
 
 @pytest.mark.triton
