@@ -198,8 +198,13 @@ def _copy_each(tensors: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
         tensor.copy_(source)
 
 
+def _log_softmax_backward(gradient: Tensor, result: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
+    return gradient - result.exp() * gradient.sum(dim, keepdim=True)
+
+
 foreach_lerp_: Callable[..., Any] = _found("_foreach_lerp_", _lerp_each)
 foreach_copy_: Callable[..., Any] = _found("_foreach_copy_", _copy_each)
+log_softmax_backward: Callable[..., Tensor] = _found("ops.aten._log_softmax_backward_data", _log_softmax_backward)
 
 
 def constant_when_compiled(function: T) -> T:

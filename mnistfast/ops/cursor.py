@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -37,8 +38,22 @@ class Cursor:
     def advance(self, images: int) -> None:
         """Sets `coming` to one step and so many images behind `now`."""
         torch.add(self.now, images, out=self.coming)
-        torch.add(self.now[0], 1, out=self.coming[0])
+        torch.add(self._step, 1, out=self._coming_step)
 
     def positions(self, rows: slice) -> Tensor:
         """Returns where in the epoch these rows of the step's batch are: int64 (rows,)."""
-        return torch.arange(rows.start, rows.stop, device=self.now.device).add_(self.now[1])
+        return torch.arange(rows.start, rows.stop, device=self.now.device).add_(self._start)
+
+    # Each view is made once: they are asked for in every step.
+
+    @cached_property
+    def _step(self) -> Tensor:
+        return self.now[0]
+
+    @cached_property
+    def _start(self) -> Tensor:
+        return self.now[1]
+
+    @cached_property
+    def _coming_step(self) -> Tensor:
+        return self.coming[0]
