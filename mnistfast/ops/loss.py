@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convpool.torch_private import log_softmax_backward
 from mnistfast.ops.cursor import Cursor
 from mnistfast.ops.placement import takes_kernel
 
@@ -66,6 +65,8 @@ def learn_from(
             advance=advance,
             add=add,
         )
+    from convpool.torch_private import log_softmax_backward  # here, for with it comes Triton
+
     # Probabilities, against which torch computes with fewer small operations than against class numbers.
     wanted = torch.full_like(logits, rest, dtype=torch.float32).scatter_(1, labels[:, None], labelled)
     log_shares = F.log_softmax(logits.float(), 1)
