@@ -61,7 +61,7 @@ _forgetting: list[Callable[[], None]] = [_running.clear]
 
 # Read at import: to look for an absent name in os.environ takes as long as all other checks of a call together.
 _DEFAULT = os.environ.get("CONVPOOL_BACKEND") or "auto"
-_chosen: ContextVar[str | None] = ContextVar("convpool_backend", default=None)
+chosen_backend: ContextVar[str | None] = ContextVar("convpool_backend", default=None)  # by `use_backend`
 
 
 @contextmanager
@@ -78,16 +78,16 @@ def use_backend(name: str) -> Iterator[None]:
     Raises:
         ValueError: `name` is not "auto", "auto-replayed" or a backend's name.
     """
-    token = _chosen.set(_check_name(name, "use_backend"))
+    token = chosen_backend.set(_check_name(name, "use_backend"))
     try:
         yield
     finally:
-        _chosen.reset(token)
+        chosen_backend.reset(token)
 
 
 def requested_backend() -> str:
     """The name in force: `use_backend`'s, else CONVPOOL_BACKEND's, else "auto"."""
-    return _chosen.get() or _check_name(_DEFAULT, "CONVPOOL_BACKEND")
+    return chosen_backend.get() or _check_name(_DEFAULT, "CONVPOOL_BACKEND")
 
 
 if torch.__version__ < "2.14":  # its compiler cannot trace ContextVar.get: the choice at compile time then holds

@@ -1,4 +1,8 @@
-"""The backend `reference`: the fused plan's arithmetic in plain torch, position by position; slow, meant to be read."""
+"""The backend `reference`: the fused plan's arithmetic in plain torch, position by position; slow, meant to be read.
+
+All sums are float64, in which products of two float32 numbers are exact: added one by one in float32, the thousands of
+terms of a gradient of x are three times as far off as torch's, which are added in blocks.
+"""
 
 from typing import NamedTuple
 
@@ -11,7 +15,7 @@ from convpool.geometry import DEAD, Geometry
 from convpool.layout import new_code, new_gradients, new_output
 from convpool.protocol import BAD_CODES, Moments, Needs, Plan
 
-_CHUNK = 1 << 22  # gathered elements at a time: 16 MiB in float32
+_CHUNK = 1 << 21  # gathered elements at a time: 16 MiB
 
 
 class ReferenceBackend:
@@ -21,6 +25,8 @@ class ReferenceBackend:
     def serves(self, geometry: Geometry, dtype: torch.dtype, device: torch.device) -> Plan | str:
         if not dtype.is_floating_point:
             return f"dtype {dtype} is not a floating-point type"
+        if device.type == "mps":
+            return "device type 'mps' has no float64"
         return Plan("reference", "reference", "named outright", profitable=False)
 
     def kernels(self, x: Tensor, weight: Tensor, geometry: Geometry, plan: str, needs: Needs) -> tuple[str, ...]:
@@ -29,12 +35,11 @@ class ReferenceBackend:
     def forward(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, plan: str, with_code: bool
     ) -> tuple[Tensor, Tensor]:
-        dtype = accumulator(x.dtype)
         y = new_output(x, weight, geometry)
         code = new_code(y, with_code)
         if y.numel() == 0:
             return y, code
-        z = eager.conv(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype), geometry.settings)
+        z = eager.conv(x.double(), weight.double(), None if bias is None else bias.double(), geometry.settings)
         best, position = eager.pool_with_positions(z, geometry.settings)
         dead = best <= 0
         y.copy_(torch.where(dead, 0, best))
@@ -67,20 +72,14 @@ def gradients(
     dy: Tensor, code: Tensor, x: Tensor | None, weight: Tensor, geometry: Geometry, needs: Needs
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dx, dw and db in operations of torch alone; a code that names no conv output counts as dead."""
-    dtype = accumulator(dy.dtype)
     won = winners(code, geometry)
-    live = torch.where(won.live, dy.to(dtype), 0)
+    live = torch.where(won.live, dy.double(), 0)
     dx, dw, db = new_gradients(code, weight, geometry, needs)
     if needs[2]:
-        db.copy_(live.sum((0, 2, 3)))
+        db.copy_(live.sum((0, 2, 3)).to(db.dtype))  # `copy_` alone leaves a forward-mode tangent in float64
     if needs[0] or needs[1]:
-        _walk_winners(live, won, x, weight.to(dtype), geometry, dx, dw, needs)
+        _walk_winners(live, won, x, weight.double(), geometry, dx, dw, needs)
     return dx, dw, db
-
-
-def accumulator(dtype: torch.dtype) -> torch.dtype:
-    """The type in which sums are formed and winners are chosen."""
-    return dtype if dtype == torch.float64 else torch.float32
 
 
 class Winners(NamedTuple):
@@ -180,7 +179,7 @@ def _walk_winners(
                 spread = torch.where(seen, spread, 0)
                 padded_dx[..., inputs].index_put_((image.expand_as(read), read), spread, accumulate=True)
     if needs[0]:
-        plane = padded_dx.transpose(1, 2).unflatten(2, (-1, padded_width))
+        plane = padded_dx.to(dx.dtype).transpose(1, 2).unflatten(2, (-1, padded_width))
         dx.copy_(plane[:, :, top : top + geometry.height, left : left + geometry.width])
 
 

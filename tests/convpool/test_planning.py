@@ -100,6 +100,11 @@ def test_an_unfit_machine_is_named(compiler, capability, words, on_a_gpu, monkey
     assert found is None if words is None else words in found
 
 
+def test_the_reference_needs_float64() -> None:
+    served = planning.backend("reference").serves(by_name("cnn-1").geometry, torch.float32, torch.device("mps"))
+    assert served == "device type 'mps' has no float64"
+
+
 def test_auto_never_picks_the_reference() -> None:
     assert explain(X, WEIGHT).backend != "reference"
     assert explain(X[0], WEIGHT) == explain(X, WEIGHT)

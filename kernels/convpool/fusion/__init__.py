@@ -9,7 +9,7 @@ report.py  fusion_report
 verify.py  verify
 memory.py  what autograd keeps for a backward pass
 
-Imports `batchnorm`, `functional`, `module`, `protocol` and `torch_private`.
+Imports `batchnorm`, `functional`, `module`, `planning`, `protocol` and `torch_private`.
 """
 
 from convpool.fusion.report import FusionReport, fusion_report

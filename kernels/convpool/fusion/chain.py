@@ -1,6 +1,6 @@
 """What a fused model does at each call: layer after layer, with conv -> ReLU -> max-pool as one op where that holds.
 
-Nothing is decided here once and for all. Every call looks at the layers as they are, so a hook added later, a layer
+Nothing is decided here once and for all. Every look is at the layers as they are, so a hook added later, a layer
 replaced, a norm switched to training mode get what the unfused model would do.
 """
 
@@ -89,6 +89,16 @@ class Run(NamedTuple):
             return "the pool returns its indices"
         return None
 
+    def interruption(self) -> str | None:
+        """What keeps layers that fit from being fused for as long as it is there, or None."""
+        for layer in self.layers:
+            if is_hooked(layer):
+                return f"a hook on {_kind(layer)}"
+        for layer in self.layers:
+            if _is_dropout(layer) and layer.training and layer.p > 0:
+                return f"{_kind(layer)} is active (training mode)"
+        return None
+
     def obstacle(self, dx: bool, shape: tuple[int, ...] | None = None) -> str | None:
         """Why layers that fit are not fused at the moment, or None.
 
@@ -96,16 +106,11 @@ class Run(NamedTuple):
             dx: whether their input has a gradient.
             shape: of their input, where it is known.
         """
-        for layer in self.layers:
-            if is_hooked(layer):
-                return f"a hook on {_kind(layer)}"
-        for layer in self.layers:
-            if _is_dropout(layer) and layer.training and layer.p > 0:
-                return f"{_kind(layer)} is active (training mode)"
-        if self.batch_statistics:
-            found = obstacle(self.conv, self.pool, dx, shape)
-            return found and f"batch statistics (training mode): {found}"
-        return None
+        found = self.interruption()
+        if found or not self.batch_statistics:
+            return found
+        found = obstacle(self.conv, self.pool, dx, shape)
+        return found and f"batch statistics (training mode): {found}"
 
     def obstacle_for(self, x: Any) -> str | None:
         """As `obstacle`, where their input is x: a tensor, or what stands for one while torch.fx traces."""
@@ -143,23 +148,29 @@ class Run(NamedTuple):
         return x
 
 
-def run_chain(x: Tensor, layers: Sequence[Any]) -> Any:
-    """`for layer in layers: x = layer(x)`, with each run that can be fused at this moment as one op."""
+def run_chain(x: Tensor, layers: Sequence[Any]) -> tuple[Any, bool]:
+    """`for layer in layers: x = layer(x)`, with each run that can be fused at this moment as one op.
+
+    Returns:
+        x after the last layer, and whether nothing was fused and nothing would be without interruptions: then calls
+        like this one need no look.
+    """
     if has_any_global_hook():
         for layer in layers:
             x = layer(x)
-        return x
+        return x, False
     layers = _expanded(layers)
-    i = 0
+    i, idle = 0, True
     while i < len(layers):
         run = run_at(layers, i)
-        if run is None or run.misfit() or run.obstacle_for(x):
-            x = layers[i](x)
-            i += 1
+        if run is None or run.misfit():
+            x, i = layers[i](x), i + 1
+        elif run.obstacle_for(x):
+            idle = idle and not run.interruption()
+            x, i = layers[i](x), i + 1
         else:
-            x = run.fused(x)
-            i += len(run.layers)
-    return x
+            x, i, idle = run.fused(x), i + len(run.layers), False
+    return x, idle
 
 
 def run_at(layers: Sequence[Any], start: int) -> Run | None:

@@ -10,22 +10,33 @@ import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from copy import deepcopy
+from itertools import repeat
+from operator import getitem
 from typing import Any, NamedTuple
 
 import torch
-from torch import fx, nn
+from torch import fx, is_grad_enabled, nn
+from torch.compiler import is_compiling
 
+from convpool import torch_private
 from convpool.fusion.chain import Layer, run_chain
 from convpool.fusion.find import Found, Link, Survey, original_class, runs_in_order
 from convpool.fusion.trace import Note, Traced
+from convpool.planning import chosen_backend
 
-_FORWARDS = "_convpool_forwards"  # of a rewritten instance: its traced forwards by training mode
+# Of a rewritten instance:
+_FORWARDS = "_convpool_forwards"  # its traced forwards by training mode
+_IDLE = "_convpool_idle"  # the calls in which its own forward does, without a look at the layers: see `_keep_idle`
+_IDLE_CALLS = 64  # until the next look: a 64th of its 0.1 to 0.3 ms is lost in a call's other noise
 
 
 class Forward(NamedTuple):
-    """A module's forward in one mode, with its runs fused; `layers` if it is nothing but one layer after another."""
+    """A module's forward in one mode, with its runs fused; `layers` if it is nothing but one layer after another.
 
-    code: Callable[..., Any]
+    `code` returns the output, and of each chain whether it was idle (see `run_chain`).
+    """
+
+    code: Callable[..., tuple[Any, tuple[bool, ...]]]
     inputs: tuple[str, ...]
     notes: tuple[Note, ...]
     layers: tuple[Layer | str, ...] | None  # submodules by their path
@@ -104,6 +115,7 @@ def _restore(module: nn.Module) -> None:
     if original_class(module) is not type(module):
         module.__class__ = original_class(module)
         vars(module).pop(_FORWARDS, None)  # a slice of a rewritten nn.Sequential has none: it was made from the class
+        vars(module).pop(_IDLE, None)
 
 
 def _rewrite(module: nn.Module, forwards: dict[bool, Forward]) -> None:
@@ -133,7 +145,10 @@ def _forwards(survey: Survey, module: nn.Module) -> dict[bool, Forward]:
 
 
 def _with_chains(graph: fx.Graph, found: list[Found]) -> fx.Graph:
-    """A copy of the graph in which one `run_chain` stands for each span of links, at the place of its first."""
+    """A copy of the graph in which one `run_chain` stands for each span of links, at the place of its first.
+
+    It returns what `Forward.code` does.
+    """
     spans: list[list[Link]] = []
     for run in found:
         if spans and run.span[0] in spans[-1]:  # one submodule ends a run and begins the next
@@ -142,15 +157,19 @@ def _with_chains(graph: fx.Graph, found: list[Found]) -> fx.Graph:
             spans.append(list(run.span))
     rewritten = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
-    rewritten.output(rewritten.graph_copy(graph, copies))
+    output = rewritten.output(rewritten.graph_copy(graph, copies))
+    idle = []
     for span in spans:
         nodes = [copies[link.node] for link in span if link.node is not None]
         with rewritten.inserting_before(nodes[0]):
             layers = tuple(x.layer if isinstance(x.layer, tuple) else rewritten.get_attr(x.path) for x in span)
             chain = rewritten.call_function(run_chain, (nodes[0].args[0], layers))
-        nodes[-1].replace_all_uses_with(chain)
+            y, was_idle = (rewritten.call_function(getitem, (chain, i)) for i in (0, 1))
+        nodes[-1].replace_all_uses_with(y)
+        idle.append(was_idle)
         for node in reversed(nodes):
             rewritten.erase_node(node)
+    output.args = ((output.args[0], tuple(idle)),)
     return rewritten
 
 
@@ -164,18 +183,44 @@ def _compiled(graph: fx.Graph, cls: type[nn.Module]) -> Callable[..., Any]:
     return namespace["forward"]
 
 
+def _keep_idle(module: nn.Module, x: Any) -> None:
+    """Note for the module in which calls its own forward does: in this mode, with an input like x, and how many.
+
+    What the note does not say (a norm frozen alone, a layer replaced) costs speed at most, until the calls are up.
+    There is none where torch cannot tell what is like x.
+    """
+    alike = torch_private.alike((x,))
+    if alike is not None:
+        mode = module.training, is_grad_enabled(), chosen_backend.get()
+        vars(module)[_IDLE] = mode, alike, repeat(True, _IDLE_CALLS)
+
+
 def _derived(base: Any) -> Any:
     """`base` with a fusing forward, under the same name; see `fuse`."""
 
     @functools.wraps(base.forward)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if is_compiling() or len(args) != 1 or kwargs:
+            return look(self, *args, **kwargs)[0]
+        note = self.__dict__.get(_IDLE)
+        if note is not None:  # in few steps: kernels evict Python's data from the caches, and then each takes 1 to 5 us
+            mode, alike, calls = note
+            now = self.training, is_grad_enabled(), chosen_backend.get()
+            if now == mode and alike(*args) and next(calls, False):
+                return base.forward(self, *args)
+        y, idle = look(self, *args)
+        if idle:
+            _keep_idle(self, *args)
+        return y
+
+    def forward_look(self: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, bool]:
         fused = vars(self).get(_FORWARDS, {}).get(self.training)
         if fused is not None and fused.takes(args, kwargs) and fused.holds(self):
-            return fused.code(self, *args, **kwargs)
-        return base.forward(self, *args, **kwargs)
+            y, idle = fused.code(self, *args, **kwargs)
+            return y, all(idle)
+        return base.forward(self, *args, **kwargs), False
 
-    @functools.wraps(base.forward)
-    def sequential_forward(self: nn.Sequential, input: Any) -> Any:
+    def sequential_look(self: Any, input: Any) -> tuple[Any, bool]:
         return run_chain(input, list(self))
 
     def convpool_layers(self: nn.Module) -> list[Layer] | None:
@@ -199,6 +244,7 @@ def _derived(base: Any) -> Any:
         )
 
     def __reduce_ex__(self: Any, protocol: int) -> Any:
+        vars(self).pop(_IDLE, None)  # torch's answer whether an input is alike has no copy
         reduced = base.__reduce_ex__(self, max(protocol, 2))
         if reduced[0].__name__ != "__newobj__":  # a class that builds itself, as GraphModule, builds the unfused module
             return reduced
@@ -213,14 +259,16 @@ def _derived(base: Any) -> Any:
 
     def __deepcopy__(self: nn.Module, memo: dict[int, Any]) -> nn.Module:
         copied = base.__deepcopy__(self, memo)
+        _restore(copied)  # which is fused where base copies by type(self)
         _rewrite(copied, _forwards(Survey(copied), copied))
         return copied
 
     in_order = base.forward is nn.Sequential.forward
+    look = sequential_look if in_order else forward_look
     namespace: dict[str, Any] = {
         "convpool_base": base,
         "convpool_layers": sequential_layers if in_order else convpool_layers,
-        "forward": sequential_forward if in_order else forward,
+        "forward": forward,
         "extra_repr": extra_repr,
         "__prepare_scriptable__": __prepare_scriptable__,
         "__reduce_ex__": __reduce_ex__,
