@@ -6,5 +6,6 @@
     orthogonal.py  Muon's update of a convolution's kernel
     placement.py   which tensors a Triton kernel takes; for the others each function makes plain calls of torch
 
-Importing this imports no Triton and asks no device anything. Imports nothing else of mnistfast.
+Importing them asks no device anything; what data sets need (`batch`) imports no Triton either. Imports nothing else
+of mnistfast.
 """

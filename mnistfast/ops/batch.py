@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -22,6 +23,11 @@ class Rates:
 
     table: Tensor
     lr: Tensor
+
+    @cached_property
+    def row(self) -> Tensor:
+        """`lr` as a row of the table, (1, groups)."""
+        return self.lr.view(1, -1)
 
 
 def take_batch(
@@ -77,5 +83,5 @@ def take_rows(
 def _begin(order: Tensor, cursor: Cursor, rates: Rates, rows: slice) -> Tensor:
     """Returns which samples these rows of the batch are: int64 (rows,)."""
     cursor.now.copy_(cursor.coming)
-    torch.index_select(rates.table, 0, cursor.now[:1], out=rates.lr.view(1, -1))
+    torch.index_select(rates.table, 0, cursor.step, out=rates.row)
     return order.index_select(0, cursor.positions(rows))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -24,6 +24,9 @@ class Cursor:
 
     coming: Tensor
     now: Tensor
+    # What is asked for in every step is made once, and held where a graph may read it. By the rows, by the images:
+    _rows: dict[tuple[int, int], Tensor] = field(default_factory=dict, init=False, repr=False)
+    _strides: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def begin(cls, device: torch.device) -> Cursor:
@@ -37,23 +40,24 @@ class Cursor:
 
     def advance(self, images: int) -> None:
         """Sets `coming` to one step and so many images behind `now`."""
-        torch.add(self.now, images, out=self.coming)
-        torch.add(self._step, 1, out=self._coming_step)
+        stride = self._strides.get(images)
+        if stride is None:
+            stride = self._strides[images] = torch.tensor([1, images], device=self.now.device)
+        torch.add(self.now, stride, out=self.coming)
 
     def positions(self, rows: slice) -> Tensor:
         """Returns where in the epoch these rows of the step's batch are: int64 (rows,)."""
-        return torch.arange(rows.start, rows.stop, device=self.now.device).add_(self._start)
-
-    # Each view is made once: they are asked for in every step.
+        numbers = self._rows.get((rows.start, rows.stop))
+        if numbers is None:
+            numbers = torch.arange(rows.start, rows.stop, device=self.now.device)
+            self._rows[rows.start, rows.stop] = numbers
+        return numbers + self._start
 
     @cached_property
-    def _step(self) -> Tensor:
-        return self.now[0]
+    def step(self) -> Tensor:
+        """The number of the step that is being taken: int64 (1,), a view of `now`."""
+        return self.now[:1]
 
     @cached_property
     def _start(self) -> Tensor:
         return self.now[1]
-
-    @cached_property
-    def _coming_step(self) -> Tensor:
-        return self.coming[0]

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from convpool.torch_private import log_softmax_backward
 from mnistfast.ops.cursor import Cursor
 from mnistfast.ops.placement import takes_kernel
 
@@ -65,15 +66,13 @@ def learn_from(
             advance=advance,
             add=add,
         )
-    from convpool.torch_private import log_softmax_backward  # here, for with it comes Triton
-
-    # Probabilities, against which torch computes with fewer small operations than against class numbers.
-    wanted = torch.full_like(logits, rest, dtype=torch.float32).scatter_(1, labels[:, None], labelled)
+    # In as few calls as possible, each of which costs a CPU 5 us or more where kernels have evicted Python's data: with
+    # probabilities for labels, by what autograd would call, and the sign in the probabilities.
+    wanted = torch.full_like(logits, -rest, dtype=torch.float32).scatter_(1, labels[:, None], -labelled)
     log_shares = F.log_softmax(logits.float(), 1)
-    # What autograd would call, at half its cost.
-    gradient = log_softmax_backward(wanted * -scale, log_shares, 1, torch.float32)
+    gradient = log_softmax_backward(wanted if scale == 1 else wanted * scale, log_shares, 1, torch.float32)
     positions = cursor.positions(slice(rows_start, rows_start + len(logits)))
-    lost = (log_shares * wanted).sum(1).neg_()
+    lost = (log_shares * wanted).sum(1)
     if add:
         losses.index_add_(0, positions, lost)
     else:
