@@ -204,7 +204,7 @@ def _log_softmax_backward(gradient: Tensor, result: Tensor, dim: int, dtype: tor
 
 foreach_lerp_: Callable[..., Any] = _found("_foreach_lerp_", _lerp_each)
 foreach_copy_: Callable[..., Any] = _found("_foreach_copy_", _copy_each)
-log_softmax_backward: Callable[..., Tensor] = _found("ops.aten._log_softmax_backward_data", _log_softmax_backward)
+log_softmax_backward: Callable[..., Tensor] = _found("_log_softmax_backward_data", _log_softmax_backward)
 
 
 def constant_when_compiled(function: T) -> T:
