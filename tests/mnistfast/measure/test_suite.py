@@ -149,6 +149,7 @@ def test_what_cannot_be_recorded_is_named(monkeypatch, step):
     assert set(row["seconds"]) == {FUSED, "eager"}
 
 
+@pytest.mark.slow
 def test_a_compiled_form_is_not_replayed(monkeypatch, step):
     """Each mode has the fastest of torch's forms, however that one is launched."""
     workload, replays = step

@@ -11,6 +11,7 @@ import pytest
 from mnistfast.options.presets import PRESETS
 
 pytest.importorskip("triton")
+pytestmark = [pytest.mark.slow, pytest.mark.triton]
 ROOT = Path(__file__).parents[3]
 # For each layer a forward pass with winners and one without, and its gradients; one sum for few columns, one for many.
 # Behind a set's full batches a last, smaller one is scored, for which a layer may take smaller blocks: its pass without
