@@ -39,6 +39,7 @@ def taken(folder: Path, *steps: Step, seconds: float = 120) -> tuple[dict, dict]
     return rows, {name: how["ended"] for name, how in found["steps"].items()}
 
 
+@pytest.mark.slow
 def test_what_raises_is_named_and_the_rest_runs(tmp_path):
     rows, ended = taken(tmp_path, step("raises"), step("row_raises"), step("good"))
     assert ended == {"raises": "ValueError: planted: the step itself", "row_raises": "done", "good": "done"}

@@ -178,6 +178,7 @@ print("right")
 """
 
 
+@pytest.mark.slow
 def test_windows_without_a_conv_output() -> None:
     """torch's value, -inf, and no gradient; a named backend says why it does not serve."""
     path = os.pathsep.join(sys.path)

@@ -49,6 +49,7 @@ def test_pt2_and_safetensors(reader, tmp_path, capsys):
         assert set(opened.keys()) == set(model.state_dict())
 
 
+@pytest.mark.slow
 def test_onnx(tmp_path, capsys):
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")

@@ -136,6 +136,7 @@ def test_avx2_computes_the_same() -> None:
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.slow
 def test_unknown_instruction_set_is_named() -> None:
     script = "from convpool.cpu import native; print(native.BACKEND.unavailable())"
     result = run(script, CONVPOOL_CPU_ISA="sse9")
@@ -158,6 +159,7 @@ assert os.waitpid(child, 0)[1] == 0
 """
 
 
+@pytest.mark.slow
 @needs_library
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_child_computes_with_one_thread() -> None:

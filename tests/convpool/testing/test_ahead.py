@@ -61,6 +61,7 @@ def test_what_is_compiled_ahead_is_not_compiled_again(tmp_path) -> None:
     assert found["ended by"] == [-signal.SIGKILL] * 2  # nobody waited for what they had not compiled
 
 
+@pytest.mark.slow
 def test_interpreted_kernels_are_not_compiled(tmp_path) -> None:
     script = "from convpool.testing.ahead import compiling\nwith compiling([]): pass"
     result = run(script, tmp_path, TRITON_INTERPRET="1")

@@ -22,6 +22,7 @@ assert [one.fp32_precision for one in (cudnn.conv, cudnn.rnn, matmul)] == ["ieee
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the allocator is glibc's")
 def test_the_setting_names_the_allocator_in_force_and_leaves_it() -> None:
     script = """

@@ -113,6 +113,7 @@ def check_for_ever(file: str) -> None:
     selfcheck.main(["--cases", "lenet5-1", "batch-17", "--json", file], planted)
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_its_report(tmp_path) -> None:
     file = tmp_path / "report.json"
     run = CONTEXT.Process(target=check_for_ever, args=(str(file),))

@@ -58,6 +58,7 @@ def test_validation_never_looks_at_the_test_images(tiny, learns, monkeypatch):
     assert not {image.tobytes() for image in train.images} & {image.tobytes() for image in scored.images}
 
 
+@pytest.mark.slow
 def test_the_recording_of_a_step_is_told_apart(tiny, learns, monkeypatch, capsys):
     options = TimeToOptions(model="lenet5", data=str(tiny), seeds=2, forms="fused")
     (entrant,) = time_to.time_to(options, "again", Screen(quiet=False))["entrants"]
