@@ -27,7 +27,7 @@ INSTRUCTION_SETS = {
 
 
 def library(instruction_set: str, flags: list[str]) -> Extension:
-    """Not a Python module: a plain C interface, loaded by convpool/cpu/native.py. Without a compiler it is left out."""
+    """Not a Python module: a plain C interface, loaded by convpool/cpu/library.py; left out without a compiler."""
     return Extension(
         f"convpool.cpu._{instruction_set}",
         sources=[f"{SOURCES}/{instruction_set}.cpp"],

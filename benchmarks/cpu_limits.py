@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import torch
 from cpu_layers import LAYERS
 
-from convpool import planning
+from convpool import planning, registry
 from convpool.geometry import DEAD
 from convpool.testing import candidates, machine, roofline, timing
 from convpool.testing.cases import Case
@@ -31,7 +31,7 @@ def rows(case: Case, layout: Layout, dx: bool, seconds: float) -> Iterator[tuple
     """The table's rows of a layer: forward and backward."""
     g, inputs = case.geometry, candidates.in_layout(make_inputs(case), layout)
     x, weight, bias, dy = inputs.x, inputs.weight, inputs.bias, inputs.dy
-    backend, plan = planning.running(planning.plan_for(x, weight, g.settings, "cpu").call)
+    backend, plan = registry.running(planning.plan_for(x, weight, g.settings, "cpu").call)
     *_, computing, learning = backend.kernels(x, weight, g, plan, (dx, True, True))
     y, code = backend.forward(x, weight, bias, g, plan, True)
 

@@ -33,7 +33,7 @@ from convpool import conv_relu_max_pool2d, register_backend, use_backend
 from convpool.geometry import Geometry
 from convpool.gpu.backend import TritonBackend
 from convpool.gpu.prepared import ordinary_launches
-from convpool.protocol import Plan
+from convpool.protocol import ORDINARY, Plan, Use
 from convpool.testing.timing import Race
 from convpool.torch_private import forget_driver
 
@@ -73,8 +73,8 @@ class StandIn(TritonBackend):
     def unavailable(self) -> str | None:
         return None
 
-    def serves(self, geometry: Geometry, dtype: torch.dtype, device: torch.device) -> Plan | str:
-        return super().serves(geometry, dtype, torch.device("cuda"))
+    def serves(self, geometry: Geometry, dtype: torch.dtype, device: torch.device, use: Use = ORDINARY) -> Plan | str:
+        return super().serves(geometry, dtype, torch.device("cuda"), use)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convpool import planning
+from convpool import planning, registry
 from convpool.geometry import Geometry, Settings
 from convpool.testing import parity
 from convpool.testing.candidates import Through
@@ -309,7 +309,7 @@ def survey(backend: str, seed: int, numbers: range, script: Path = Path(__file__
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backend", choices=("auto", *planning.backend_names()), default="auto")
+    parser.add_argument("--backend", choices=("auto", *registry.backend_names()), default="auto")
     parser.add_argument("--count", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, metavar="NUMBER", help="of the one call to run")

@@ -22,6 +22,7 @@ FLOORS = {
         "layout checks protocol",
         "eager",
         "torch_ops cpu gpu",
+        "registry",
         "planning",
         "operators known",
         "autograd",

@@ -58,7 +58,7 @@ def forms(inputs: Inputs, dx: bool, bench: Bench) -> dict[str, dict[str, Callabl
 
     found = {name: calls(layer, inputs.settings) for name, layer in PLAIN.items()}
     for name, call in kernel_calls(bench).items():
-        found[name] = calls(apply_unseen, Call(inputs.geometry, call, x, weight, bias))
+        found[name] = calls(partial(apply_unseen, Call(inputs.geometry, call, x, weight, bias)))
     return found
 
 

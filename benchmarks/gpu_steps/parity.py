@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 
 from benchmarks.gpu_steps.subjects import LAYOUTS, Bench, Rows, precise
-from convpool import planning
+from convpool import registry
 from convpool.layout import memory_format
 from convpool.testing import parity
 from convpool.testing.cases import CASES, Case, by_name
@@ -110,7 +110,7 @@ def _check(bench: Bench, case: Case, layout: parity.Layout, plan: Which, numbers
 
 def compare(inputs: parity.Inputs, kernels: str, plan: str, *, exact: bool) -> parity.Parity:
     """Hold a forward and backward pass by this very plan of a backend against the oracle."""
-    backend, i, g = planning.backend(kernels), inputs, inputs.geometry
+    backend, i, g = registry.backend(kernels), inputs, inputs.geometry
     y, code = backend.forward(i.x, i.weight, i.bias, g, plan, True)
     dy = i.dy.contiguous(memory_format=memory_format(i.x, i.weight, i.settings))
     gradients = backend.backward(dy, code, i.x, i.weight, g, plan, (True, True, i.bias is not None))

@@ -5,8 +5,9 @@ from convpool.batchnorm import ConvBNReLUMaxPool2d, conv_bn_relu_max_pool2d
 from convpool.functional import conv_relu_max_pool2d, explain
 from convpool.fusion import Differences, FusionReport, fuse, fusion_report, unfuse, verify
 from convpool.module import ConvReLUMaxPool2d
-from convpool.planning import register_backend, unregister_backend, use_backend
+from convpool.planning import use_backend
 from convpool.protocol import Backend, Plan
+from convpool.registry import register_backend, unregister_backend
 
 __all__ = [
     "Backend",

@@ -25,7 +25,7 @@ def apply(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, pl
     return operators.forward(x, weight, bias, geometry.settings.pack(), plan.call, False)[0]
 
 
-def apply_unseen(x: Tensor, weight: Tensor, bias: Tensor | None, call: Call) -> Tensor:
+def apply_unseen(call: Call, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """As `apply`, for a call that nothing but autograd has to see (`torch_private.unseen`)."""
     if call.differentiable and torch.is_grad_enabled():
         return _apply_eagerly(x, weight, bias, call)

@@ -1,12 +1,17 @@
 """torch's own three calls: the oracle of the tests, the baseline of the benchmarks, the fallback of `auto`."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from convpool.geometry import Geometry, Settings, has_empty_windows, pooled_size
 from convpool.layout import memory_format
+from convpool.protocol import Use
 from convpool.torch_private import are_functorch_transforms_active
+
+PLANS = PLAIN, INNERMOST = "plain", "channels_last"  # of torch's layers: in x's memory format, or in that one
 
 
 def conv(x: Tensor, weight: Tensor, bias: Tensor | None, settings: Settings) -> Tensor:
@@ -92,17 +97,55 @@ def pool_then_relu(x: Tensor, weight: Tensor, bias: Tensor | None, settings: Set
     return _in_format(F.relu(pool(conv(x, weight, bias, settings), settings)), settings)
 
 
-def fastest(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
-    """What `auto` runs where no kernel serves: pool before ReLU, on CPUs in channels_last, in eager's output format."""
+def planned(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, plan: str) -> Tensor:
+    """What `auto` runs where no kernel serves: pool before ReLU, by the plan `INNERMOST` in channels_last.
+
+    The result has eager's format by either plan.
+    """
     settings = geometry.settings
     if geometry.empty_windows:
         return relu_then_pool(x, weight, bias, settings)
     # Under torch.func's transforms a tensor may be a batch of them, which has no memory format to ask for.
-    vectorized = x.device.type == "cpu" and x.dtype == torch.float32 and x.layout is torch.strided
-    if not vectorized or are_functorch_transforms_active():
+    if plan != INNERMOST or x.layout is not torch.strided or are_functorch_transforms_active():
         return pool_then_relu(x, weight, bias, settings)
     y = pool_then_relu(x.contiguous(memory_format=torch.channels_last), weight, bias, settings)
     return y.contiguous(memory_format=memory_format(x, weight, settings))
+
+
+def plans(dtype: torch.dtype, device: torch.device) -> tuple[str, ...]:
+    """Those that differ in speed."""
+    return PLANS if device.type == "cuda" or (device.type == "cpu" and dtype == torch.float32) else (PLAIN,)
+
+
+def plan(geometry: Geometry, dtype: torch.dtype, device: torch.device, use: Use) -> str:
+    """Which of the plans `auto` takes, by a written rule."""
+    return INNERMOST if device.type == "cpu" and dtype == torch.float32 else PLAIN
+
+
+def bound(x: Tensor, weight: Tensor, geometry: Geometry, plan: str) -> Callable[..., Tensor]:
+    """`planned` for tensors whose sizes and strides are those of these, without what is the same for all of them.
+
+    Nothing but autograd may have to see the calls (`torch_private.unseen`).
+    """
+    s = geometry.settings
+    (top, _, left, _), innermost = s.padding, plan == INNERMOST
+    given = x.contiguous(memory_format=torch.channels_last) if innermost else x
+    odd = _skips_pixels(given, weight, s) or _is_wrong_in_channels_last(given, weight, left, s)
+    if odd or not s.symmetric_padding or geometry.empty_windows:
+        return lambda x, weight, bias: planned(x, weight, bias, geometry, plan)
+    result_format = memory_format(x, weight, s)
+    conv_format = torch.channels_last if innermost else memory_format(x, weight, s._replace(contiguous_output=False))
+    conv_options = s.stride, (top, left), s.dilation, s.groups
+    pool_options = s.pool_kernel, s.pool_stride, s.pool_padding, s.pool_dilation, s.ceil_mode
+
+    def layers(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if innermost:
+            x = x.contiguous(memory_format=torch.channels_last)
+        z = torch.conv2d(x, weight, bias, *conv_options).contiguous(memory_format=conv_format)
+        y = torch.relu(torch.max_pool2d(z, *pool_options))
+        return y.contiguous(memory_format=result_format)
+
+    return layers
 
 
 def _in_format(y: Tensor, settings: Settings) -> Tensor:

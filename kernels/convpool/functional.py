@@ -2,13 +2,14 @@
 
 import inspect
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from convpool import autograd, eager, known, operators, planning, torch_private
+from convpool import autograd, eager, known, operators, planning, registry, torch_private
 from convpool.checks import check_memory
 from convpool.geometry import Geometry, Pair
 from convpool.protocol import Plan
@@ -68,25 +69,32 @@ def conv_relu_max_pool2d(
     if has_torch_function(tensors):
         named: dict[str, Any] = dict(zip(_OPTIONS, options, strict=True))
         return handle_torch_function(conv_relu_max_pool2d, tensors, x, weight, bias, **named)
-    call = known.find(tensors, options)
-    if call is not None:
-        return autograd.apply_unseen(x, weight, bias, call)
+    compute = known.find(tensors, options)
+    if compute is not None:
+        return compute(x, weight, bias)
     unseen = torch_private.unseen(*tensors)
     x, weight, bias, geometry, plan = prepare(x, weight, bias, options, unseen)
     batched = x if x.dim() == 4 else x.unsqueeze(0)
-    if plan.plan == "plain":
-        y = eager.fastest(batched, weight, bias, geometry)
-    elif unseen:
-        call = known.Call(geometry, plan.call, batched, weight, bias)
+    if unseen:
+        compute = _computed(batched, weight, bias, geometry, plan)
         check_memory(x=batched, weight=weight, bias=bias)
         with operators.without_autocast(x):
-            y = autograd.apply_unseen(batched, weight, bias, call)
+            y = compute(batched, weight, bias)
         if batched is tensors[0] and not operators.autocasts(x):
-            known.keep(call, tensors, options)
+            known.keep(compute, tensors, options)
+    elif plan.is_torch:
+        y = eager.planned(batched, weight, bias, geometry, plan.plan)
     else:
         refuse_tracing()  # a tracer is seen: other calls do not pay for the question
         y = autograd.apply(batched, weight, bias, geometry, plan)
     return y if x.dim() == 4 else y.squeeze(0)
+
+
+def _computed(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, plan: Plan) -> known.Compute:
+    """What computes a call on batched tensors like these that nothing but autograd has to see."""
+    if plan.is_torch:
+        return eager.bound(x, weight, geometry, plan.plan)
+    return partial(autograd.apply_unseen, known.Call(geometry, plan.call, x, weight, bias))
 
 
 _SIGNATURE = inspect.signature(conv_relu_max_pool2d)
@@ -110,16 +118,14 @@ def explain(
     if batch_statistics and any(needs):
         needs = x.requires_grad, True, True  # every gradient is made of these two
     values = call.args[3:] + tuple(call.kwargs.values())
-    ask = planning.as_it_is
-    if batch_statistics:
-        ask = planning.normalised_with_dx if x.requires_grad and torch.is_grad_enabled() else planning.normalised
+    ask = planning.normalised if batch_statistics else planning.as_it_is
     x, weight, bias, geometry, plan = prepare(x, weight, bias, values, False, ask)
     lost = torch_private.missing()
     if lost:
         plan = replace(plan, reason=f"{plan.reason}; a fast path is off: this torch has no {', '.join(lost)}")
-    if plan.plan == "plain":
+    if plan.is_torch:
         return plan
-    backend, word = planning.running(plan.call)
+    backend, word = registry.running(plan.call)
     batched = x if x.dim() == 4 else x.unsqueeze(0)
     kernels = backend.kernels(batched, weight, geometry, word, needs)
     return replace(plan, kernels=("patch_moments", *kernels) if batch_statistics else kernels)
@@ -157,12 +163,13 @@ def prepare(
         (x.dtype, weight.dtype, b.dtype),
         (device, weight.device, b.device),
         requested,
+        planning.use_of(x, weight, bias, requested),
         options,
         types,
         ask,
     )
     obstacle = _obstacle(x, weight, bias, unseen)
-    if obstacle and not planning.names_none(requested):
+    if obstacle and not planning.allows_torch(requested):
         raise RuntimeError(f"backend {requested!r} cannot serve this call: {obstacle}")
     return x, weight, bias, geometry, planning.plain(obstacle) if obstacle else plan
 

@@ -15,10 +15,13 @@ from torch import Tensor
 from convpool import torch_private
 from convpool.checks import extent
 from convpool.geometry import Geometry
-from convpool.planning import requested_backend, running, when_backends_change
+from convpool.planning import requested_backend
 from convpool.protocol import Backend, Bound, Needs
+from convpool.registry import running, when_backends_change
 
 Tensors: TypeAlias = tuple[Tensor, ...]
+Compute: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # of x, weight and bias
+Mode: TypeAlias = tuple[str, bool, int, bool]  # see `_mode`
 
 MOST_SHAPES = 4096
 MOST_CALLS = 16  # for one pair of shapes
@@ -103,13 +106,23 @@ class _Unbound:
 
 
 _UNCHANGING = {int, bool, str, tuple, type(None)}
-_known: dict[tuple[torch.Size, torch.Size], list[tuple[str, tuple[Any, ...], Kind, Call]]] = {}
+_known: dict[tuple[torch.Size, torch.Size], list[tuple[Mode, tuple[Any, ...], Kind, Compute]]] = {}
 forget = _known.clear  # all of them
 when_backends_change(forget)
 
 
-def find(tensors: Tensors, options: tuple[Any, ...]) -> Call | None:
-    """The call that these repeat.
+def _mode() -> Mode:
+    """What the plan of a call hangs on and its tensors do not tell: `protocol.Use`, and who was asked for."""
+    return (
+        requested_backend(),
+        torch.is_grad_enabled(),
+        torch.get_num_threads(),
+        torch.are_deterministic_algorithms_enabled(),
+    )
+
+
+def find(tensors: Tensors, options: tuple[Any, ...]) -> Compute | None:
+    """What computes the call that these repeat.
 
     Args:
         tensors: x, weight and, if there is one, bias.
@@ -123,15 +136,15 @@ def find(tensors: Tensors, options: tuple[Any, ...]) -> Call | None:
         return None
     if calls is None:
         return None
-    requested = requested_backend()
-    for backend, known_options, kind, call in calls:
-        if backend == requested and all(map(is_, known_options, options)) and kind.fits(tensors):
-            return call
+    mode = _mode()
+    for known_mode, known_options, kind, compute in calls:
+        if known_mode == mode and all(map(is_, known_options, options)) and kind.fits(tensors):
+            return compute
     return None
 
 
-def keep(call: Call, tensors: Tensors, options: tuple[Any, ...]) -> None:
-    """Let `find` find the call, on which nothing was cast and which nothing had to see.
+def keep(compute: Compute, tensors: Tensors, options: tuple[Any, ...]) -> None:
+    """Let `find` find what computes a call on which nothing was cast and which nothing had to see.
 
     Not with options that can change and stay the same object, as a list can.
     """
@@ -141,5 +154,5 @@ def keep(call: Call, tensors: Tensors, options: tuple[Any, ...]) -> None:
     if len(_known) >= MOST_SHAPES:
         _known.clear()
     calls = _known.setdefault((tensors[0].shape, tensors[1].shape), [])
-    calls.insert(0, (requested_backend(), options, kind, call))
+    calls.insert(0, (_mode(), options, kind, compute))
     del calls[MOST_CALLS:]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula  # 0.15 s of import; but unregistered operators count 0
 
-from convpool import planning
+from convpool import registry
 from convpool.checks import check_memory, check_saved
 from convpool.geometry import Geometry, Settings
 from convpool.layout import dense, has_channels_last_strides, new_code, new_gradients, new_output
@@ -53,7 +53,7 @@ def compute_forward(
 ) -> tuple[Tensor, Tensor]:
     """Returns y and the winners' codes by the call's backend; see `protocol.Backend.forward`."""
     check_memory(x=x, weight=weight, bias=bias)
-    backend, plan = planning.running(call)
+    backend, plan = registry.running(call)
     with without_autocast(weight):
         return backend.forward(x, weight, bias, geometry, plan, with_code)
 
@@ -72,7 +72,7 @@ def compute_backward(
     if dy.stride() != code.stride():
         layout = torch.channels_last if has_channels_last_strides(code) else torch.contiguous_format
         dy = dy.contiguous(memory_format=layout)
-    backend, plan = planning.running(call)
+    backend, plan = registry.running(call)
     with without_autocast(weight):
         return backend.backward(dy, code, x, weight, geometry, plan, needs)
 

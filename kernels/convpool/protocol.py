@@ -13,6 +13,29 @@ Needs: TypeAlias = tuple[bool, bool, bool]  # which of dx, dw, db are asked for
 BAD_CODES = "backward needs its winners as the forward pass left them: a saved code names no position of its window"
 
 
+class Use(NamedTuple):
+    """What besides sizes and types decides how fast the plans of a call are, and so which one `auto` takes.
+
+    Attributes:
+        channels_last: whether that is x's memory format.
+        training: whether gradients can be asked for.
+        dx: whether x's is among them.
+        threads: those of torch on the CPU.
+        replayed: whether a CUDA graph records the call, so that launching it costs nothing.
+        repeatable: whether the plan must not hang on what was timed: torch's deterministic algorithms are asked for.
+    """
+
+    channels_last: bool = False
+    training: bool = False
+    dx: bool = False
+    threads: int = 1
+    replayed: bool = False
+    repeatable: bool = False
+
+
+ORDINARY = Use()
+
+
 def check_word(plan: str) -> None:
     """Refuse a plan that is none of the op's own backends': it may come from a program that another version saved.
 
@@ -45,6 +68,11 @@ class Plan:
     profitable: bool = True
     profitable_replayed: bool = False
     kernels: tuple[str, ...] = ()
+
+    @property
+    def is_torch(self) -> bool:
+        """Whether torch's own layers compute, under torch's own autograd."""
+        return self.backend == "torch"
 
     @property
     def call(self) -> str:
@@ -88,16 +116,17 @@ class Backend(Protocol):
     planned; whoever cannot compute that raises RuntimeError.
 
     A backend may have more methods. With `bind(x, weight, bias, geometry, plan) -> Bound` calls that repeat each other
-    spend less in Python. With `batch_statistics(geometry, plan, dx) -> Plan | str` (what becomes of the plan that
-    `serves` made, where the conv output is normalised by its own statistics and x has a gradient or not) and
-    `patch_moments(x, geometry) -> Moments` it serves `conv_bn_relu_max_pool2d` in training mode.
+    spend less in Python. With `plans(geometry, dtype) -> Sequence[str]` it names all plans that it has for a call which
+    it serves, for those who measure or name one. With `batch_statistics(geometry, plan, dx) -> Plan | str` (what
+    becomes of the plan that `serves` made, where the conv output is normalised by its own statistics and x has a
+    gradient or not) and `patch_moments(x, geometry) -> Moments` it serves `conv_bn_relu_max_pool2d` in training mode.
     """
 
     def unavailable(self) -> str | None:
         """Why the backend cannot run in this process, or None."""
         ...
 
-    def serves(self, geometry: Geometry, dtype: torch.dtype, device: torch.device) -> Plan | str:
+    def serves(self, geometry: Geometry, dtype: torch.dtype, device: torch.device, use: Use = ORDINARY) -> Plan | str:
         """The plan for a call, or in words why there is none. Must not depend on anything but its arguments."""
         ...
 

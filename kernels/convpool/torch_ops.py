@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from convpool import eager
 from convpool.geometry import DEAD, Geometry
 from convpool.layout import new_code, new_gradients, new_output
-from convpool.protocol import BAD_CODES, Moments, Needs, Plan
+from convpool.protocol import BAD_CODES, ORDINARY, Moments, Needs, Plan, Use
 
 _CHUNK = 1 << 21  # gathered elements at a time: 16 MiB
 
@@ -22,7 +22,7 @@ class ReferenceBackend:
     def unavailable(self) -> str | None:
         return None
 
-    def serves(self, geometry: Geometry, dtype: torch.dtype, device: torch.device) -> Plan | str:
+    def serves(self, geometry: Geometry, dtype: torch.dtype, device: torch.device, use: Use = ORDINARY) -> Plan | str:
         if not dtype.is_floating_point:
             return f"dtype {dtype} is not a floating-point type"
         if device.type == "mps":

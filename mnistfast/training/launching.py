@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from convpool import use_backend
 from convpool.module import is_hooked
-from convpool.planning import AUTO, AUTO_REPLAYED, requested_backend
+from convpool.planning import requested_backend
+from convpool.registry import AUTO, AUTO_REPLAYED
 from mnistfast import devices
 from mnistfast.options.learning import LearnConfig
 from mnistfast.training.optimizers import capturable

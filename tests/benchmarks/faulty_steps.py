@@ -74,9 +74,9 @@ def wrong_in_bfloat16(bench: Any) -> Rows:
     import torch
 
     from benchmarks.gpu_steps import parity
-    from convpool import planning
+    from convpool import registry
 
-    backend = planning.backend(bench.kernels)
+    backend = registry.backend(bench.kernels)
     right = backend.forward
 
     def wrong(x: torch.Tensor, *more: Any) -> Any:

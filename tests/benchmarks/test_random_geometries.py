@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.random_geometries import STRATA, Call, outcomes, survey
-from convpool import planning
+from convpool import registry
 
 FAULTY = Path(__file__).with_name("faulty_geometries.py")
 
@@ -17,7 +17,7 @@ def bad(backend: str, numbers: range) -> list[tuple[int, str]]:
 
 @pytest.fixture(params=("auto", pytest.param("cpu", marks=pytest.mark.slow)))
 def backend(request: pytest.FixtureRequest) -> str:
-    missing = request.param == "cpu" and planning.backend("cpu").unavailable()
+    missing = request.param == "cpu" and registry.backend("cpu").unavailable()
     if missing:
         pytest.skip(missing)
     return request.param

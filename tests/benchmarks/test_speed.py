@@ -7,18 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from convpool import planning
+from convpool import registry
 
 ROOT = Path(__file__).parents[2]
 PLANT = """
-backend = planning.backend("cpu")
+backend = registry.backend("cpu")
 right = backend.backward
 def wrong(*arguments):
     dx, dw, db = right(*arguments)
     return dx, dw + 1, db
 backend.backward = wrong
 """
-RUN = "import sys, pytest\nfrom convpool import planning\n{}\nsys.exit(pytest.main(sys.argv[1:]))"
+RUN = "import sys, pytest\nfrom convpool import registry\n{}\nsys.exit(pytest.main(sys.argv[1:]))"
 WORDS = ["benchmarks", "--benchmark-only", "-q", "--seconds", "0.01", "--no-compile", "-p", "no:cacheprovider"]
 
 
@@ -47,6 +47,6 @@ def test_a_result_is_complete(tmp_path):
 
 @pytest.mark.slow
 def test_a_wrong_kernel_leaves_no_time(tmp_path):
-    if planning.backend("cpu").unavailable():
-        pytest.skip(f"the kernel to spoil is not there: {planning.backend('cpu').unavailable()}")
+    if registry.backend("cpu").unavailable():
+        pytest.skip(f"the kernel to spoil is not there: {registry.backend('cpu').unavailable()}")
     assert run(PLANT, tmp_path / "wrong.json") == []

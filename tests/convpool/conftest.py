@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 import pytest
 import torch
 
-from convpool import planning
+from convpool import planning, registry
 from convpool.testing.cases import by_name
 
 
@@ -56,13 +56,13 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(params=planning.backend_names())
+@pytest.fixture(params=registry.backend_names())
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     with _backend(request.param):
         yield request.param
 
 
-@pytest.fixture(params=["auto", *planning.backend_names()])
+@pytest.fixture(params=["auto", *registry.backend_names()])
 def requested(request: pytest.FixtureRequest) -> Iterator[str]:
     """What a user can ask for: "auto", or a backend by name."""
     with _backend(request.param):
@@ -70,7 +70,7 @@ def requested(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def _backend(name: str) -> AbstractContextManager[None]:
-    missing = None if name == "auto" else planning.backend(name).unavailable()
+    missing = None if name == "auto" else registry.backend(name).unavailable()
     if missing:
         pytest.skip(f"backend {name}: {missing}")
     return planning.use_backend(name)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 import convpool
 from convpool.geometry import Geometry
-from convpool.protocol import Needs, Plan
+from convpool.protocol import ORDINARY, Needs, Plan, Use
 from convpool.torch_ops import ReferenceBackend
 
 
@@ -18,7 +18,7 @@ class OwnBackend(ReferenceBackend):
     def __init__(self, *, profitable: bool = True, profitable_replayed: bool = False) -> None:
         self.profitable, self.profitable_replayed, self.met = profitable, profitable_replayed, list[str]()
 
-    def serves(self, geometry: Geometry, dtype: torch.dtype, device: torch.device) -> Plan | str:
+    def serves(self, geometry: Geometry, dtype: torch.dtype, device: torch.device, use: Use = ORDINARY) -> Plan | str:
         if dtype != torch.float32:
             return f"dtype {dtype} is none of ours"
         plan = "narrow" if geometry.width < 16 else "wide"

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.autograd import forward_ad
 
-from convpool import ConvReLUMaxPool2d, conv_relu_max_pool2d, eager, planning, use_backend
+from convpool import ConvReLUMaxPool2d, conv_relu_max_pool2d, eager, registry, use_backend
 from convpool.geometry import make_settings
 from convpool.testing import cases
 
@@ -14,7 +14,7 @@ OPTIONS = {"padding": 1, "groups": 2, "pool_kernel_size": 3, "pool_stride": 2, "
 @pytest.fixture
 def serves_float64(backend: str) -> str:
     geometry = cases.by_name("mixed-1").geometry
-    served = planning.backend(backend).serves(geometry, torch.float64, torch.device("cpu"))
+    served = registry.backend(backend).serves(geometry, torch.float64, torch.device("cpu"))
     if isinstance(served, str):
         pytest.skip(f"gradcheck needs float64; backend {backend}: {served}")
     return backend
@@ -191,7 +191,7 @@ def test_export_with_dynamic_batch(plain, backend) -> None:
 @pytest.mark.quick_interpreted
 def test_autocast(backend) -> None:
     x, weight, bias = make(torch.float32)
-    served = planning.backend(backend).serves(cases.by_name("mixed-1").geometry, torch.bfloat16, torch.device("cpu"))
+    served = registry.backend(backend).serves(cases.by_name("mixed-1").geometry, torch.bfloat16, torch.device("cpu"))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         if isinstance(served, str):
             with pytest.raises(RuntimeError, match="cannot serve"):

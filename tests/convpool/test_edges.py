@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from convpool import conv_relu_max_pool2d, eager, explain, planning
 from convpool.geometry import DEAD, make_settings
+from convpool.protocol import ORDINARY
 from convpool.testing import cases, parity
 from convpool.torch_ops import winner_values
 from tests.convpool.samples import apply
@@ -210,7 +211,9 @@ def test_grad_scaler_and_anomaly_detection(where, place, value, scale, torchs, f
 
 def plan_of(case, backend) -> str:
     device = torch.device("cpu")
-    return planning.choose(case.x_shape, case.weight_shape, case.settings, torch.float32, device, backend)[1].plan
+    return planning.choose(case.x_shape, case.weight_shape, case.settings, torch.float32, device, ORDINARY, backend)[
+        1
+    ].plan
 
 
 def test_rows_and_columns_that_no_window_covers(backend) -> None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from convpool import ConvReLUMaxPool2d, conv_relu_max_pool2d, eager, explain, known, planning, use_backend
+from convpool import ConvReLUMaxPool2d, conv_relu_max_pool2d, eager, explain, known, registry, use_backend
 from convpool.layout import has_channels_last_strides
 from convpool.testing import cases, parity
 
@@ -122,14 +122,14 @@ def test_auto_serves_what_no_kernel_can() -> None:
     x, weight = torch.randn(1, 1, 20, 20, requires_grad=True), torch.randn(2, 1, 3, 3)
     y = conv_relu_max_pool2d(x, weight, pool_kernel_size=17)
     y.sum().backward()
-    assert explain(x, weight, pool_kernel_size=17).plan == "plain"
+    assert explain(x, weight, pool_kernel_size=17).is_torch
     with use_backend("reference"), pytest.raises(RuntimeError, match="289 positions exceeds the 255"):
         conv_relu_max_pool2d(x, weight, pool_kernel_size=17)
 
 
 def test_no_winners_are_kept_or_computed_without_gradients(backend, monkeypatch) -> None:
     asked = []
-    kernels = planning.backend(backend)
+    kernels = registry.backend(backend)
     forward = kernels.forward
     known.forget()
     monkeypatch.delattr(type(kernels), "bind", raising=False)

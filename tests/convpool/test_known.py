@@ -1,6 +1,7 @@
 """A call that was met before is computed as a new one is, and whatever makes it another one is seen."""
 
 import copy
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -51,9 +52,35 @@ def is_known(*tensors: Any, stride: Any = 1) -> bool:
 def test_it_is_found_and_computed_alike() -> None:
     assert is_known(*leaves())
     torch.testing.assert_close(step(), step(expected))
-    call = known.find(leaves(), (1, 0, 1, 1, 2, None, 0, 1, False, False))
-    assert call is not None
-    assert call._kind is not None, "its backward pass is known too"
+    compute = known.find(leaves(), (1, 0, 1, 1, 2, None, 0, 1, False, False))
+    assert isinstance(compute, functools.partial)
+    assert compute.args[0]._kind is not None, "its backward pass is known too"
+
+
+def test_calls_of_torchs_layers_are_found_too() -> None:
+    for plan in ("torch/plain", "torch/channels_last"):
+        with use_backend(plan):
+            step()
+            assert is_known(*leaves())
+            torch.testing.assert_close(step(), step(expected))
+
+
+def test_what_a_plan_hangs_on_makes_another_call() -> None:
+    with torch.no_grad():
+        assert not is_known(*leaves())
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        assert not is_known(*leaves())
+    finally:
+        torch.set_num_threads(threads)
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(not deterministic)
+    try:
+        assert not is_known(*leaves())
+    finally:
+        torch.use_deterministic_algorithms(deterministic)
+    assert is_known(*leaves())
 
 
 @pytest.mark.parametrize(

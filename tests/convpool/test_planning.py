@@ -11,9 +11,9 @@ from itertools import product
 import pytest
 import torch
 
-from convpool import conv_relu_max_pool2d, explain, planning, use_backend
+from convpool import conv_relu_max_pool2d, explain, planning, registry, use_backend
 from convpool.gpu import backend as gpu_backend
-from convpool.protocol import Plan
+from convpool.protocol import ORDINARY, Plan, Use
 from convpool.testing.cases import by_name
 from tests.convpool.own_backend import own_backend
 
@@ -28,6 +28,59 @@ def test_a_named_backend_is_explained() -> None:
         with use_backend("auto"):
             assert explain(X, WEIGHT).backend != "reference"
     assert planning.requested_backend() == "auto"
+
+
+def test_torch_and_single_plans_can_be_named() -> None:
+    x, w = X.clone().requires_grad_(), WEIGHT.clone().requires_grad_()
+    found = {}
+    for name in ("cpu/fused", "cpu/split", "torch/plain", "torch/channels_last"):
+        with use_backend(name):
+            assert explain(x, w).call == name
+            y = conv_relu_max_pool2d(x, w)
+            found[name] = y.detach(), *torch.autograd.grad(y, (x, w), torch.ones_like(y))
+    for each in found.values():
+        torch.testing.assert_close(each, found["torch/plain"])
+    with use_backend("torch"):
+        assert explain(x, w).is_torch
+    with use_backend("torch"), pytest.warns(torch.jit.TracerWarning):  # what no backend serves is torch's anyway
+        torch.jit.trace(lambda x: conv_relu_max_pool2d(x, WEIGHT), X)
+
+
+def test_a_plan_that_a_backend_has_not_is_refused() -> None:
+    with use_backend("cpu/other"), pytest.raises(RuntimeError, match=r"'cpu/other' .* its plans .* fused, split"):
+        explain(X, WEIGHT)
+    with use_backend("torch/split"), pytest.raises(RuntimeError, match="plain, channels_last"):
+        explain(X, WEIGHT)
+    with own_backend(), use_backend("own/wide"), pytest.raises(RuntimeError, match="are narrow"):
+        explain(X, WEIGHT)
+    for name in ("cpu/", "/split", "other/split"):
+        with pytest.raises(ValueError, match="must be one of auto, auto-replayed, torch, cpu"), use_backend(name):
+            pass
+
+
+def test_all_plans_of_a_call() -> None:
+    geometry, here = by_name("cnn-1").geometry, torch.device("cpu")
+    torchs = ["torch/plain", "torch/channels_last"]
+    found = [plan.call for plan in planning.plans(geometry, torch.float32, here, ORDINARY)]
+    assert found == [*torchs, "cpu/fused", "cpu/split"]
+    with own_backend():
+        found = [plan.call for plan in planning.plans(geometry, torch.float32, here, ORDINARY)]
+        assert found == [*torchs, "own/wide", "cpu/fused", "cpu/split"]
+    assert [plan.call for plan in planning.plans(geometry, torch.float64, here, ORDINARY)] == ["torch/plain"]
+
+
+def test_what_a_plan_may_hang_on(monkeypatch) -> None:
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: False)
+    assert planning.use_of(X, WEIGHT) == Use(threads=torch.get_num_threads())
+    x = torch.randn(2, 3, 8, 8).to(memory_format=torch.channels_last)
+    weight = torch.randn(2, 3, 3, 3).requires_grad_()
+    assert planning.use_of(x, weight)[:3] == (True, True, False)
+    assert planning.use_of(x.requires_grad_(), weight.detach(), requested="auto-replayed")[:3] == (True, True, True)
+    assert planning.use_of(x, weight, requested="auto-replayed").replayed
+    with torch.no_grad():
+        assert planning.use_of(x, weight)[:3] == (True, False, False)
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    assert planning.use_of(x, weight).repeatable
 
 
 def test_triton_says_what_it_lacks(monkeypatch) -> None:
@@ -101,7 +154,7 @@ def test_an_unfit_machine_is_named(compiler, capability, words, on_a_gpu, monkey
 
 
 def test_the_reference_needs_float64() -> None:
-    served = planning.backend("reference").serves(by_name("cnn-1").geometry, torch.float32, torch.device("mps"))
+    served = registry.backend("reference").serves(by_name("cnn-1").geometry, torch.float32, torch.device("mps"))
     assert served == "device type 'mps' has no float64"
 
 
@@ -142,7 +195,7 @@ def test_the_environment_is_read_and_checked() -> None:
     script = "import torch, convpool; convpool.conv_relu_max_pool2d(torch.ones(1, 1, 8, 8), torch.ones(2, 1, 3, 3))"
     environment = os.environ | {"CONVPOOL_BACKEND": "cuddn"}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
-    allowed = "auto, auto-replayed, cpu, triton, reference"
+    allowed = "auto, auto-replayed, torch, cpu, triton, reference"
     assert done.stderr.endswith(f"ValueError: CONVPOOL_BACKEND must be one of {allowed}, got 'cuddn'\n")
 
 

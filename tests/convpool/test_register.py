@@ -5,7 +5,7 @@ import torch
 from torch.func import functional_call, vmap
 
 import convpool
-from convpool import ConvReLUMaxPool2d, conv_relu_max_pool2d, explain, planning, use_backend
+from convpool import ConvReLUMaxPool2d, conv_relu_max_pool2d, explain, registry, use_backend
 from convpool.testing import cases, parity
 from tests.convpool.own_backend import own_backend
 
@@ -92,7 +92,7 @@ def test_the_operators_take_a_plan_not_a_wish(call: str) -> None:
 
 @pytest.mark.parametrize("backend", ["cpu", "triton"])
 def test_a_plan_that_there_is_not_is_refused(backend: str) -> None:
-    missing = planning.backend(backend).unavailable()
+    missing = registry.backend(backend).unavailable()
     if missing:
         pytest.skip(f"backend {backend}: {missing}")
     with pytest.raises(ValueError, match="plan must be fused or split, got 'fast'"):

@@ -8,8 +8,8 @@ operators.py  what torch's compiler sees
 fold.py       the mathematics: the norm as part of the conv
 eager.py      torch's own layers
 
-Imports `checks`, `eager`, `functional`, `geometry`, `layout`, `module`, `operators`, `planning`, `protocol` and
-`torch_private`.
+Imports `checks`, `eager`, `functional`, `geometry`, `layout`, `module`, `operators`, `planning`, `protocol`,
+`registry` and `torch_private`.
 """
 
 from convpool.batchnorm.functional import conv_bn_relu_max_pool2d

@@ -3,7 +3,6 @@
 import inspect
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
@@ -89,18 +88,16 @@ def conv_bn_relu_max_pool2d(
         moving: tuple[Any, Any] = running_mean, running_var
         weight, bias = fold.under_running_statistics(weight, bias, gamma, beta, *moving, eps)
         return conv_relu_max_pool2d(x, weight, bias, **named)
-    dx = isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled()
-    ask = planning.normalised_with_dx if dx else planning.normalised
-    x, weight, bias, g, plan = prepare(x, weight, bias, options, False, ask)
+    x, weight, bias, g, plan = prepare(x, weight, bias, options, False, planning.normalised)
     check_count(g.conv_shape)
     if g.batch == 0:
         plan, momentum = planning.plain("an empty batch has no statistics"), 0.0
-    elif plan.plan != "plain" and are_functorch_transforms_active():
+    elif not plan.is_torch and are_functorch_transforms_active():
         obstacle = "no backend computes the derivatives of torch.func under batch statistics"
-        if not planning.names_none(planning.requested_backend()):
+        if not planning.allows_torch(planning.requested_backend()):
             raise RuntimeError(f"backend {planning.requested_backend()!r} cannot serve this call: {obstacle}")
         plan = planning.plain(obstacle)
-    if plan.plan == "plain":
+    if plan.is_torch:
         return bn_relu_max_pool(
             x,
             weight,

@@ -6,19 +6,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convpool import planning
+from convpool import planning, registry
 from convpool.functional import autocast_dtype
 from convpool.geometry import Settings, make_settings
+from convpool.protocol import Use
 
 _POSITIONS = 64  # of the conv output, high and wide, and images: an ordinary picture, where none is known
 
 
-def obstacle(conv: Any, pool: Any, dx: bool, shape: tuple[int, ...] | None = None) -> str | None:
+def obstacle(conv: Any, pool: Any, use: Use, shape: tuple[int, ...] | None = None) -> str | None:
     """Why conv -> norm -> ReLU -> pool stay torch's layers in training mode, or None.
 
     Args:
         conv, pool: an nn.Conv2d, and an nn.MaxPool2d or what has its attributes.
-        dx: whether conv's input has a gradient.
+        use: how conv's input is used, as far as that is known.
         shape: of conv's input, where it is known.
     """
     weight = conv.weight
@@ -27,8 +28,7 @@ def obstacle(conv: Any, pool: Any, dx: bool, shape: tuple[int, ...] | None = Non
     padding = conv.padding
     if conv.padding_mode != "zeros":  # x is padded before, to another shape
         padding, shape = 0, None
-    question = planning.normalised_with_dx if dx else planning.normalised
-    call = weight.shape, autocast_dtype(weight), weight.device, planning.requested_backend(), question
+    call = weight.shape, autocast_dtype(weight), weight.device, use, planning.requested_backend()
     pooling = pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode
     options = (conv.stride, padding, conv.dilation, conv.groups, *pooling)  # asked at each call: no dict for them
     if torch.compiler.is_compiling():
@@ -44,8 +44,8 @@ def _asked(
     weight_shape: tuple[int, ...],
     dtype: torch.dtype,
     device: torch.device,
+    use: Use,
     requested: str,
-    question: planning.Question,
     options: tuple[Any, ...],
 ) -> str | None:
     settings = make_settings(tuple(weight_shape)[2:], *options)
@@ -54,10 +54,11 @@ def _asked(
     if len(shape) != 4:
         return "a norm takes a batch of images"
     try:
-        plan = planning.choose(shape, tuple(weight_shape), settings, dtype, device, requested, question)[1]
+        sizes = shape, tuple(weight_shape), settings
+        _, plan = planning.choose(*sizes, dtype, device, use, requested, planning.normalised)
     except (RuntimeError, ValueError) as error:  # the backend that was named serves no such call, or it fits no layer
         return str(error)
-    return plan.reason if plan.plan == "plain" else None
+    return plan.reason if plan.is_torch else None
 
 
 def _ordinary(weight_shape: tuple[int, ...], settings: Settings) -> tuple[int, ...]:
@@ -70,4 +71,4 @@ def _ordinary(weight_shape: tuple[int, ...], settings: Settings) -> tuple[int, .
 
 
 _asked_once = lru_cache(4096)(_asked)
-planning.when_backends_change(_asked_once.cache_clear)
+registry.when_backends_change(_asked_once.cache_clear)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from convpool import operators, planning
+from convpool import operators, registry
 from convpool.batchnorm import fold
 from convpool.checks import check_memory
 from convpool.geometry import Geometry, Settings
@@ -45,7 +45,7 @@ def _run_forward(
     with_code: bool,
 ) -> tuple[Tensor, ...]:
     g = Geometry.of(x.shape, weight.shape, Settings.unpack(packed))
-    backend: Any = planning.running(call)[0]
+    backend: Any = registry.running(call)[0]
     check_memory(x=x, weight=weight)
     with operators.without_autocast(weight):
         found = fold.statistics(weight, backend.patch_moments(x, g), fold.positions(g))

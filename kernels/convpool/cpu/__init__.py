@@ -1,4 +1,8 @@
-"""C++ kernels for CPUs: `kernels.py` says which one computes a call, `native.py` calls it; the sources are in src/.
+"""C++ kernels for CPUs; the sources are in src/.
+
+kernels.py    which kernel computes a call
+library.py    the compiled libraries
+native.py     the backend, which calls them
 
 Imports `eager`, `geometry`, `layout`, `protocol` and `torch_private`.
 """

@@ -52,6 +52,11 @@ def is_split(g: Geometry) -> bool:
     return not _takes_winograd(g) and g.reduction > FUSED_PRODUCTS
 
 
+def convolves_innermost(g: Geometry) -> bool:
+    """Whether torch convolves faster in channels_last, the copying of x included."""
+    return True
+
+
 def forward_kernel(g: Geometry, x_stride: Strides, y_stride: Strides, threads: int, lanes: int) -> Choice:
     """What computes the forward pass of the fused plan, with vectors of so many lanes."""
     windows = g.batch * g.settings.groups * g.pooled_height * g.pooled_width

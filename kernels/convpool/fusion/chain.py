@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,7 +16,8 @@ from convpool.batchnorm.module import normalised, uses_batch_statistics
 from convpool.batchnorm.obstacle import obstacle
 from convpool.functional import conv_relu_max_pool2d, explain
 from convpool.module import computes_as, conv_options, is_hooked, padded_input, pool_options
-from convpool.protocol import Plan
+from convpool.planning import use_of
+from convpool.protocol import Plan, Use
 from convpool.torch_private import BATCH_NORMS, has_any_global_hook
 
 
@@ -99,24 +99,25 @@ class Run(NamedTuple):
                 return f"{_kind(layer)} is active (training mode)"
         return None
 
-    def obstacle(self, dx: bool, shape: tuple[int, ...] | None = None) -> str | None:
+    def obstacle(self, dx: bool, x: Tensor | None = None) -> str | None:
         """Why layers that fit are not fused at the moment, or None.
 
         Args:
-            dx: whether their input has a gradient.
-            shape: of their input, where it is known.
+            dx: whether their input has a gradient, where it is not known.
+            x: their input, where it is known.
         """
         found = self.interruption()
         if found or not self.batch_statistics:
             return found
-        found = obstacle(self.conv, self.pool, dx, shape)
+        if x is None:
+            found = obstacle(self.conv, self.pool, Use(training=True, dx=dx))
+        else:
+            found = obstacle(self.conv, self.pool, use_of(x, self.conv.weight), x.shape)
         return found and f"batch statistics (training mode): {found}"
 
     def obstacle_for(self, x: Any) -> str | None:
         """As `obstacle`, where their input is x: a tensor, or what stands for one while torch.fx traces."""
-        if not isinstance(x, Tensor):
-            return self.obstacle(False)
-        return self.obstacle(x.requires_grad and torch.is_grad_enabled(), x.shape)
+        return self.obstacle(False, x if isinstance(x, Tensor) else None)
 
     @property
     def batch_statistics(self) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from convpool.geometry import Geometry
-from convpool.protocol import Bound, Needs, Plan
+from convpool.protocol import ORDINARY, Bound, Needs, Plan, Use
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton reads it once too, when a kernel is defined
 
@@ -41,12 +41,15 @@ class TritonBackend:
 
         return _unfit(triton.__version__, numpy.__version__ if INTERPRETED else None) or _unfit_machine()
 
-    def serves(self, geometry: Geometry, dtype: torch.dtype, device: torch.device) -> Plan | str:
+    def serves(self, geometry: Geometry, dtype: torch.dtype, device: torch.device, use: Use = ORDINARY) -> Plan | str:
         if device.type != "cuda" and not (INTERPRETED and device.type == "cpu"):
             return f"Triton's kernels run on GPUs, got tensors on {device.type!r}"
         if dtype not in DTYPES:
             return f"dtype {dtype} is not one of float32, float16, bfloat16, float64"
         return _plan(geometry, dtype)
+
+    def plans(self, geometry: Geometry, dtype: torch.dtype) -> tuple[str, ...]:
+        return ("fused", "split") if _fuses(dtype) else ("split",)
 
     def kernels(self, x: Tensor, weight: Tensor, geometry: Geometry, plan: str, needs: Needs) -> tuple[str, ...]:
         some = 0 not in geometry.output_shape
@@ -119,6 +122,11 @@ def _unfit_machine() -> str | None:
     return None
 
 
+def _fuses(dtype: torch.dtype) -> bool:
+    """Whether the fused plan's kernels compile."""
+    return dtype != torch.float64 or INTERPRETED
+
+
 def _plan(g: Geometry, dtype: torch.dtype) -> Plan:
     """Fused where few products make a conv output, each window position counting.
 
@@ -129,7 +137,7 @@ def _plan(g: Geometry, dtype: torch.dtype) -> Plan:
     computed = g.window * g.pooled_height * g.pooled_width  # conv outputs, those in several windows counted for each
     conv_bytes = g.batch * g.out_channels * positions * dtype.itemsize
     fused = g.reduction * computed <= _FUSED_PRODUCTS * positions
-    if dtype == torch.float64 and not INTERPRETED:
+    if not _fuses(dtype):
         fused = False
         reason = "Triton does not compile the gradients' products in float64, so the vendor makes them"
     elif fused:

@@ -25,8 +25,8 @@ timed), `normalised` (that for layers with a norm), `machine` (what figures hold
 could do), `isolated` (calls that may crash), `ahead` (compiling on idle cores), `selfcheck`. Nothing in convpool
 imports these but the door `python -m convpool.selfcheck`.
 
-Imports `autograd`, `batchnorm`, `eager`, `functional`, `geometry`, `gpu`, `layout`, `planning`, `protocol` and
-`torch_ops`.
+Imports `autograd`, `batchnorm`, `eager`, `functional`, `geometry`, `gpu`, `layout`, `planning`, `protocol`,
+`registry` and `torch_ops`.
 """
 
 from convpool.testing.candidates import PLAIN, ParityError, Through, best_plain, compare_layer, layer_calls

@@ -21,7 +21,7 @@ from typing import Literal, Protocol, TypeAlias, TypeVar
 
 import torch
 
-from convpool import planning
+from convpool import registry
 from convpool.testing import parity
 from convpool.testing.candidates import ParityError, compare_layer
 from convpool.testing.cases import CASES, SMALL_NETWORKS, Case, by_name
@@ -86,7 +86,7 @@ def check_case(check: Check, device: torch.device) -> Result:
     """
     pin_precision(device)
     dtype: torch.dtype = getattr(torch, check.dtype)
-    plan = planning.backend(check.backend).serves(check.layer.geometry, dtype, device)
+    plan = registry.backend(check.backend).serves(check.layer.geometry, dtype, device)
     if isinstance(plan, str):
         return Result("not served", plan)
     ours = plan.plan == "fused" or device.type == "cpu"
@@ -251,7 +251,7 @@ class Ask(Protocol):
 def _present(ask: Ask, report: Report) -> list[str]:
     """The backends to check. One that fails to tell fails its checks too, which are reported."""
     found = []
-    for name in planning.backend_names():
+    for name in registry.backend_names():
         missing = ask(_unavailable, name)
         if isinstance(missing, str):
             report.unavailable[name] = missing
@@ -276,7 +276,7 @@ def _go_through(checks: Sequence[Check], ask: Ask, examine: Examine, device: tor
 
 
 def _unavailable(backend: str) -> str | None:
-    return planning.backend(backend).unavailable()
+    return registry.backend(backend).unavailable()
 
 
 @contextmanager

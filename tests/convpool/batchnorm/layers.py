@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from convpool import ConvBNReLUMaxPool2d, planning
+from convpool import ConvBNReLUMaxPool2d, registry
 
-SERVING = [name for name in planning.backend_names() if getattr(planning.backend(name), "batch_statistics", None)]
+SERVING = [name for name in registry.backend_names() if getattr(registry.backend(name), "batch_statistics", None)]
 
-_FIRST = next(name for name in SERVING if not planning.backend(name).unavailable())
+_FIRST = next(name for name in SERVING if not registry.backend(name).unavailable())
 
 # The others with the slow tests.
 by_each_backend = pytest.mark.parametrize(

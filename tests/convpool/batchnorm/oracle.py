@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from convpool import planning
-from convpool.protocol import Plan
+from convpool import planning, registry
+from convpool.protocol import ORDINARY, Plan
 from convpool.testing.cases import CASES, Case, by_name
 
 Layer: TypeAlias = Callable[..., Tensor]  # with the tensors of `run` under their names, and momentum and eps
@@ -25,14 +25,14 @@ NORMALISED = tuple(
 
 def refusal(backend: str, case: Case, dtype: torch.dtype) -> str | None:
     """Why the backend does not normalise the case's conv output by its own statistics, or None."""
-    found = planning.normalised(planning.backend(backend), case.geometry, dtype, torch.device("cpu"))
+    found = planning.normalised(registry.backend(backend), case.geometry, dtype, torch.device("cpu"), ORDINARY)
     return None if isinstance(found, Plan) else found
 
 
 def on_backends(dtype: torch.dtype) -> pytest.MarkDecorator:
     """Run the test, which takes `backend`, by each that serves batch statistics in that type; by `reference` with the
     slow tests where another one does."""
-    names = [name for name in planning.backend_names() if not refusal(name, by_name("cnn-1"), dtype)]
+    names = [name for name in registry.backend_names() if not refusal(name, by_name("cnn-1"), dtype)]
     slow = {"reference"} if len(names) > 1 else set()
     backends = [pytest.param(name, marks=[pytest.mark.slow] if name in slow else []) for name in names]
     return pytest.mark.parametrize("backend", backends, indirect=True)

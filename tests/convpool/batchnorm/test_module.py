@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.checkpoint import checkpoint
 
-from convpool import ConvBNReLUMaxPool2d, fuse, fusion_report, planning, use_backend
+from convpool import ConvBNReLUMaxPool2d, fuse, fusion_report, registry, use_backend
 from convpool.batchnorm import operators
 from convpool.geometry import Geometry, make_settings
 from tests.convpool.batchnorm.layers import assert_close, by_each_backend, pair, results, torchs
@@ -376,7 +376,7 @@ def test_autocast(backend, x) -> None:
     position wins. 0.05 was seen; what is wrong gives 1."""
     layer, plain = pair(4, 6, 3, bias=True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        if isinstance(planning.backend(backend).serves(GEOMETRY, torch.bfloat16, torch.device("cpu")), str):
+        if isinstance(registry.backend(backend).serves(GEOMETRY, torch.bfloat16, torch.device("cpu")), str):
             with pytest.raises(RuntimeError, match=r"cannot serve this call: dtype torch\.bfloat16"):
                 layer(x)
             return

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from convpool import eager, planning
+from convpool import eager, registry
 from convpool.batchnorm import fold
 from convpool.geometry import Geometry
 from convpool.protocol import Moments
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def moments(backend: str, x: Tensor, geometry: Geometry) -> Moments:
-    found = planning.backend(backend).patch_moments(x, geometry)
+    found = registry.backend(backend).patch_moments(x, geometry)
     assert found.mean.dtype == found.scatter.dtype == torch.float64
     return found
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from convpool.cpu import native
+from convpool.cpu import library, native
 from convpool.cpu.kernels import Kernel
 
 missing = native.BACKEND.unavailable()
@@ -35,10 +35,10 @@ def passes(result: subprocess.CompletedProcess[str]) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("isa", native._INSTRUCTION_SETS)
+@pytest.mark.parametrize("isa", library._INSTRUCTION_SETS)
 def test_every_kernel_stays_inside_its_tensors(isa: str) -> None:
     found = torch.backends.cpu.get_cpu_capability()
-    if native._rank(found) < native._rank(native._INSTRUCTION_SETS[isa]):
+    if library._rank(found) < library._rank(library._INSTRUCTION_SETS[isa]):
         pytest.skip(f"the processor has {found}")
     summary = passes(run(900, CONVPOOL_CPU_ISA=isa))
     assert all(f" {kernel} " in summary for kernel in KERNELS)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from convpool.cpu import native
+from convpool.cpu import library, native
 from convpool.cpu.kernels import backward_kernel, forward_kernel
 from convpool.layout import new_code, new_gradients, new_output
 from convpool.testing import cases
@@ -30,7 +30,7 @@ def problem(case: cases.Case, layout: Layout, lanes: int) -> str:
     dx, dw, _ = new_gradients(code, inputs.weight, geometry, (True, True, True))
     tensors = {"x": inputs.x, "w": inputs.weight, "y": y, "dx": dx, "dw": dw}
     choice = forward_kernel(geometry, inputs.x.stride(), y.stride(), 1, lanes)
-    filled = native._problem(geometry, choice, **{name: tensor.stride() for name, tensor in tensors.items()})
+    filled = library.problem_of(geometry, choice, **{name: tensor.stride() for name, tensor in tensors.items()})
     first_layer = backward_kernel(geometry, (False, True, True))
     return " ".join(map(str, [*memoryview(filled).cast("B").cast("q"), int(first_layer)]))
 

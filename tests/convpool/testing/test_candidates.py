@@ -2,7 +2,7 @@
 
 import pytest
 
-from convpool import planning
+from convpool import registry
 from convpool.testing import candidates
 from convpool.testing.candidates import ParityError, Through
 from convpool.testing.cases import by_name
@@ -28,7 +28,7 @@ def test_padding_on_one_side_only_is_handed_on() -> None:
 )
 def test_no_calls_of_a_wrong_kernel(bug, backward, monkeypatch) -> None:
     """Ours is wrong in the value, a little everywhere as with too few digits, in dw alone, in the winners alone."""
-    backend = planning.backend("reference")
+    backend = registry.backend("reference")
     right_forward, right_backward = backend.forward, backend.backward
 
     def forward(*arguments):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from convpool import planning
+from convpool import registry
 from convpool.testing import normalised
 from convpool.testing.candidates import ParityError, best_plain, in_layout
 from convpool.testing.cases import BATCH_NORM, by_name
@@ -16,11 +16,11 @@ from convpool.testing.timing import Timing
 
 
 def serves(name: str) -> bool:
-    backend = planning.backend(name)
+    backend = registry.backend(name)
     return hasattr(backend, "batch_statistics") and not backend.unavailable()
 
 
-SERVING = [name for name in planning.backend_names() if serves(name)]
+SERVING = [name for name in registry.backend_names() if serves(name)]
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from convpool import eager, planning
+from convpool import eager, registry
 from convpool.geometry import DEAD
 from convpool.testing import cases, parity
 from convpool.testing.cases import CASES, Case
@@ -32,7 +32,7 @@ def test_float32(case: Case, layout: parity.Layout, backend: str) -> None:
 def test_other_dtypes(name: str, dtype: torch.dtype, backend: str) -> None:
     case = cases.by_name(name)
     inputs = parity.make_inputs(case, dtype)
-    served = planning.backend(backend).serves(case.geometry, dtype, torch.device("cpu"))
+    served = registry.backend(backend).serves(case.geometry, dtype, torch.device("cpu"))
     if isinstance(served, str):
         with pytest.raises(RuntimeError, match="cannot serve"):
             parity.check(inputs, backend)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from convpool import planning
+from convpool import registry
 from convpool.protocol import Plan
 from convpool.testing import candidates, cases, parity, selfcheck, timing
 from convpool.testing.isolated import CONTEXT, Failure
@@ -47,7 +47,7 @@ def as_on_a_gpu(monkeypatch, in_place) -> None:
     monkeypatch.setattr(selfcheck, "setting", lambda _: "as on a GPU")
     monkeypatch.setattr(selfcheck.planning, "backend_names", lambda: ["triton"])
     monkeypatch.setattr(selfcheck, "speeds", lambda case, _: {"eager": 1e-6})
-    monkeypatch.setattr(type(planning.backend("triton")), "unavailable", lambda _: None)
+    monkeypatch.setattr(type(registry.backend("triton")), "unavailable", lambda _: None)
 
 
 def right(check: Check, device: torch.device) -> Result:
@@ -80,7 +80,7 @@ def test_reports_every_backend(tmp_path, capsys) -> None:
     assert selfcheck.main(["--cases", "batch-1", "--json", str(file)]) == 0
     report = json.loads(file.read_text())
     found = {result["backend"]: result["verdict"] for result in report["results"]}
-    present = [name for name in planning.backend_names() if not planning.backend(name).unavailable()]
+    present = [name for name in registry.backend_names() if not registry.backend(name).unavailable()]
     assert list(found) == present
     assert set(found.values()) <= {"ok", "not served"}
     assert found["reference"] == "ok"
@@ -172,7 +172,7 @@ def test_time_runs_out(monkeypatch, in_place, tmp_path, capsys) -> None:
 
 def test_a_wrong_kernel_fails(monkeypatch, in_place, tmp_path) -> None:
     """A backend that forgets the last image of a case."""
-    reference = planning.backend("reference")
+    reference = registry.backend("reference")
     forward = type(reference).forward
 
     def forgetful(self, x, *rest):
@@ -206,7 +206,7 @@ def test_only_our_own_sums_must_be_exact_on_a_gpu(plan, device, dtype, exact, mo
     monkeypatch.setattr(
         selfcheck.parity, "check", lambda inputs, _, exact: asked.append((inputs, exact)) or parity.Parity()
     )
-    monkeypatch.setattr(type(planning.backend("reference")), "serves", lambda *_: Plan("reference", plan, ""))
+    monkeypatch.setattr(type(registry.backend("reference")), "serves", lambda *_: Plan("reference", plan, ""))
     check = Check("batch-1", False, dtype, "nchw", "reference")
     assert selfcheck.check_case(check, torch.device(device)).verdict == "ok"
     assert asked == [(True, exact), (False, False)]

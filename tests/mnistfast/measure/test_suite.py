@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from convpool import known, planning
+from convpool import known, registry
 from convpool.testing import candidates, normalised
 from convpool.testing.cases import BATCH_NORM, by_name
 from mnistfast import bench, devices
@@ -31,7 +31,7 @@ def tiny(monkeypatch):
 @pytest.fixture
 def wrong_kernel(monkeypatch):
     """Plants a bug: the kernel forgets one channel of its last image."""
-    backend = planning.backend("cpu")
+    backend = registry.backend("cpu")
     if backend.unavailable():
         pytest.skip(f"the kernel to spoil is not there: {backend.unavailable()}")
     right = backend.forward
@@ -83,7 +83,7 @@ def test_a_row_is_complete():
     assert row["best_plain"] in candidates.PLAIN
     assert row["share_of_roofline"][FUSED] == pytest.approx(row["bound_seconds"] / ours)
     outputs = 4 * 6 * 14 * 14
-    if not planning.backend("cpu").unavailable():
+    if not registry.backend("cpu").unavailable():
         assert row["kept_bytes"][FUSED] == outputs  # a byte each
         assert row["plan"].startswith("cpu")
     assert row["kept_bytes"]["eager"] == outputs * 8 + outputs * 4 * 4  # indices, the ReLU's result

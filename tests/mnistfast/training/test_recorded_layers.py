@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from convpool import ConvBNReLUMaxPool2d, ConvReLUMaxPool2d, planning
+from convpool import ConvBNReLUMaxPool2d, ConvReLUMaxPool2d, planning, registry
 from convpool.cpu import native
 from tests.mnistfast.training.recording import Recording, record
 
@@ -18,8 +18,8 @@ LAYERS = {
 @pytest.fixture
 def heard(monkeypatch) -> list[tuple[object, ...]]:
     """The calls of the C++ library: the function, what it was worked out to do (by address), and what it is given."""
-    if planning.backend("cpu").unavailable():
-        pytest.skip(planning.backend("cpu").unavailable())
+    if registry.backend("cpu").unavailable():
+        pytest.skip(registry.backend("cpu").unavailable())
     library, calls = native.library(), []
     for name in ("convpool_forward", "convpool_backward", "convpool_pool", "convpool_patch_moments"):
         function = getattr(library, name)
