@@ -19,7 +19,7 @@ MOST_LINES = 350
 FLOORS = {
     "convpool": (
         "geometry torch_private",
-        "layout checks protocol",
+        "layout checks protocol cost",
         "eager",
         "torch_ops cpu gpu",
         "registry",

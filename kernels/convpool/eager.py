@@ -6,12 +6,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from convpool.cost import Counts, torch_forward
 from convpool.geometry import Geometry, Settings, has_empty_windows, pooled_size
 from convpool.layout import memory_format
 from convpool.protocol import Use
 from convpool.torch_private import are_functorch_transforms_active
 
 PLANS = PLAIN, INNERMOST = "plain", "channels_last"  # of torch's layers: in x's memory format, or in that one
+
+
+_MARGIN = (
+    1.3  # in time estimated, by which copying x must pay: torch's layers as they come are what people compare with
+)
 
 
 def conv(x: Tensor, weight: Tensor, bias: Tensor | None, settings: Settings) -> Tensor:
@@ -119,7 +125,13 @@ def plans(dtype: torch.dtype, device: torch.device) -> tuple[str, ...]:
 
 def plan(geometry: Geometry, dtype: torch.dtype, device: torch.device, use: Use) -> str:
     """Which of the plans `auto` takes, by a written rule."""
-    return INNERMOST if device.type == "cpu" and dtype == torch.float32 else PLAIN
+    if device.type != "cpu" or dtype != torch.float32 or use.channels_last:
+        return PLAIN
+    n, threads = Counts.of(geometry), use.threads
+    as_it_is, innermost = (
+        torch_forward(n, threads, channels_last=False, innermost=innermost) for innermost in (False, True)
+    )
+    return INNERMOST if _MARGIN * innermost < as_it_is else PLAIN
 
 
 def bound(x: Tensor, weight: Tensor, geometry: Geometry, plan: str) -> Callable[..., Tensor]:

@@ -154,16 +154,16 @@ def prepare(
     types = tuple(map(type, options))
     if list in types:
         options = tuple(tuple(value) if isinstance(value, list) else value for value in options)
+    use = planning.use_of(x, weight, bias, requested)
     # The compiler sees no caches, and must see the comparisons of symbolic sizes that it has to guard on.
-    symbolic = not unseen and (torch.compiler.is_compiling() or any(type(n) is not int for n in x.shape))
-    decide = planning.decide if symbolic or not _OPTION_TYPES.issuperset(types) else planning.decide_once
+    decide = planning.decide if use.symbolic or not _OPTION_TYPES.issuperset(types) else planning.decide_once
     b = weight if bias is None else bias  # no bias, nothing to find wrong with it
     geometry, plan = decide(
         (x.shape, weight.shape, None if bias is None else bias.shape),
         (x.dtype, weight.dtype, b.dtype),
         (device, weight.device, b.device),
         requested,
-        planning.use_of(x, weight, bias, requested),
+        use,
         options,
         types,
         ask,

@@ -78,6 +78,7 @@ def use_of(x: Tensor, weight: Tensor, bias: Tensor | None = None, requested: str
         threads=_threads(),
         replayed=requested == AUTO_REPLAYED,
         repeatable=torch.are_deterministic_algorithms_enabled(),
+        symbolic=torch.compiler.is_compiling() or any(type(n) is not int for n in x.shape),
     )
 
 

@@ -23,6 +23,7 @@ class Use(NamedTuple):
         threads: those of torch on the CPU.
         replayed: whether a CUDA graph records the call, so that launching it costs nothing.
         repeatable: whether the plan must not hang on what was timed: torch's deterministic algorithms are asked for.
+        symbolic: whether the sizes may stand for others, as while a compiler traces: comparing them then makes a guard.
     """
 
     channels_last: bool = False
@@ -31,6 +32,7 @@ class Use(NamedTuple):
     threads: int = 1
     replayed: bool = False
     repeatable: bool = False
+    symbolic: bool = False
 
 
 ORDINARY = Use()

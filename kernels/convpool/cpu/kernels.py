@@ -6,14 +6,16 @@ Geometry, strides, the number of threads and the width of a vector decide; no bi
 from dataclasses import dataclass
 from enum import IntEnum
 
+from convpool.cost import Counts, torch_layers
+from convpool.cpu.cost import backward, direct_forward, split_forward, winograd_forward
 from convpool.geometry import Geometry
 from convpool.layout import Strides
-from convpool.protocol import Needs
+from convpool.protocol import Needs, Use
 
-# Products for each conv output above which torch's convolution is no slower, and differs less by shape. Forward
-# passes, ratio to the best plain form, split and fused: 4,165 products 0.99 and 0.80; 2,009: 1.01 and 0.80; 1,960: 0.97
-# and 0.78; but 300: 0.94 and 0.86; 275: 1.09 and 1.22.
-FUSED_PRODUCTS = 1500
+# `auto` takes ours where they are estimated to take this much less than torch's layers: the estimates err, and what
+# errs must not be slower. Training errs more.
+_MARGIN, _TRAINING_MARGIN = 1.05, 1.15
+_SPLIT_PRODUCTS = 1500  # for each conv output, where nothing else can be asked: more are torch's
 # Batch statistics, in products of a convolution: what torch's norm, ReLU and pool take more than ours an output,
 # what a step's calls from Python take, and a block of patch_moments.h besides its products (docs/measurements.md).
 _OUTPUT, _CALLS = 160, 64e6
@@ -25,6 +27,7 @@ _WINOGRAD_CHANNELS = 12  # of the input, in a group: with fewer the transforms d
 # forward_direct 7 and 12 us, 0.78 million 22 and 14; 50 windows take forward_winograd 52 and 62 us, 100 windows 85 and
 # 79 (each thread fetches all of the transformed weights).
 _BUSY_PRODUCTS, _BUSY_WINDOWS = 1 << 19, 64
+_BUSY_WEIGHTS = 1 << 17  # take longer to pack than a second thread to wake
 
 
 class Kernel(IntEnum):
@@ -47,25 +50,73 @@ class Choice:
     threads: int
 
 
-def is_split(g: Geometry) -> bool:
+def is_split(g: Geometry, use: Use, lanes: int) -> bool:
     """Whether torch convolves, and only pooling and the gradients are ours."""
-    return not _takes_winograd(g) and g.reduction > FUSED_PRODUCTS
+    if use.symbolic:
+        return not _takes_winograd(g) and g.reduction > _SPLIT_PRODUCTS
+    return _split(g, use.channels_last, use.threads) < _fused(g, use.threads, lanes)
+
+
+def why_slower(g: Geometry, use: Use, lanes: int) -> str:
+    """In words why torch's own layers are not slower for this use, or nothing."""
+    if g.settings.groups > 1 and g.group_outputs < 8:  # counted, not timed
+        return f"{g.group_outputs} output channels a group leave most of a vector's lanes idle"
+    if use.symbolic:
+        return _OVERLAP if _windows_overlap(g) else ""
+    n = Counts.of(g)
+    ours = min(_split(g, use.channels_last, use.threads), _fused(g, use.threads, lanes))
+    forms = {"channels_last": use.channels_last, "training": use.training, "dx": use.dx}
+    theirs = min(torch_layers(n, use.threads, innermost=innermost, **forms) for innermost in (False, True))
+    if use.training:
+        ours += backward(n, use.threads, dx=use.dx)
+    if ours * (_TRAINING_MARGIN if use.training else _MARGIN) <= theirs:
+        return ""
+    return f"estimated to take {ours / theirs:.2f} times as long as torch's own layers in {_words(use)}"
+
+
+def _windows_overlap(g: Geometry) -> bool:
+    return 2 * g.pooled_height * g.pooled_width > g.conv_height * g.conv_width
+
+
+_OVERLAP = "with more than one window for two conv outputs, the winners save no arithmetic"
+
+
+def _words(use: Use) -> str:
+    return f"{'training' if use.training else 'inference'} on {use.threads} thread{'s' * (use.threads > 1)}"
+
+
+def _split(g: Geometry, channels_last: bool, threads: int) -> float:
+    innermost = convolves_innermost(g)
+    return split_forward(Counts.of(g), threads, channels_last=channels_last, innermost=innermost)
+
+
+def _fused(g: Geometry, threads: int, lanes: int) -> float:
+    if _takes_winograd(g):
+        return winograd_forward(g, threads, lanes, busy=_windows(g) >= _BUSY_WINDOWS)
+    return direct_forward(g, threads, lanes)
 
 
 def convolves_innermost(g: Geometry) -> bool:
-    """Whether torch convolves faster in channels_last, the copying of x included."""
-    return True
+    """Whether the split plan brings x to channels_last before torch convolves it, not the conv output after that."""
+    before, after = (
+        split_forward(Counts.of(g), 1, channels_last=False, innermost=innermost) for innermost in (True, False)
+    )
+    return before <= after
 
 
 def forward_kernel(g: Geometry, x_stride: Strides, y_stride: Strides, threads: int, lanes: int) -> Choice:
     """What computes the forward pass of the fused plan, with vectors of so many lanes."""
-    windows = g.batch * g.settings.groups * g.pooled_height * g.pooled_width
+    windows = _windows(g)
     if _takes_winograd(g):
         return Choice(Kernel.FORWARD_WINOGRAD, threads if windows >= _BUSY_WINDOWS else 1)
     products = windows * g.window * g.group_outputs * g.reduction
-    threads = threads if products >= _BUSY_PRODUCTS else 1
+    threads = threads if products >= _BUSY_PRODUCTS or g.reduction * g.out_channels >= _BUSY_WEIGHTS else 1
     images = _lanes_are_images(g, x_stride, y_stride, threads, lanes)
     return Choice(Kernel.FORWARD_IMAGES if images else Kernel.FORWARD_DIRECT, threads)
+
+
+def _windows(g: Geometry) -> int:
+    return g.batch * g.settings.groups * g.pooled_height * g.pooled_width
 
 
 def backward_kernel(g: Geometry, needs: Needs) -> Kernel:
@@ -77,6 +128,8 @@ def backward_kernel(g: Geometry, needs: Needs) -> Kernel:
 
 def why_moments_lose(g: Geometry, dx: bool, lanes: int) -> str:
     """In words why batch statistics from the moments of patches are no faster than torch's layers, or nothing."""
+    if _windows_overlap(g):
+        return _OVERLAP
     if dx:
         return "x has a gradient, which takes two dense convolutions more"
     outputs = g.batch * g.out_channels * g.conv_height * g.conv_width

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from convpool import eager
 from convpool.cpu.kernels import (
-    FUSED_PRODUCTS,
     MOST_PATCH_VALUES,
     Choice,
     Kernel,
@@ -19,6 +18,7 @@ from convpool.cpu.kernels import (
     forward_kernel,
     is_split,
     why_moments_lose,
+    why_slower,
 )
 from convpool.cpu.library import Problem, lanes, library, problem_of
 from convpool.geometry import Geometry
@@ -40,13 +40,10 @@ class NativeBackend:
             return f"dtype {dtype}: the kernels are written for float32"
         if _too_large(geometry):
             return _TOO_LARGE
-        loss = _why_slow(geometry)
-        if is_split(geometry):
-            products = f"more than {FUSED_PRODUCTS} products for each conv output"
-            reason = f"{products}: torch's convolution is best there"
-            return Plan("cpu", "split", loss or reason, profitable=not loss)
-        reason = "conv, ReLU and pool in one pass; gradients from the winners alone"
-        return Plan("cpu", "fused", loss or reason, profitable=not loss)
+        split = is_split(geometry, use, lanes())
+        reason = _SPLIT if split else _FUSED
+        loss = why_slower(geometry, use, lanes())
+        return Plan("cpu", "split" if split else "fused", loss or reason, profitable=not loss)
 
     def plans(self, geometry: Geometry, dtype: torch.dtype) -> tuple[str, ...]:
         return ("fused", "split")
@@ -77,7 +74,7 @@ class NativeBackend:
         if geometry.reduction > MOST_PATCH_VALUES:
             return f"patches of {geometry.reduction} values, more than {MOST_PATCH_VALUES}, have too many products"
         loss = why_moments_lose(geometry, dx, lanes())
-        return replace(plan, reason=loss or plan.reason, profitable=plan.profitable and not loss)
+        return replace(plan, reason=loss or _FUSED, profitable=not loss)
 
     def patch_moments(self, x: Tensor, geometry: Geometry) -> Moments:
         groups, reduction = geometry.settings.groups, geometry.reduction
@@ -157,22 +154,14 @@ class _Calls:
         return dx, dw, db
 
 
+_FUSED = "conv, ReLU and pool in one pass; gradients from the winners alone"
+_SPLIT = "torch's convolution is best for so many products; pool and gradients are ours"
 _TOO_LARGE = "one image has too many elements for 32-bit offsets"
 
 
 def _too_large(g: Geometry) -> bool:
     padded = g.conv_height * g.settings.stride[0] + g.kernel[0] * g.settings.dilation[0]
     return g.in_channels * padded * g.width > _MAX_ELEMENTS // 16
-
-
-def _why_slow(g: Geometry) -> str:
-    """In words why torch's own layers are no slower, or nothing."""
-    # Both counted, not timed: lanes that do nothing, and positions that save nothing.
-    if g.settings.groups > 1 and g.group_outputs < 8:
-        return f"{g.group_outputs} output channels a group leave most of a vector's lanes idle"
-    if 2 * g.pooled_height * g.pooled_width > g.conv_height * g.conv_width:
-        return "with more than one window for two conv outputs, the winners save no arithmetic"
-    return ""
 
 
 class _Call:

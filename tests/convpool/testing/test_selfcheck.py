@@ -45,7 +45,7 @@ def in_place(monkeypatch) -> None:
 def as_on_a_gpu(monkeypatch, in_place) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(selfcheck, "setting", lambda _: "as on a GPU")
-    monkeypatch.setattr(selfcheck.planning, "backend_names", lambda: ["triton"])
+    monkeypatch.setattr(selfcheck.registry, "backend_names", lambda: ["triton"])
     monkeypatch.setattr(selfcheck, "speeds", lambda case, _: {"eager": 1e-6})
     monkeypatch.setattr(type(registry.backend("triton")), "unavailable", lambda _: None)
 
@@ -155,7 +155,7 @@ def test_time_runs_out(monkeypatch, in_place, tmp_path, capsys) -> None:
     def clock() -> float:
         return 60.0 * next(minutes)
 
-    monkeypatch.setattr(selfcheck.planning, "backend_names", lambda: ["reference"])
+    monkeypatch.setattr(selfcheck.registry, "backend_names", lambda: ["reference"])
     file = tmp_path / "report.json"
     assert selfcheck.main(["--minutes", "6", "--json", str(file)], right, clock=clock) == 0
     rows = json.loads(file.read_text())["results"]
@@ -182,7 +182,7 @@ def test_a_wrong_kernel_fails(monkeypatch, in_place, tmp_path) -> None:
         return y, code
 
     monkeypatch.setattr(type(reference), "forward", forgetful)
-    monkeypatch.setattr(selfcheck.planning, "backend_names", lambda: ["reference"])
+    monkeypatch.setattr(selfcheck.registry, "backend_names", lambda: ["reference"])
     file = tmp_path / "report.json"
     assert selfcheck.main(["--cases", "batch-1", "batch-17", "--json", str(file)]) == 1
     assert verdicts(file) == {"batch-1": {"ok"}, "batch-17": {"WRONG"}}

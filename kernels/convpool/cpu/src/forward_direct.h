@@ -23,19 +23,19 @@ struct DirectPlan {
 // Weights of one group and block for one tap after the other; the last block of a group may be one vector.
 inline void pack_direct_weights(const Problem& p, const float* w, float* packed) {
     const int64_t channels = round_up(p.out_channels, L), taps = p.reduction();
-    for (int64_t g = 0; g < p.groups; g++) {
-        for (int64_t c = 0; c < channels; c++) {
-            const int64_t block = c / (CHANNEL_VECTORS * L) * (CHANNEL_VECTORS * L);
-            const int64_t width = std::min<int64_t>(CHANNEL_VECTORS * L, channels - block);
-            float* to = packed + (g * channels + block) * taps + (c - block);
-            const float* from = w + (g * p.out_channels + c) * p.w_stride[BATCH];
-            for (int64_t kh = 0; kh < p.kernel[ROW]; kh++)
-                for (int64_t kw = 0; kw < p.kernel[COLUMN]; kw++)
-                    for (int64_t ci = 0; ci < p.in_channels; ci++, to += width)
-                        *to = c < p.out_channels
-                                  ? from[ci * p.w_stride[CHANNEL] + kh * p.w_stride[HEIGHT] + kw * p.w_stride[WIDTH]]
-                                  : 0.f;
-        }
+#pragma omp parallel for schedule(static) num_threads((int)p.threads) if (p.threads > 1)
+    for (int64_t each = 0; each < p.groups * channels; each++) {
+        const int64_t g = each / channels, c = each % channels;
+        const int64_t block = c / (CHANNEL_VECTORS * L) * (CHANNEL_VECTORS * L);
+        const int64_t width = std::min<int64_t>(CHANNEL_VECTORS * L, channels - block);
+        float* to = packed + (g * channels + block) * taps + (c - block);
+        const float* from = w + (g * p.out_channels + c) * p.w_stride[BATCH];
+        for (int64_t kh = 0; kh < p.kernel[ROW]; kh++)
+            for (int64_t kw = 0; kw < p.kernel[COLUMN]; kw++)
+                for (int64_t ci = 0; ci < p.in_channels; ci++, to += width)
+                    *to = c < p.out_channels
+                              ? from[ci * p.w_stride[CHANNEL] + kh * p.w_stride[HEIGHT] + kw * p.w_stride[WIDTH]]
+                              : 0.f;
     }
 }
 

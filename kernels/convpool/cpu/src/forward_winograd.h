@@ -11,6 +11,7 @@
 namespace {
 
 constexpr int64_t WINOGRAD_WINDOWS = 32;  // a block: 16 * 32 * (C_in + C_out) floats, 256 KB for 64 and 64 channels
+constexpr int64_t WINOGRAD_HEAVY = 1 << 17;  // transformed weights: 512 KB
 constexpr int PRODUCT_WINDOWS = REGISTERS == 32 ? 8 : 4;  // of a register tile, times CHANNEL_VECTORS
 
 // G w G^T for L output channels.  w: [9], u: 16 results, `step` apart
@@ -189,7 +190,11 @@ inline Kernel forward_winograd(const Problem& p, const float* x, const float* w,
     const Bands bands(p, p.batch * p.groups, copied ? 2 * layout.line * inputs / L : 0);
     // Images of few windows share blocks: 25 windows would fill 25 of 32 places.
     const int64_t filling = 8 * WINOGRAD_WINDOWS / p.pooled() + 1;
-    const int64_t together = bands.count > 1 ? 1 : std::clamp<int64_t>(p.batch / (4 * p.threads), 1, filling);
+    // Four units a thread even out their loads. But each unit reads all weights: those that overflow a core's cache are
+    // read once by each thread.
+    const bool heavy = 16 * inputs * channels > WINOGRAD_HEAVY;
+    const int64_t share = heavy ? (p.batch - 1) / p.threads + 1 : p.batch / (4 * p.threads);
+    const int64_t together = bands.count > 1 ? 1 : std::clamp<int64_t>(share, 1, filling);
     const int64_t parts = (p.batch - 1) / together + 1;
 #pragma omp parallel num_threads((int)p.threads) if (p.threads > 1)
     {
