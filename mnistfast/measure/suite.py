@@ -142,10 +142,7 @@ def run(options: BenchOptions, command: str, screen: Screen) -> dict[str, Any]:
     effort = Effort(options.seconds, compile=not options.no_compile, everything=options.all)
     machine.keep_freed_memory()
     before = load.now()
-    screen.say(", ".join([machine.setting(device), *([str(before)] if before else [])]))
-    threads = torch.get_num_threads() if device.type == "cpu" else 1
-    if before and not before.leaves_free(threads):
-        screen.warn(f"{before}: other work shares them")
+    _say_setting(device, before, screen)
     rows, wrong = [], []
     for workload in chosen:
         try:
@@ -170,6 +167,13 @@ def setting(device: torch.device, before: Load | None) -> dict[str, Any]:
         return {"setting": words, **held}
     averages = {"cpus": before.cpus, "before": before.average, "after": after.average}
     return {"setting": f"{words}, {before} before, {after.average:.1f} after", "load": averages, **held}
+
+
+def _say_setting(device: torch.device, before: Load | None, screen: Screen) -> None:
+    screen.say(machine.setting(device) + (f", {before}" if before else ""))
+    threads = torch.get_num_threads() if device.type == "cpu" else 1  # one launches what a GPU computes
+    if before and not before.leaves_free(threads):
+        screen.warn(f"{before}: other work shares them")
 
 
 def _words(row: dict[str, Any]) -> str:
