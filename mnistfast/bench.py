@@ -33,6 +33,7 @@ def _bench(argv: Sequence[str]) -> int:
     options = pick(BenchOptions, Parser(PROG, description, BenchOptions).given(argv))
 
     from mnistfast.files.atomic import make_folder, write_atomic, write_json
+    from mnistfast.measure import trust
     from mnistfast.measure.page import report
     from mnistfast.measure.plots import pictures
     from mnistfast.measure.suite import run  # torch comes with it
@@ -55,6 +56,13 @@ def _bench(argv: Sequence[str]) -> int:
             f"{len(result['wrong'])} of the workloads compute something else than torch",
             "They have no speed",
             f"see {folder / REPORT}",
+        )
+    unsteady = trust.unsteady_rows(result["rows"])
+    if options.strict and unsteady:
+        raise ThresholdError(
+            f"not steady: {'; '.join(unsteady)}",
+            f"--strict takes no time whose spread is over {100 * trust.LARGEST_SPREAD:.0f} %",
+            f"leave the machine alone, or more --seconds than {options.seconds:g}",
         )
     return 0
 

@@ -1,4 +1,4 @@
-"""What is fast, and how that is known: workloads, the time to an accuracy, and what was measured as pages and pictures.
+"""What is fast, and how that is known: workloads, the time to an accuracy, which times can be trusted, pages, pictures.
 
-Imports `data`, `devices`, `errors`, `models`, `options`, `report` and `training`.
+Imports `data`, `devices`, `errors`, `models`, `options`, `report`, `text` and `training`.
 """

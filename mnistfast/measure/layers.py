@@ -57,6 +57,11 @@ class Workload(ABC, Generic[Form]):
         A name that ends in `measure.forms.REPLAYED` is of a form whose steps are replayed.
         """
 
+    @property
+    def names(self) -> list[str]:
+        """The names of `forms`, in which no model is built and no device touched."""
+        return list(self.forms())
+
     @abstractmethod
     def calls(self, form: Form) -> list[Call]:
         """Returns the calls to time.

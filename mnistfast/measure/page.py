@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from mnistfast.measure import trust
 from mnistfast.measure.forms import FUSED, FUSED_LAST, REPLAYED
 from mnistfast.report.page import code, percent, plain, table
 
@@ -17,15 +18,26 @@ _REPLAYS = (
     "compare replayed forms, and torch.compile's."
 )
 
+_UNSTEADY = (
+    f"Half the distance between the quartiles of these times is over {100 * trust.LARGEST_SPREAD:.0f} % of the median: "
+    "something else took part, and no ratio is made of them."
+)
+
 Row = Mapping[str, Any]
 
 
 def duration(seconds: float) -> str:
     """Returns three digits and a unit: `1.23 ms`."""
-    for unit, size in (("s", 1.0), ("ms", 1e-3)):
-        if seconds >= size:
-            return f"{_digits(seconds / size)} {unit}"
-    return f"{_digits(seconds / 1e-6)} µs"
+    unit, one = _unit(seconds)
+    return f"{_digits(seconds / one)} {unit}"
+
+
+def _unit(seconds: float) -> tuple[str, float]:
+    """Returns the unit in which `seconds` is read best, and its seconds."""
+    for unit, one in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= one:
+            return unit, one
+    return "µs", 1e-6
 
 
 def size(count: int) -> str:
@@ -41,12 +53,29 @@ def _digits(value: float) -> str:
 
 
 def median(row: Row, form: str) -> str:
-    """Returns the form's time of a call, with half the distance between its quartiles as a share."""
+    """Returns the form's time of a call, with half the distance between its quartiles as a share: `1.23 ms ± 4 %`."""
     timing = row["seconds"].get(form)
     if timing is None:
         return NOT_MEASURED
-    spread = (timing["high"] - timing["low"]) / 2 / timing["median"]
-    return f"{duration(timing['median'])} ± {100 * spread:.0f} %"
+    return f"{duration(timing['median'])} ± {_share(trust.spread(timing))}{_mark(timing)}"
+
+
+def quartiles(row: Row, form: str) -> str:
+    """Returns the form's time of a call, with its quartiles in the same unit: `1.23 ms (1.18 to 1.28)`."""
+    timing = row["seconds"].get(form)
+    if timing is None:
+        return NOT_MEASURED
+    unit, one = _unit(timing["median"])
+    middle, low, high = (_digits(timing[name] / one) for name in ("median", "low", "high"))
+    return f"{middle} {unit} ({low} to {high}){_mark(timing)}"
+
+
+def _share(part: float) -> str:
+    return f"{100 * part:.0f} %"
+
+
+def _mark(timing: trust.Timing) -> str:
+    return "" if trust.steady(timing) else f", {trust.NOT_STEADY}"
 
 
 def plain_forms(forms: Iterable[str]) -> list[str]:
@@ -79,7 +108,10 @@ def best_other(row: Row) -> str:
 
 def times(row: Row, other: str) -> str:
     """Returns how often the fused layers, launched best, go into another form's time: in NCHW, and in channels_last."""
-    return " / ".join(f"{row['times_faster'][launched(row, mine)][other]:.2f}" for mine in (FUSED, FUSED_LAST))
+    ratios = [trust.times_faster(row["seconds"], launched(row, mine), other) for mine in (FUSED, FUSED_LAST)]
+    if ratios == [None, None]:
+        return trust.NOT_STEADY
+    return " / ".join(trust.NOT_STEADY if ratio is None else f"{ratio:.2f}" for ratio in ratios)
 
 
 def report(result: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
@@ -87,7 +119,7 @@ def report(result: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
     parts = [
         "# What the fused layers gain",
         plain(result["setting"]) + ".",
-        "Medians of interleaved rounds, ± half the distance between the quartiles. Every form was found to compute "
+        "Medians of interleaved rounds, the quartiles beside them. Every form was found to compute "
         "what torch computes in float64 before it was timed. `convpool` is the fused layer as it comes (NCHW), beside "
         "it in channels_last; times faster are given for both. GPU: " + _gpu_words(result["rows"]) + ".",
     ]
@@ -96,6 +128,10 @@ def report(result: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
     if result["wrong"]:
         lines = [f"- {plain(each['workload'])}: {plain(each['why'])}" for each in result["wrong"]]
         parts += ["## Wrong results, so no speeds", "\n".join(lines)]
+    unsteady = trust.unsteady_rows(result["rows"])
+    if unsteady:
+        lines = [f"- {plain(f'{workload}: {_spreads(forms)}')}" for workload, forms in unsteady.items()]
+        parts += ["## Not steady, so no ratios", _UNSTEADY, "\n".join(lines)]
     parts += [f"![{title}]({file})" for title, file in pictures.items()]
     for group in dict.fromkeys(row["group"] for row in result["rows"]):
         parts += [f"## {group.capitalize()}", _group_table([row for row in result["rows"] if row["group"] == group])]
@@ -178,6 +214,10 @@ def _gpu_words(rows: Iterable[Row]) -> str:
     return "measured" if any(row["device"].startswith("cuda") for row in rows) else NOT_MEASURED
 
 
+def _spreads(forms: Mapping[str, float]) -> str:
+    return "; ".join(f"{form} ± {_share(spread)}" for form, spread in forms.items())
+
+
 def _group_table(rows: Sequence[Row]) -> str:
     forms = dict.fromkeys(form for row in rows for form in row["seconds"])
     plain, ours = plain_forms(forms), [form for form in forms if form.startswith(FUSED)]
@@ -186,11 +226,15 @@ def _group_table(rows: Sequence[Row]) -> str:
     header += ["kept for backward, eager / fused"] * kept + ["share of the roofline"] * roof
     lines = []
     for row in rows:
-        cells = [row["name"], *(median(row, form) for form in plain), median(row, compiled_form(row))]
-        cells += [median(row, form) for form in ours] + [times(row, eager(row)), times(row, best_other(row))]
+        cells = [row["name"], *(quartiles(row, form) for form in plain), quartiles(row, compiled_form(row))]
+        cells += [quartiles(row, form) for form in ours] + [times(row, eager(row)), times(row, best_other(row))]
         if kept:
             cells.append(f"{size(row['kept_bytes']['eager'])} / {size(row['kept_bytes'][FUSED])}")
         if roof:
-            cells.append(" / ".join(f"{100 * row['share_of_roofline'][form]:.0f} %" for form in (FUSED, FUSED_LAST)))
+            cells.append(" / ".join(_roofline(row, form) for form in (FUSED, FUSED_LAST)))
         lines.append(cells)
     return table(header, lines)
+
+
+def _roofline(row: Row, form: str) -> str:
+    return _share(row["share_of_roofline"][form]) if trust.steady(row["seconds"][form]) else trust.NOT_STEADY

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -10,15 +11,18 @@ import torch
 
 from convpool.testing import candidates, machine, roofline
 from convpool.testing.candidates import ParityError
-from convpool.testing.timing import Race, Timing
+from convpool.testing.timing import Race
 from mnistfast.devices import choose_device, environment, use_threads
 from mnistfast.errors import UsageError
+from mnistfast.measure import load, trust
 from mnistfast.measure import page as bench_page
 from mnistfast.measure.forms import FUSED, REPLAYED
 from mnistfast.measure.layers import NotRecordedError, Workload
+from mnistfast.measure.load import Load
 from mnistfast.measure.workloads import workloads
 from mnistfast.options.commands import BenchOptions
 from mnistfast.report.screen import Screen
+from mnistfast.text import aligned
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,10 @@ class Effort:
     seconds: float = 1.0
     compile: bool = True
     everything: bool = False
+
+    def compiles(self, workload: Workload[Any]) -> bool:
+        """Returns whether torch.compile takes part in this workload."""
+        return self.compile and (self.everything or workload.worth_compiling)
 
 
 @dataclass
@@ -55,21 +63,28 @@ class Prepared:
         workload, timings = self.workload, self.race.timings()
         plain = [name for name in timings if not name.startswith(FUSED)]
         ours = [name for name in timings if name.startswith(FUSED)]
+        seconds = {name: asdict(value) for name, value in timings.items()}
         row = {
             "group": workload.group,
             "name": workload.name,
             "device": str(workload.device),
             "threads": torch.get_num_threads(),
-            "seconds": {name: asdict(value) for name, value in timings.items()},
+            "seconds": seconds,
+            "unsteady": trust.unsteady(seconds),
             "best_plain": candidates.best_plain(timings, bench_page.plain_forms(timings)),
             "times_faster": {
-                mine: {other: timings[other].median / timings[mine].median for other in plain} for mine in ours
+                mine: {other: trust.times_faster(seconds, mine, other) for other in plain} for mine in ours
             },
             "compiling_seconds": self.compiling,
             "missing": self.missing,
             **workload.facts(),
         }
-        return row | _roofline(workload, timings)
+        return row | _roofline(workload, seconds)
+
+
+def contenders(workload: Workload[Any], effort: Effort) -> list[str]:
+    """Returns by name what will be raced, as far as that is known before: for any number by torch.compile one name."""
+    return [*workload.names, *[bench_page.COMPILED] * effort.compiles(workload)]
 
 
 def prepare(workload: Workload[Any], effort: Effort) -> Prepared:
@@ -87,14 +102,15 @@ def prepare(workload: Workload[Any], effort: Effort) -> Prepared:
             missing[name] = str(error)
     race = Race(calls, workload.device, replay=workload.replayable)
     prepared = Prepared(workload, race, missing=missing)
+    if not effort.compiles(workload):
+        return prepared
     plain = bench_page.plain_forms(calls)
     best = min(plain, key=race.foretold).removesuffix(REPLAYED)
-    wanted = [(best, mode) for mode in workload.modes] if effort.compile and workload.worth_compiling else []
+    wanted = [(best, mode) for mode in workload.modes]
     if effort.everything:
         called = [(name, "default") for name in plain if not name.endswith(REPLAYED)]
         wanted = called + [(best, mode) for mode in (*workload.modes, "max-autotune") if mode != "default"]
-    if wanted:
-        torch.compiler.reset()  # all layers are compiled from one function, of which torch keeps eight versions
+    torch.compiler.reset()  # all layers are compiled from one function, of which torch keeps eight versions
     for name, mode in wanted:
         label = f"{bench_page.COMPILED} of {name}" + (f", {mode}" if mode != "default" else "")
         began = time.perf_counter()
@@ -125,7 +141,8 @@ def run(options: BenchOptions, command: str, screen: Screen) -> dict[str, Any]:
         raise UsageError(f"--only {options.only!r} names no workload", f"The groups are: {'; '.join(groups)}")
     effort = Effort(options.seconds, compile=not options.no_compile, everything=options.all)
     machine.keep_freed_memory()
-    screen.say(machine.setting(device))
+    before = load.now()
+    _say_setting(device, before, screen)
     rows, wrong = [], []
     for workload in chosen:
         try:
@@ -136,31 +153,48 @@ def run(options: BenchOptions, command: str, screen: Screen) -> dict[str, Any]:
             continue
         rows.append(row)
         screen.say(f"{row['group'] + ': ' + row['name']:<40} {_words(row)}")
-    return {"command": command, **setting(device), "rows": rows, "wrong": wrong}
+        if options.all or row["unsteady"]:
+            for line in aligned([["", form, bench_page.quartiles(row, form)] for form in row["seconds"]]):
+                screen.say(line)
+    return {"command": command, **setting(device, before), "rows": rows, "wrong": wrong}
 
 
-def setting(device: torch.device) -> dict[str, Any]:
-    """Returns what the figures hold for: hardware, threads, versions."""
-    return {
-        "setting": machine.setting(device),
-        "environment": environment(device, torch.get_num_threads()),
-    }
+def setting(device: torch.device, before: Load | None) -> dict[str, Any]:
+    """Returns what the figures hold for: hardware, threads, versions, the load before they were taken and now."""
+    words, after = machine.setting(device), load.now()
+    held = {"environment": environment(device, torch.get_num_threads())}
+    if before is None or after is None:
+        return {"setting": words, **held}
+    averages = {"cpus": before.cpus, "before": before.average, "after": after.average}
+    return {"setting": f"{words}, {before} before, {after.average:.1f} after", "load": averages, **held}
+
+
+def _say_setting(device: torch.device, before: Load | None, screen: Screen) -> None:
+    screen.say(machine.setting(device) + (f", {before}" if before else ""))
+    threads = torch.get_num_threads() if device.type == "cpu" else 1  # one launches what a GPU computes
+    if before and not before.leaves_free(threads):
+        screen.warn(f"{before}: other work shares them")
 
 
 def _words(row: dict[str, Any]) -> str:
     eager, other = (bench_page.times(row, form(row)) for form in (bench_page.eager, bench_page.best_other))
     ours = bench_page.median(row, bench_page.launched(row, FUSED))
-    return f"{ours:>16}   {eager} times faster than eager, {other} than the best other"
+    return f"{ours:>16}   times faster than eager: {eager}, than the best other: {other}"
 
 
 def measure(workload: Workload[Any], effort: Effort) -> dict[str, Any]:
     """Returns the row of `workload`. Raises ParityError: a form computes something else than torch."""
+    return raced(workload, effort).row()
+
+
+def raced(workload: Workload[Any], effort: Effort) -> Prepared:
+    """Returns `workload` with its race run. Raises ParityError: a form computes something else than torch."""
     prepared = prepare(workload, effort)
     prepared.race.run(effort.seconds, workload.least_rounds)
-    return prepared.row()
+    return prepared
 
 
-def _roofline(workload: Workload[Any], timings: dict[str, Timing]) -> dict[str, Any]:
+def _roofline(workload: Workload[Any], seconds: Mapping[str, trust.Timing]) -> dict[str, Any]:
     work = workload.work()
     if work is None:
         return {}
@@ -170,5 +204,7 @@ def _roofline(workload: Workload[Any], timings: dict[str, Timing]) -> dict[str, 
         "work": asdict(work),
         "peaks": asdict(peaks),
         "bound_seconds": bound,
-        "share_of_roofline": {name: bound / value.median for name, value in timings.items()},
+        "share_of_roofline": {
+            name: bound / timing["median"] if trust.steady(timing) else None for name, timing in seconds.items()
+        },
     }

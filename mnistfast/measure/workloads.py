@@ -84,11 +84,12 @@ class Step(Workload[Launched]):
 
     def forms(self) -> dict[str, Launched]:
         model = built(self.config, 10, self.device)
-        return {
-            name + REPLAYED * (graph == "on"): Launched(make(model), graph)
-            for graph in self.graphs
-            for name, make in FORMS.items()
-        }
+        made = [Launched(make(model), graph) for graph in self.graphs for make in FORMS.values()]
+        return dict(zip(self.names, made, strict=True))
+
+    @property
+    def names(self) -> list[str]:
+        return [name + REPLAYED * (graph == "on") for graph in self.graphs for name in FORMS]
 
     def calls(self, form: Launched) -> list[Call]:
         self.check(form.model, self._batch()[0], backward=True)

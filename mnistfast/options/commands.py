@@ -130,6 +130,7 @@ class BenchOptions(ThreadOptions):
     all: bool = option(False, "the whole table of shapes, every form compiled, and max-autotune: takes hours")
     seconds: float = option(1.0, "of measuring each workload, all forms together", bound=POSITIVE)
     no_compile: bool = option(False, "leave torch.compile out, which takes seconds a graph to compile")
+    strict: bool = option(False, "exit with 8 where a time is not steady enough to be compared", group=OUTPUT)
     out: str | None = shared.out("folder to write to", "runs/<date-time>-bench")
     device: str = shared.device("auto, cpu, cuda, cuda:1")  # the layers have no kernels of ours on another
 

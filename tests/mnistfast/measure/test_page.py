@@ -1,5 +1,6 @@
 """The tables and the pictures of what was measured, from made-up figures."""
 
+import numpy as np
 import pytest
 
 from convpool.testing.candidates import PLAIN
@@ -80,12 +81,14 @@ def test_a_form_that_only_some_groups_have(result):
     result["rows"].append(more)
     page = bench_page.report(result, {})
     assert page.count("| pool before ReLU |") == 1
-    assert "7.00 ms ± 10 %" in page
+    assert "7.00 ms (6.30 to 7.70)" in page
 
 
 def test_the_report_holds_every_figure(result):
     page = bench_page.report(result, {"Roofline": "roofline.png"})
-    assert "| cnn-1 | 4.00 ms ± 10 % | 3.00 ms ± 10 % | 2.00 ms ± 10 % | 1.50 ms ± 10 % | 1.00 ms ± 10 % |" in page
+    assert "| cnn-1 | 4.00 ms (3.60 to 4.40) | 3.00 ms (2.70 to 3.30) | 2.00 ms (1.80 to 2.20) |" in page
+    assert "| 1.50 ms (1.35 to 1.65) | 1.00 ms (0.90 to 1.10) | 500 µs (450 to 550) | 4.00 / 8.00 |" in page
+    assert "not steady" not in page.lower()
     assert "| 4.00 / 8.00 | 1.50 / 3.00 | 12.3 MB / 9.88 kB | 10 % / 20 % |" in page
     assert "![Roofline](roofline.png)" in page
     assert "- torch.compile of eager, max-autotune: RuntimeError: no" in page
@@ -105,7 +108,7 @@ def test_a_form_that_took_no_part_was_not_measured(result):
     for each in result["rows"]:
         del each["seconds"]["torch.compile of eager"]
     page = bench_page.report(result, {})
-    assert "| 2.00 ms ± 10 % | not measured | 1.00 ms ± 10 % |" in page
+    assert "| 2.00 ms (1.80 to 2.20) | not measured | 1.00 ms (0.90 to 1.10) |" in page
     assert "| 4.00 / 8.00 | 2.00 / 4.00 |" in page  # the best other is torch's own form then
 
 
@@ -144,6 +147,59 @@ def test_replayed_steps_have_a_time_without_their_recording():
     assert header[-1] == "replayed: without recording"
     assert [cells[-1] for cells in rows] == ["30.1 ms", "called"]
     assert "replayed: without recording" not in bench_page.entrants({"entrants": [called]})[0]
+
+
+@pytest.fixture
+def shaken(result):
+    """The result, the time of `convpool` in one layer and in one size being ± 2504 %."""
+    for each in (result["rows"][0], result["rows"][2]):
+        each["seconds"][FUSED] |= {"low": 1e-3, "high": 51.08e-3}
+        each["times_faster"][FUSED] = dict.fromkeys(each["times_faster"][FUSED])
+        each["share_of_roofline"][FUSED] = None
+    return result
+
+
+def test_the_report_gives_no_ratio_of_a_time_that_is_not_steady(shaken):
+    page = bench_page.report(shaken, {})
+    _, _, first = [line for line in page.splitlines() if line.startswith("|")][:3]
+    assert "| 1.00 ms (1.00 to 51.1), not steady | 500 µs (450 to 550) |" in first
+    assert first.endswith("| not steady / 8.00 | not steady / 3.00 | 12.3 MB / 9.88 kB | not steady / 20 % |")
+    assert "## Not steady, so no ratios" in page
+    assert "\n- layer, training: cnn-1: convpool ± 2504 %\n- growth with batch: 1: convpool ± 2504 %\n" in page
+    steady = page.partition("## Layer, inference")[2].partition("## Growth")[0]
+    assert "| 4.00 / 8.00 | 1.50 / 3.00 |" in steady
+    assert "not steady" not in steady
+
+
+def test_nothing_is_compared_with_a_time_that_is_not_steady(result):
+    result["rows"][0]["seconds"]["torch.compile of eager"]["high"] = 1.0
+    (_, _, line), *_ = [[line for line in bench_page.report(result, {}).splitlines() if line.startswith("|")][:3]]
+    assert "| 4.00 / 8.00 | not steady |" in line
+
+
+def test_figures_kept_before_times_were_judged_are_judged(result):
+    """An older file has a ratio of any times, and says of none that it is not steady."""
+    result["rows"][0]["seconds"][FUSED]["high"] = 51.08e-3
+    assert result["rows"][0]["times_faster"][FUSED]["eager"] == 4
+    assert bench_page.times(result["rows"][0], "eager") == "not steady / 8.00"
+
+
+def test_the_readme_gives_no_ratio_of_a_time_that_is_not_steady(shaken):
+    (line,) = [line for line in bench_page.readme(shaken, None).splitlines() if "cnn-1" in line]
+    assert line.endswith("| 1.00 ms ± 2504 %, not steady | not steady / 8.00 | not steady / 3.00 | 12.3 MB / 9.88 kB |")
+
+
+def test_pictures_show_no_ratio_of_a_time_that_is_not_steady(monkeypatch, shaken):
+    monkeypatch.setattr(bench_plots, "png", lambda figure: figure.axes[0])
+    speedup, roofline, growth = (axes for _, axes in bench_plots.pictures(shaken["rows"]).values())
+    than_eager, _ = speedup.containers
+    assert [bar.get_width() for bar in than_eager] == [0, 4]
+    assert [text.get_text() for text in speedup.texts] == ["not steady", "4.00", "not steady", "1.50"]
+    eager, ours, *_ = (line.get_ydata() for line in roofline.lines)
+    assert np.isnan([*eager, *ours]).tolist() == [False, False, True, False]
+    assert [text.get_text() for text in roofline.texts] == ["cnn-1, not steady", "cnn-1 (inference)"]
+    assert np.isnan(growth.lines[0].get_ydata()).tolist() == [True, False]
+    assert [text.get_text() for text in growth.get_xticklabels()] == ["1\nnot steady", "64"]
 
 
 def test_pictures_of_what_there_is(result):

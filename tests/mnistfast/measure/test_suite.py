@@ -12,6 +12,7 @@ from mnistfast import bench, devices
 from mnistfast.measure import suite, workloads
 from mnistfast.measure.forms import FORMS, FUSED, FUSED_LAST, REPLAYED
 from mnistfast.measure.layers import Layer, NormLayer
+from mnistfast.measure.load import Load
 from mnistfast.measure.suite import Effort
 from mnistfast.measure.workloads import Step
 from mnistfast.training import launching
@@ -72,7 +73,7 @@ def step(monkeypatch):
     return Step("lenet5", CPU, 8), replays
 
 
-@pytest.mark.usefixtures("tiny")
+@pytest.mark.usefixtures("tiny", "times")
 def test_a_row_is_complete():
     row = suite.measure(suite.workloads(CPU, False)[0], BRIEF)
     assert json.loads(json.dumps(row))["group"] == "layer, training"
@@ -88,6 +89,45 @@ def test_a_row_is_complete():
         assert row["plan"].startswith("cpu")
     assert row["kept_bytes"]["eager"] == outputs * 8 + outputs * 4 * 4  # indices, the ReLU's result
     assert row["threads"] == torch.get_num_threads()
+    assert row["unsteady"] == {}
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_time_that_is_not_steady_has_no_ratio(times):
+    times[FUSED] = [1e-3, 51.08e-3]
+    row = suite.measure(suite.workloads(CPU, False)[0], BRIEF)
+    assert json.loads(json.dumps(row, allow_nan=False))["unsteady"] == {FUSED: pytest.approx(25.04)}
+    assert row["times_faster"][FUSED] == dict.fromkeys(candidates.PLAIN)
+    assert row["times_faster"][FUSED_LAST] == dict.fromkeys(candidates.PLAIN, 1)
+    assert row["share_of_roofline"][FUSED] is None
+    assert row["share_of_roofline"]["eager"] == pytest.approx(row["bound_seconds"] / 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("effort", "layer", "growing"),
+    [
+        (Effort(), True, False),
+        (Effort(everything=True), True, True),
+        (Effort(compile=False), False, False),
+        (Effort(compile=False, everything=True), False, False),
+    ],
+)
+def test_what_is_raced_is_known_before(effort, layer, growing):
+    case, forms = by_name("lenet5-1"), [FUSED, FUSED_LAST, *candidates.PLAIN]
+    workloads = (Layer(case, True, CPU), Layer(case, True, CPU, "growth with batch"))
+    for workload, compiled in zip(workloads, (layer, growing), strict=True):
+        assert suite.contenders(workload, effort) == [*forms, *["torch.compile"] * compiled]
+
+
+def test_the_load_is_told_where_it_is_known(monkeypatch):
+    monkeypatch.setattr(suite.load, "now", lambda: Load(1.94, 2))
+    told = suite.setting(CPU, Load(0.12, 2))
+    assert told["setting"].endswith(", load 0.1 on 2 CPUs before, 1.9 after")
+    assert told["load"] == {"cpus": 2, "before": 0.12, "after": 1.94}
+    monkeypatch.setattr(suite.load, "now", lambda: None)
+    nothing = suite.setting(CPU, None)
+    assert nothing.keys() == told.keys() - {"load"}
+    assert "load" not in nothing["setting"]
 
 
 def test_a_row_of_a_layer_with_a_norm():

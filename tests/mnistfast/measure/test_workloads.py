@@ -37,6 +37,19 @@ def test_a_gpus_steps():
     assert [each.modes for each in (others[0], others[2])] == [("default",)] * 2
 
 
+def test_forms_are_known_by_name_before_one_is_made():
+    """On a device that is not there, too."""
+    for each in (
+        Step("lenet5", CPU),
+        layers.Layer(BATCH_NORM[0], True, CPU),
+        layers.NormLayer(BATCH_NORM[0], True, CPU),
+    ):
+        assert each.names == list(each.forms())
+    called = Step("lenet5", CPU).names
+    assert Step("lenet5", GPU).names == [*called, *(f"{name}, replayed" for name in called)]
+    assert Epoch("lenet5", GPU).names == Inference("lenet5", GPU, 4).names == called
+
+
 def test_a_step_is_its_devices():
     assert [Step("speedrun", torch.device(name)).config.batch_size for name in ("cpu", "cuda")] == [384, 256]
 
