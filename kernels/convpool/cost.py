@@ -11,6 +11,8 @@ from convpool.geometry import Geometry
 
 PRODUCT = 7.5e-3  # of a convolution by oneDNN, one multiplication and one addition
 
+_LANES = 16
+
 
 class Counts(NamedTuple):
     """How many there are of what a call reads, writes and multiplies."""
@@ -19,15 +21,27 @@ class Counts(NamedTuple):
     weights: int
     z: int  # the conv output
     y: int
-    products: int  # summed into z
+    products: int  # summed into z, whose channels are filled up to the 16 of a vector
     live: int  # that y's gradients go back through: those of one conv output a window
+    thin: int  # conv outputs, filled up likewise, that sum so few input channels that oneDNN waits for memory
 
     @classmethod
     def of(cls, g: Geometry) -> "Counts":
         z = g.batch * g.out_channels * g.conv_height * g.conv_width
         y = g.batch * g.out_channels * g.pooled_height * g.pooled_width
         x = g.batch * g.in_channels * g.height * g.width
-        return cls(x, g.out_channels * g.reduction, z, y, z * g.reduction, y * g.reduction)
+        filled = z // g.group_outputs * -(-g.group_outputs // _LANES) * _LANES
+        thin = filled if g.group_channels <= 4 else 0
+        return cls(x, g.out_channels * g.reduction, z, y, filled * g.reduction, y * g.reduction, thin)
+
+
+def torch_calls(threads: int) -> float:
+    """What three calls take besides their work, and to wake threads, each of them anew."""
+    return 12e3 if threads == 1 else 24e3
+
+
+def _backward_calls(threads: int) -> float:
+    return 31e3 if threads == 1 else 70e3
 
 
 def torch_forward(n: Counts, threads: int, *, channels_last: bool, innermost: bool) -> float:
@@ -38,14 +52,14 @@ def torch_forward(n: Counts, threads: int, *, channels_last: bool, innermost: bo
         rest = 0.75 * n.weights + 0.78 * n.x + 0.22 * n.z + 0.5 * n.y
     else:
         rest = 0.4 * n.weights + 0.3 * n.x + 1.5 * n.z + 11 * n.y
-    return 12e3 + (PRODUCT * n.products + rest) / threads
+    return torch_calls(threads) + (PRODUCT * n.products + 0.5 * n.thin + rest) / threads
 
 
 def torch_backward(n: Counts, threads: int, *, dx: bool) -> float:
     """The gradients of weight and bias, and of x where that has one."""
     if dx:
-        return 31e3 + (16.7e-3 * n.products + 1.5 * n.weights + 0.9 * n.x + 1.4 * n.z) / threads
-    return 31e3 + (9.5e-3 * n.products + 1.3 * n.weights + 0.7 * n.z) / threads
+        return _backward_calls(threads) + (16.7e-3 * n.products + 1.5 * n.weights + 0.9 * n.x + 1.4 * n.z) / threads
+    return _backward_calls(threads) + (9.5e-3 * n.products + 1.3 * n.weights + 0.7 * n.z) / threads
 
 
 def torch_layers(n: Counts, threads: int, *, channels_last: bool, innermost: bool, training: bool, dx: bool) -> float:

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from convpool.cost import Counts, torch_forward
 from convpool.geometry import Geometry, Settings, has_empty_windows, pooled_size
-from convpool.layout import memory_format
+from convpool.layout import has_channels_last_strides, memory_format
 from convpool.protocol import Use
 from convpool.torch_private import are_functorch_transforms_active
 
@@ -57,7 +57,9 @@ def _is_wrong_in_channels_last(x: Tensor, weight: Tensor, padding: int, settings
     if settings.stride[1] == 1 or x.device.type != "cpu" or x.dtype == torch.float64 or x.layout is not torch.strided:
         return False
     span = (weight.shape[3] - 1) * settings.dilation[1] + 1
-    return x.shape[-1] + 2 * padding < span + settings.stride[1]
+    if x.shape[-1] + 2 * padding >= span + settings.stride[1]:
+        return False
+    return any(t.dim() == 4 and t.stride() != t.new_empty(t.shape, device="meta").stride() for t in (x, weight))
 
 
 def _contiguous_strides(t: Tensor) -> Tensor:
@@ -109,13 +111,18 @@ def planned(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, 
     The result has eager's format by either plan.
     """
     settings = geometry.settings
-    if geometry.empty_windows:
+    if geometry.empty_windows or _is_in_both_formats(x, weight):
         return relu_then_pool(x, weight, bias, settings)
     # Under torch.func's transforms a tensor may be a batch of them, which has no memory format to ask for.
     if plan != INNERMOST or x.layout is not torch.strided or are_functorch_transforms_active():
         return pool_then_relu(x, weight, bias, settings)
     y = pool_then_relu(x.contiguous(memory_format=torch.channels_last), weight, bias, settings)
     return y.contiguous(memory_format=memory_format(x, weight, settings))
+
+
+def _is_in_both_formats(x: Tensor, weight: Tensor) -> bool:
+    """Whether the conv output has one channel in channels_last: torch pools that faster after a ReLU has copied it."""
+    return weight.shape[0] == 1 and x.layout is torch.strided and x.dim() == 4 and has_channels_last_strides(x)
 
 
 def plans(dtype: torch.dtype, device: torch.device) -> tuple[str, ...]:
@@ -143,7 +150,7 @@ def bound(x: Tensor, weight: Tensor, geometry: Geometry, plan: str) -> Callable[
     (top, _, left, _), innermost = s.padding, plan == INNERMOST
     given = x.contiguous(memory_format=torch.channels_last) if innermost else x
     odd = _skips_pixels(given, weight, s) or _is_wrong_in_channels_last(given, weight, left, s)
-    if odd or not s.symmetric_padding or geometry.empty_windows:
+    if odd or not s.symmetric_padding or geometry.empty_windows or _is_in_both_formats(x, weight):
         return lambda x, weight, bias: planned(x, weight, bias, geometry, plan)
     result_format = memory_format(x, weight, s)
     conv_format = torch.channels_last if innermost else memory_format(x, weight, s._replace(contiguous_output=False))

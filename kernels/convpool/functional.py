@@ -81,7 +81,7 @@ def conv_relu_max_pool2d(
         with operators.without_autocast(x):
             y = compute(batched, weight, bias)
         if batched is tensors[0] and not operators.autocasts(x):
-            known.keep(compute, tensors, options)
+            known.keep(compute, tensors, options, by_address=not plan.is_torch)
     elif plan.is_torch:
         y = eager.planned(batched, weight, bias, geometry, plan.plan)
     else:

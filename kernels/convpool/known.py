@@ -44,9 +44,13 @@ class Kind:
         alike = torch_private.alike(tensors)
         return None if alike is None else Kind(alike, tensors)
 
+    def looks(self, tensors: Tensors) -> bool:
+        """Whether these are of this kind, but for their memory."""
+        return len(tensors) == len(self._sizes) and self._alike(*tensors)
+
     def fits(self, tensors: Tensors) -> bool:
         """Whether these are of this kind."""
-        if len(tensors) != len(self._sizes) or not self._alike(*tensors):
+        if not self.looks(tensors):
             return False
         offsets = tuple(map(_storage_offset, tensors))
         ends = self._ends if offsets == self._offsets else self._ends_at(offsets)
@@ -106,7 +110,7 @@ class _Unbound:
 
 
 _UNCHANGING = {int, bool, str, tuple, type(None)}
-_known: dict[tuple[torch.Size, torch.Size], list[tuple[Mode, tuple[Any, ...], Kind, Compute]]] = {}
+_known: dict[tuple[torch.Size, torch.Size], list[tuple[Mode, tuple[Any, ...], Callable[[Tensors], bool], Compute]]] = {}
 forget = _known.clear  # all of them
 when_backends_change(forget)
 
@@ -137,16 +141,17 @@ def find(tensors: Tensors, options: tuple[Any, ...]) -> Compute | None:
     if calls is None:
         return None
     mode = _mode()
-    for known_mode, known_options, kind, compute in calls:
-        if known_mode == mode and all(map(is_, known_options, options)) and kind.fits(tensors):
+    for known_mode, known_options, fits, compute in calls:
+        if known_mode == mode and all(map(is_, known_options, options)) and fits(tensors):
             return compute
     return None
 
 
-def keep(compute: Compute, tensors: Tensors, options: tuple[Any, ...]) -> None:
+def keep(compute: Compute, tensors: Tensors, options: tuple[Any, ...], *, by_address: bool) -> None:
     """Let `find` find what computes a call on which nothing was cast and which nothing had to see.
 
-    Not with options that can change and stay the same object, as a list can.
+    Not with options that can change and stay the same object, as a list can. `by_address`: memory is read at its
+    address, so that it must be seen to be there; torch's own layers see to that themselves.
     """
     kind = Kind.of(tensors) if _UNCHANGING.issuperset(map(type, options)) else None
     if kind is None:
@@ -154,5 +159,5 @@ def keep(compute: Compute, tensors: Tensors, options: tuple[Any, ...]) -> None:
     if len(_known) >= MOST_SHAPES:
         _known.clear()
     calls = _known.setdefault((tensors[0].shape, tensors[1].shape), [])
-    calls.insert(0, (_mode(), options, kind, compute))
+    calls.insert(0, (_mode(), options, kind.fits if by_address else kind.looks, compute))
     del calls[MOST_CALLS:]

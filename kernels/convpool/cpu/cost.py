@@ -1,18 +1,18 @@
 """What a call takes by the libraries' kernels, estimated in nanoseconds: the other side of the rule of `cost.py`."""
 
-from convpool.cost import PRODUCT, Counts
+from convpool.cost import PRODUCT, Counts, torch_calls
 from convpool.geometry import Geometry
 
-_CACHED_WEIGHTS = 1 << 17  # more of them overflow the cache of a core
+_CACHED_WEIGHTS, _SHARED_WEIGHTS = 1 << 17, 1 << 20  # more overflow the cache of a core, and that of all
 
 
 def direct_forward(g: Geometry, threads: int, lanes: int) -> float:
     """forward_direct and forward_images: vectors are filled up, and weights are packed at each call."""
-    n, channels = Counts.of(g), _filled(g.group_outputs, lanes)
-    products = n.products / g.group_outputs * channels * (1.3 if channels == lanes else 1)  # one vector waits for loads
+    n = Counts.of(g)
+    products = n.products * (1.3 if g.group_outputs <= lanes else 1)  # one vector waits for loads
     streamed = 4 * g.batch * max(0, n.weights - _CACHED_WEIGHTS)  # by each image
     rest = 0.2 * n.y + 2 * g.batch * g.settings.groups * g.reduction + 0.02 * streamed
-    return 7e3 + 0.75 * n.weights + (8.6e-3 * products + rest) / threads
+    return 7e3 + 0.75 * n.weights + (9.5e-3 * products + rest) / threads
 
 
 def winograd_forward(g: Geometry, threads: int, lanes: int, *, busy: bool) -> float:
@@ -31,15 +31,17 @@ def split_forward(n: Counts, threads: int, *, channels_last: bool, innermost: bo
         rest = 0.75 * n.weights + 0.75 * n.x + 0.05 * n.z + 0.5 * n.y
     else:
         rest = 0.35 * n.weights + 0.25 * n.x + 0.7 * n.z
-    return 12e3 + (PRODUCT * n.products + rest) / threads
+    return torch_calls(threads) + 5e3 + (PRODUCT * n.products + 0.5 * n.thin + rest) / threads
 
 
 def backward(n: Counts, threads: int, *, dx: bool) -> float:
     """The gradients of weight and bias, and of x where that has one, from the winners alone."""
+    calls = 27e3 if threads == 1 else 35e3
     if dx:
-        weights = 1.7 * n.weights + 0.4 * max(0, n.weights - _CACHED_WEIGHTS)
-        return 27e3 + weights + (24e-3 * n.live + 2 * n.y + 0.9 * n.x) / threads
-    return 27e3 + 0.8 * n.weights + (23e-3 * n.live + n.y + 0.45 * n.x) / threads
+        # Their gradient is summed in several parts, which no cache holds for long.
+        weights = 1.7 * n.weights + 3.5 * max(0, n.weights - _CACHED_WEIGHTS) + 4 * max(0, n.weights - _SHARED_WEIGHTS)
+        return calls + weights + (24e-3 * n.live + 2 * n.y + 0.9 * n.x) / threads
+    return calls + 0.8 * n.weights + (23e-3 * n.live + n.y + 0.45 * n.x) / threads
 
 
 def _filled(channels: int, lanes: int) -> int:

@@ -14,7 +14,7 @@ from convpool.protocol import Needs, Use
 
 # `auto` takes ours where they are estimated to take this much less than torch's layers: the estimates err, and what
 # errs must not be slower. Training errs more.
-_MARGIN, _TRAINING_MARGIN = 1.05, 1.15
+_MARGIN, _TRAINING_MARGIN = 1.1, 1.15
 _SPLIT_PRODUCTS = 1500  # for each conv output, where nothing else can be asked: more are torch's
 # Batch statistics, in products of a convolution: what torch's norm, ReLU and pool take more than ours an output,
 # what a step's calls from Python take, and a block of patch_moments.h besides its products (docs/measurements.md).
@@ -61,6 +61,8 @@ def why_slower(g: Geometry, use: Use, lanes: int) -> str:
     """In words why torch's own layers are not slower for this use, or nothing."""
     if g.settings.groups > 1 and g.group_outputs < 8:  # counted, not timed
         return f"{g.group_outputs} output channels a group leave most of a vector's lanes idle"
+    if g.kernel == (1, 1) and g.group_outputs == 1:
+        return "one output channel of a kernel of 1x1 is a product of matrices"
     if use.symbolic:
         return _OVERLAP if _windows_overlap(g) else ""
     n = Counts.of(g)
