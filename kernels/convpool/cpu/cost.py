@@ -28,9 +28,9 @@ def split_forward(n: Counts, threads: int, *, channels_last: bool, innermost: bo
     if channels_last:
         rest = 0.25 * n.weights + 0.25 * n.x + 0.33 * n.z + 1.4 * n.y
     elif innermost:
-        rest = 0.75 * n.weights + 0.75 * n.x + 0.05 * n.z + 0.5 * n.y
+        rest = 0.75 * n.weights + 0.78 * n.x + 0.05 * n.z + 0.5 * n.y
     else:
-        rest = 0.35 * n.weights + 0.25 * n.x + 0.7 * n.z
+        rest = 0.4 * n.weights + 0.3 * n.x + 0.7 * n.z
     return torch_calls(threads) + 5e3 + (PRODUCT * n.products + 0.5 * n.thin + rest) / threads
 
 
