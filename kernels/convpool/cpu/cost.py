@@ -3,16 +3,27 @@
 from convpool.cost import PRODUCT, Counts, torch_calls
 from convpool.geometry import Geometry
 
-_CACHED_WEIGHTS, _SHARED_WEIGHTS = 1 << 17, 1 << 20  # more overflow the cache of a core, and that of all
+_CACHED_WEIGHTS = 1 << 17  # more overflow the cache of a core
 
 
 def direct_forward(g: Geometry, threads: int, lanes: int) -> float:
-    """forward_direct and forward_images: vectors are filled up, and weights are packed at each call."""
+    """forward_direct: output channels are filled up to whole vectors."""
+    products = Counts.of(g).products * (1.3 if g.group_outputs <= lanes else 1)  # one vector waits for loads
+    return _packed_forward(g, threads, 9.5e-3 * products)
+
+
+def images_forward(g: Geometry, threads: int, lanes: int) -> float:
+    """forward_images: the batch is filled up to whole vectors."""
     n = Counts.of(g)
-    products = n.products * (1.3 if g.group_outputs <= lanes else 1)  # one vector waits for loads
-    streamed = 4 * g.batch * max(0, n.weights - _CACHED_WEIGHTS)  # by each image
+    return _packed_forward(g, threads, 8.6e-3 * n.z * g.reduction * _filled(g.batch, lanes) / g.batch)
+
+
+def _packed_forward(g: Geometry, threads: int, products: float) -> float:
+    """With all that is no product: weights are packed at each call, and read by each image."""
+    n = Counts.of(g)
+    streamed = 4 * g.batch * max(0, n.weights - _CACHED_WEIGHTS)
     rest = 0.2 * n.y + 2 * g.batch * g.settings.groups * g.reduction + 0.02 * streamed
-    return 7e3 + 0.75 * n.weights + (9.5e-3 * products + rest) / threads
+    return 7e3 + 0.75 * n.weights + (products + rest) / threads
 
 
 def winograd_forward(g: Geometry, threads: int, lanes: int, *, busy: bool) -> float:
@@ -34,14 +45,20 @@ def split_forward(n: Counts, threads: int, *, channels_last: bool, innermost: bo
     return torch_calls(threads) + 5e3 + (PRODUCT * n.products + 0.5 * n.thin + rest) / threads
 
 
-def backward(n: Counts, threads: int, *, dx: bool) -> float:
+def backward(g: Geometry, threads: int, *, dx: bool) -> float:
     """The gradients of weight and bias, and of x where that has one, from the winners alone."""
-    calls = 27e3 if threads == 1 else 35e3
+    n, one_tap = Counts.of(g), g.kernel == (1, 1)  # whose rows are short
+    # The gradient of many weights is summed in several parts, which no cache holds.
+    heavy = max(0, n.weights - _CACHED_WEIGHTS)
     if dx:
-        # Their gradient is summed in several parts, which no cache holds for long.
-        weights = 1.7 * n.weights + 3.5 * max(0, n.weights - _CACHED_WEIGHTS) + 4 * max(0, n.weights - _SHARED_WEIGHTS)
-        return calls + weights + (24e-3 * n.live + 2 * n.y + 0.9 * n.x) / threads
-    return calls + 0.8 * n.weights + (23e-3 * n.live + n.y + 0.45 * n.x) / threads
+        work = (36e-3 if one_tap else 24e-3) * n.live + 2 * n.y + 0.9 * n.x
+        return _calls(threads) + 1.7 * n.weights + 8 * heavy + work / threads
+    work = 23e-3 * n.live + (10 if one_tap else 1) * n.y + 0.45 * n.x
+    return _calls(threads) + 0.8 * n.weights + 4 * heavy + work / threads
+
+
+def _calls(threads: int) -> float:
+    return 27e3 if threads == 1 else 35e3
 
 
 def _filled(channels: int, lanes: int) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from convpool.cost import Counts, torch_layers
-from convpool.cpu.cost import backward, direct_forward, split_forward, winograd_forward
+from convpool.cpu.cost import backward, direct_forward, images_forward, split_forward, winograd_forward
 from convpool.geometry import Geometry
 from convpool.layout import Strides
 from convpool.protocol import Needs, Use
@@ -54,7 +54,7 @@ def is_split(g: Geometry, use: Use, lanes: int) -> bool:
     """Whether torch convolves, and only pooling and the gradients are ours."""
     if use.symbolic:
         return not _takes_winograd(g) and g.reduction > _SPLIT_PRODUCTS
-    return _split(g, use.channels_last, use.threads) < _fused(g, use.threads, lanes)
+    return _split(g, use) < _fused(g, use, lanes)
 
 
 def why_slower(g: Geometry, use: Use, lanes: int) -> str:
@@ -66,11 +66,11 @@ def why_slower(g: Geometry, use: Use, lanes: int) -> str:
     if use.symbolic:
         return _OVERLAP if _windows_overlap(g) else ""
     n = Counts.of(g)
-    ours = min(_split(g, use.channels_last, use.threads), _fused(g, use.threads, lanes))
+    ours = min(_split(g, use), _fused(g, use, lanes))
     forms = {"channels_last": use.channels_last, "training": use.training, "dx": use.dx}
     theirs = min(torch_layers(n, use.threads, innermost=innermost, **forms) for innermost in (False, True))
     if use.training:
-        ours += backward(n, use.threads, dx=use.dx)
+        ours += backward(g, use.threads, dx=use.dx)
     if ours * (_TRAINING_MARGIN if use.training else _MARGIN) <= theirs:
         return ""
     return f"estimated to take {ours / theirs:.2f} times as long as torch's own layers in {_words(use)}"
@@ -87,15 +87,17 @@ def _words(use: Use) -> str:
     return f"{'training' if use.training else 'inference'} on {use.threads} thread{'s' * (use.threads > 1)}"
 
 
-def _split(g: Geometry, channels_last: bool, threads: int) -> float:
-    innermost = convolves_innermost(g)
-    return split_forward(Counts.of(g), threads, channels_last=channels_last, innermost=innermost)
+def _split(g: Geometry, use: Use) -> float:
+    n, innermost = Counts.of(g), convolves_innermost(g)
+    return split_forward(n, use.threads, channels_last=use.channels_last, innermost=innermost)
 
 
-def _fused(g: Geometry, threads: int, lanes: int) -> float:
+def _fused(g: Geometry, use: Use, lanes: int) -> float:
     if _takes_winograd(g):
-        return winograd_forward(g, threads, lanes, busy=_windows(g) >= _BUSY_WINDOWS)
-    return direct_forward(g, threads, lanes)
+        return winograd_forward(g, use.threads, lanes, busy=_windows(g) >= _BUSY_WINDOWS)
+    vectors = _image_vectors(g, lanes)
+    images = bool(vectors) and (g.group_outputs <= lanes or (not use.channels_last and vectors >= use.threads))
+    return (images_forward if images else direct_forward)(g, use.threads, lanes)
 
 
 def convolves_innermost(g: Geometry) -> bool:
@@ -186,11 +188,17 @@ def _lanes_are_images(g: Geometry, x_stride: Strides, y_stride: Strides, threads
     channels 3.7 and 4.9, 3.9 and 2.9. A vector of images that two threads have to share is turned in pieces: 1 to 32
     channels 112 us for 16 images, where one thread takes 74, and forward_direct on two threads 49.
     """
-    groups, vectors = g.settings.groups, -(-g.batch // lanes)
-    innermost = x_stride[1] == 1 and x_stride[3] == g.in_channels and groups == 1
+    vectors = _image_vectors(g, lanes)
+    innermost = x_stride[1] == 1 and x_stride[3] == g.in_channels and g.settings.groups == 1
     in_one_piece = innermost or x_stride[3] == 1  # the rows of an image
-    if not _plain_pool(g) or not in_one_piece or 3 * g.batch < 2 * vectors * lanes:
+    if not vectors or not in_one_piece:
         return False
     if g.group_outputs <= lanes:
         return True
-    return y_stride[1] != 1 and vectors * groups >= threads
+    return y_stride[1] != 1 and vectors >= threads
+
+
+def _image_vectors(g: Geometry, lanes: int) -> int:
+    """How many vectors of images forward_images fills, all groups together; 0 where it does not fill or pool them."""
+    vectors = -(-g.batch // lanes)
+    return vectors * g.settings.groups if _plain_pool(g) and 3 * g.batch >= 2 * vectors * lanes else 0
