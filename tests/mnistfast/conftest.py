@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+import convpool
+from convpool import cache, choices
 from mnistfast import train
 from mnistfast.data.sources import load
+from tests.mnistfast.training.measuring import Measuring
 
 
 def write_idx(path, array):
@@ -91,3 +94,31 @@ def reader(tmp_path_factory):
         words = f"--model lenet5 --data sample --epochs 4 --out {out} --quiet --threads 1".split()
         assert train.main(words) == 0
     return out
+
+
+@pytest.fixture
+def measure(monkeypatch):
+    """What stands for `convpool.tune`."""
+    measuring = Measuring()
+    monkeypatch.setattr(convpool, "tune", measuring)
+    return measuring
+
+
+@pytest.fixture
+def table(tmp_path, monkeypatch):
+    """A table of measured choices in a folder of one's own, empty; returns its folder."""
+    with monkeypatch.context() as patch:
+        patch.setenv("CONVPOOL_CACHE", str(tmp_path / "cache"))
+        choices.forget()
+        yield tmp_path / "cache"
+    choices.forget()
+
+
+@pytest.fixture
+def unreadable_table(table, monkeypatch):
+    """A table that nobody may look into."""
+
+    def read(path):
+        raise AssertionError(f"{path} is read")
+
+    monkeypatch.setattr(cache, "read", read)
