@@ -7,3 +7,4 @@ import torch
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+os.environ["CONVPOOL_CACHE"] = "off"

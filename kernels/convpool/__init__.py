@@ -8,6 +8,7 @@ from convpool.module import ConvReLUMaxPool2d
 from convpool.planning import use_backend
 from convpool.protocol import Backend, Plan
 from convpool.registry import register_backend, unregister_backend
+from convpool.tuning import Tuned, tune
 
 __all__ = [
     "Backend",
@@ -17,12 +18,14 @@ __all__ = [
     "Differences",
     "FusionReport",
     "Plan",
+    "Tuned",
     "conv_bn_relu_max_pool2d",
     "conv_relu_max_pool2d",
     "explain",
     "fuse",
     "fusion_report",
     "register_backend",
+    "tune",
     "unfuse",
     "unregister_backend",
     "use_backend",

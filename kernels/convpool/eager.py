@@ -110,7 +110,7 @@ def planned(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, 
     The result has eager's format by either plan.
     """
     settings = geometry.settings
-    if geometry.empty_windows or _is_in_both_formats(x, weight):
+    if geometry.empty_windows or _is_in_both_formats(x, geometry):
         return relu_then_pool(x, weight, bias, settings)
     # Under torch.func's transforms a tensor may be a batch of them, which has no memory format to ask for.
     if plan != INNERMOST or x.layout is not torch.strided or are_functorch_transforms_active():
@@ -119,9 +119,11 @@ def planned(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, 
     return y.contiguous(memory_format=memory_format(x, weight, settings))
 
 
-def _is_in_both_formats(x: Tensor, weight: Tensor) -> bool:
-    """Whether the conv output has one channel in channels_last: torch pools that faster after a ReLU has copied it."""
-    return weight.shape[0] == 1 and x.layout is torch.strided and x.dim() == 4 and has_channels_last_strides(x)
+def _is_in_both_formats(x: Tensor, geometry: Geometry) -> bool:
+    """Whether x is in channels_last and the conv output has one channel, or one window: strides then fit both formats,
+    and torch's max-pool is faster behind a ReLU, which settles it."""
+    one = geometry.out_channels == 1 or (geometry.pooled_height, geometry.pooled_width) == (1, 1)
+    return one and x.layout is torch.strided and x.dim() == 4 and has_channels_last_strides(x)
 
 
 def plans(dtype: torch.dtype, device: torch.device) -> tuple[str, ...]:
@@ -132,6 +134,8 @@ def plans(dtype: torch.dtype, device: torch.device) -> tuple[str, ...]:
 def plan(geometry: Geometry, dtype: torch.dtype, device: torch.device, use: Use) -> str:
     """Which of the plans `auto` takes, by a written rule."""
     if device.type != "cpu" or dtype != torch.float32 or use.channels_last:
+        return PLAIN
+    if use.training and geometry.group_channels <= 4:  # whose weights' gradient is slower so
         return PLAIN
     n, threads = Counts.of(geometry), use.threads
     as_it_is, innermost = (
@@ -149,18 +153,22 @@ def bound(x: Tensor, weight: Tensor, geometry: Geometry, plan: str) -> Callable[
     (top, _, left, _), innermost = s.padding, plan == INNERMOST
     given = x.contiguous(memory_format=torch.channels_last) if innermost else x
     odd = _skips_pixels(given, weight, s) or _is_wrong_in_channels_last(given, weight, left, s)
-    if odd or not s.symmetric_padding or geometry.empty_windows or _is_in_both_formats(x, weight):
+    if odd or not s.symmetric_padding or geometry.empty_windows:
         return lambda x, weight, bias: planned(x, weight, bias, geometry, plan)
     result_format = memory_format(x, weight, s)
     conv_format = torch.channels_last if innermost else memory_format(x, weight, s._replace(contiguous_output=False))
     conv_options = s.stride, (top, left), s.dilation, s.groups
     pool_options = s.pool_kernel, s.pool_stride, s.pool_padding, s.pool_dilation, s.ceil_mode
+    relu_first = _is_in_both_formats(x, geometry)
 
     def layers(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if innermost:
             x = x.contiguous(memory_format=torch.channels_last)
         z = torch.conv2d(x, weight, bias, *conv_options).contiguous(memory_format=conv_format)
-        y = torch.relu(torch.max_pool2d(z, *pool_options))
+        if relu_first:
+            y = torch.max_pool2d(torch.relu(z), *pool_options)
+        else:
+            y = torch.relu(torch.max_pool2d(z, *pool_options))
         return y.contiguous(memory_format=result_format)
 
     return layers

@@ -1,4 +1,5 @@
-"""Which backend and plan a call gets, and why: asks the backends in order, torch's own layers being the last resort.
+"""Which backend and plan a call gets, and why: what was measured (`choices`), else the backends' own rules, asked in
+order, torch's own layers being the last resort.
 
 A call is planned once. What is planned travels with it as the name of its plan, "cpu/fused", from which `running`
 finds the backend again.
@@ -15,7 +16,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from convpool import eager
+from convpool import choices, eager
 from convpool.checks import check_alike, check_shapes
 from convpool.geometry import Geometry, Settings, make_settings
 from convpool.layout import has_channels_last_strides
@@ -30,7 +31,7 @@ from convpool.registry import (
     unavailable,
     when_backends_change,
 )
-from convpool.torch_private import constant_when_compiled
+from convpool.torch_private import are_static, constant_when_compiled
 
 # Read at import: to look for an absent name in os.environ takes as long as all other checks of a call together.
 _DEFAULT = os.environ.get("CONVPOOL_BACKEND") or "auto"
@@ -213,6 +214,25 @@ def _named_word(name: str, plan: Plan, words: Sequence[str]) -> Plan:
 
 
 def _auto(geometry: Geometry, dtype: torch.dtype, device: torch.device, use: Use, _: str, ask: Question) -> Plan:
+    measured = _measured(geometry, dtype, device, use) if ask is as_it_is else None
+    return measured or _by_rule(geometry, dtype, device, use, ask)
+
+
+def _measured(geometry: Geometry, dtype: torch.dtype, device: torch.device, use: Use) -> Plan | None:
+    """The plan that was the fastest when it was measured, if the call has it still."""
+    sizes = geometry.x_shape + geometry.weight_shape
+    if use.repeatable or not are_static(sizes):
+        return None
+    found = choices.find(sizes, geometry.settings.pack(), dtype, device, tuple(use))
+    if found is None:
+        return None
+    for plan in plans(geometry, dtype, device, use):
+        if plan.call == found[0]:
+            return replace(plan, reason=found[1], measured=True)
+    return None
+
+
+def _by_rule(geometry: Geometry, dtype: torch.dtype, device: torch.device, use: Use, ask: Question) -> Plan:
     reasons = []
     for name in asked_on(device):
         plan = _asked(name, geometry, dtype, device, use, ask)

@@ -61,6 +61,7 @@ class Plan:
         profitable: whether `auto` should take it, by the backend's own written rule; one that was named serves anyway.
         profitable_replayed: whether it should where a CUDA graph replays the call, and so launches it.
         kernels: the kernels that run, in their order, where the tensors' strides were known: in `explain`'s answer.
+        measured: whether it is taken because it was the fastest (see `choices`), and not by a rule.
     """
 
     backend: str
@@ -70,6 +71,7 @@ class Plan:
     profitable: bool = True
     profitable_replayed: bool = False
     kernels: tuple[str, ...] = ()
+    measured: bool = False
 
     @property
     def is_torch(self) -> bool:

@@ -70,12 +70,17 @@ def unregister_backend(name: str) -> None:
     """Forget the backend `name`, if there is one; calls that were planned for it can no longer be computed."""
     _registered.pop(name, None)
     _loaded.pop(name, None)
+    forget_plans()
+
+
+def forget_plans() -> None:
+    """Have every call planned anew; those that were planned compute on."""
     for forget in _forgetting:
         forget()
 
 
 def when_backends_change(forget: Callable[[], None]) -> None:
-    """Have `forget` called when a name may mean another backend than before."""
+    """Have `forget` called when a name may mean another backend, or a call get another plan, than before."""
     _forgetting.append(forget)
 
 

@@ -216,6 +216,19 @@ def constant_when_compiled(function: T) -> T:
     return function
 
 
+def are_static(sizes: Sequence[int]) -> bool:
+    """Whether sizes are numbers, and no symbols that stand for many."""
+    if any(type(size) is not int for size in sizes):
+        return False
+    if not is_compiling():
+        return True
+    try:
+        from torch.fx.experimental.symbolic_shapes import has_static_value  # the compiler has imported it
+    except ImportError:
+        return False
+    return all(has_static_value(size) for size in sizes)
+
+
 def is_compilers(error: BaseException) -> bool:
     """Whether torch.compile raised it for reasons of its own. Without these names it is an error like others."""
     return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))

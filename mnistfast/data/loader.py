@@ -75,6 +75,11 @@ class DeviceData:
             self._images, self.labels, self._scale, self._shift, order, cursor, rates, rows, self._memory_format
         )
 
+    def like_taken(self, count: int) -> Tensor:
+        """Returns the images of the first `count` samples, float32 (count, C, H, W), with the strides that `take` gives
+        them."""
+        return self.gather(torch.arange(count))[0].contiguous(memory_format=self._memory_format)
+
     def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields every sample once, as stored, in batches; the last one is smaller when the sizes do not divide."""
         for index in torch.arange(len(self), device=self.labels.device).split(batch_size):
@@ -86,7 +91,7 @@ class EmbeddedData(DeviceData):
 
     def __init__(self, embeddings: Tensor, labels: Tensor) -> None:
         """Takes embeddings float32 (N, width) and labels int64 (N,), both on one device."""
-        self._images, self.labels = embeddings, labels
+        self._images, self.labels, self._memory_format = embeddings, labels, torch.contiguous_format
 
     def gather(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the embeddings float32 (B, width) and labels int64 (B,) at `index` (int64 (B,), any device)."""

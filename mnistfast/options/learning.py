@@ -23,6 +23,7 @@ STARTS = ("random", "patches")
 SCHEDULES = ("constant", "step", "cosine", "linear", "onecycle")
 PRECISIONS = ("fp32", "bf16")
 GRAPHS = ("auto", "on", "off")
+TUNES = ("auto", "on", "off")
 AUGMENTATIONS = ("none", "mild", "sources", "objects")  # of data.augment, which would bring torch with it
 
 # A preset's epochs suit a set of MNIST's size. A run on a smaller set goes over it more often, until it has seen this
@@ -134,6 +135,12 @@ class LearnConfig(Options):
     deterministic: bool = option(
         False, "only algorithms that give the same bits every time, on a GPU too", group=MACHINE
     )
+    tune: str = option(
+        "auto",
+        "measure before the first step which plans of the fused layers are fastest; auto: for a long training on a GPU",
+        choices=TUNES,
+        group=MACHINE,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -141,6 +148,8 @@ class LearnConfig(Options):
             raise UsageError(
                 f"--patience is {self.patience} and --val is 0", "Nothing is held out to judge the epochs by"
             )
+        if self.deterministic and self.tune == "on":
+            raise UsageError("--tune on with --deterministic", "What a clock chooses may be another next time")
 
     @property
     def usual_epochs(self) -> int:

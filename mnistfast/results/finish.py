@@ -110,6 +110,7 @@ def _facts(outcome: Outcome, model: str, trainer: Trainer, data: str, config: Le
         "validation images": f"{len(trainer.val) if trainer.val else 0:,}",
         "best epoch": f"{outcome.best['epoch']} of {trainer.plan.epochs}",
         "steps": trainer.launcher.words,
+        "plans of fused layers": trainer.chosen.words or "by the rule",
         "training time": f"{outcome.seconds:.1f} s on {trainer.device}, {config.threads} CPU threads",
         **dict(comparison_rows(outcome.comparison) if outcome.comparison else []),
     }

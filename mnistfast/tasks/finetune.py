@@ -10,6 +10,7 @@ from functools import partial
 import numpy as np
 import torch
 
+from convpool import choices
 from mnistfast.data.check import content_keys
 from mnistfast.data.datasets import Dataset, Split
 from mnistfast.data.sampling import draw_part, draw_shots
@@ -39,6 +40,7 @@ from mnistfast.training.inference import embed
 from mnistfast.training.trainer import Trainer
 
 
+@choices.use(None)  # a user's table, which may change, has no say in what a training begins with
 def prepare(
     config: FinetuneConfig, dataset: Dataset, device: torch.device, source: Source
 ) -> tuple[Prepared, Comparison]:

@@ -18,7 +18,7 @@ from mnistfast.results.finish import tested
 from mnistfast.runs.run_folder import CONFIG, DRAWS, RunFolder
 from mnistfast.tasks.comparison import Comparison
 from mnistfast.tasks.prepared import Prepared
-from mnistfast.tasks.run import announce
+from mnistfast.tasks.run import announce, choose
 
 
 @dataclass(frozen=True)
@@ -78,12 +78,15 @@ def repeat(
     with RunFolder.create(options.out, prepared.info.model, config.seed, overwrite=options.overwrite) as folder:
         announce(prepared, folder, screen)
         folder.write(folder / CONFIG, prepared.config.to_yaml())
+        choose(prepared.trainer, screen)
+        chosen = prepared.trainer.chosen  # for all draws, whose calls are alike
         for draw in range(config.repeats):
             if draw:
                 prepared, comparison = make(replace(config, seed=config.seed + draw))
-            for _ in prepared.trainer.run():
-                pass
-            done.append(comparison.accuracies(prepared.info))
+            with chosen.in_force():
+                for _ in prepared.trainer.run():
+                    pass
+                done.append(comparison.accuracies(prepared.info))
             seconds += comparison.seconds
             screen.say(f"draw {draw + 1}/{config.repeats}: test accuracy {percent(done[-1][0])}")
             old = [accuracy for _, accuracy in done if accuracy is not None]

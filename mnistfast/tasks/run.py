@@ -21,6 +21,7 @@ from mnistfast.runs.run_folder import RunFolder
 from mnistfast.runs.state import STATE
 from mnistfast.stop import Interrupted, StopRequest
 from mnistfast.tasks.prepared import Prepared
+from mnistfast.training.chosen import seconds_to_measure
 from mnistfast.training.trainer import Record, Trainer
 
 CHANCE = 1.5  # times 1 / classes: a model below that after an epoch has learnt nothing
@@ -52,8 +53,9 @@ def carry_out(prepared: Prepared, options: RunOptions, command: str, screen: Scr
             recorder = begin(prepared, folder, command, screen)
         else:
             recorder = resume(prepared, folder, screen)
-        learn(prepared, recorder, screen, tensorboard=options.tensorboard)
-        return finish(recorder, prepared.trainer, prepared.dataset, prepared.config, prepared.compare)
+        with prepared.trainer.chosen.in_force():
+            learn(prepared, recorder, screen, tensorboard=options.tensorboard)
+            return finish(recorder, prepared.trainer, prepared.dataset, prepared.config, prepared.compare)
 
 
 def follow(prepared: Prepared, screen: Screen, *, resume: bool) -> None:
@@ -62,14 +64,17 @@ def follow(prepared: Prepared, screen: Screen, *, resume: bool) -> None:
     if resume:
         trainer.load_state_dict(prepared.trainer.ranks.of_first(dict))
     else:
+        choose(trainer, screen)
         _save(trainer, None)
-    learn(prepared, None, screen)
+    with trainer.chosen.in_force():
+        learn(prepared, None, screen)
 
 
 def begin(prepared: Prepared, folder: RunFolder, command: str, screen: Screen) -> Recorder:
     """Takes a new folder into use and writes down what is about to happen; from here on the run can be resumed."""
     announce(prepared, folder, screen)
     dataset, config, trainer = prepared.dataset, prepared.config, prepared.trainer
+    choose(trainer, screen)
     data = {"name": dataset.name, "source": dataset.source, "hashes": dict(prepared.hashes)}
     noted = _machine(prepared) | {"data": data, "command": command}
     recorder = begin_recording(
@@ -133,6 +138,17 @@ def announce(prepared: Prepared, folder: RunFolder, screen: Screen) -> None:
     )
     for remark in prepared.remarks:
         (screen.warn if remark.warning else screen.say)(remark.text)
+
+
+def choose(trainer: Trainer, screen: Screen) -> None:
+    """Measures before the first step by which plans it is fastest, where that is asked for, and says so."""
+    seconds = seconds_to_measure(
+        trainer.config, trainer.device, trainer.plan.steps, replayed=trainer.launcher.to_replay
+    )
+    if seconds:
+        screen.say(f"measuring for at most {seconds:.0f} s which plans of the fused layers are fastest")
+        trainer.choose(seconds)
+        screen.say(f"plans of fused layers: {trainer.chosen.words}")
 
 
 def learn(prepared: Prepared, recorder: Recorder | None, screen: Screen, *, tensorboard: bool = False) -> None:

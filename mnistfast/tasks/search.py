@@ -22,6 +22,7 @@ from mnistfast.report.screen import Screen
 from mnistfast.runs import run_folder
 from mnistfast.runs.run_folder import RunFolder
 from mnistfast.tasks.prepared import data_option, load_data
+from mnistfast.tasks.run import choose
 from mnistfast.tasks.train import prepare
 
 # What is looked for where the user has not settled it, each as a question to an Optuna trial, which the preset's own
@@ -99,7 +100,7 @@ def search(given: Mapping[str, Any], options: SearchOptions, command: str, scree
         for number in range(options.trials):
             trial = study.ask()
             settings = {name: SPACE[name](trial, base) for name in wanted}
-            accuracy = validated(replace(base, **settings), dataset, device)
+            accuracy = validated(replace(base, **settings), dataset, device, screen)
             study.tell(trial, accuracy or 0.0)
             tried.append(settings | {"val_accuracy": accuracy})
             best = max(tried, key=lambda one: -1.0 if one["val_accuracy"] is None else one["val_accuracy"])
@@ -114,12 +115,14 @@ def search(given: Mapping[str, Any], options: SearchOptions, command: str, scree
     return Best(folder.path, found, best["val_accuracy"], tried[0]["val_accuracy"], len(tried))
 
 
-def validated(config: TrainConfig, dataset: Dataset, device: torch.device) -> float | None:
+def validated(config: TrainConfig, dataset: Dataset, device: torch.device, screen: Screen) -> float | None:
     """Returns the validation accuracy of the best epoch, None where the training diverged."""
     trainer = prepare(config, dataset, device).trainer
+    choose(trainer, screen)
     try:
-        for _ in trainer.run():
-            pass
+        with trainer.chosen.in_force():
+            for _ in trainer.run():
+                pass
     except DivergedError:
         return None
     assert trainer.best is not None

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from convpool import choices
 from mnistfast.data.datasets import Dataset, only
 from mnistfast.data.sources import anywhere, load
 from mnistfast.errors import DataError, StorageError
@@ -104,6 +105,7 @@ def adapt(model: Classifier, info: CheckpointInfo, classes: tuple[str, ...], *, 
     return replace(info, arguments=model.arguments, classes=classes, temperature=1.0, metrics={}, old_heads=old)
 
 
+@choices.use(None)  # as what is prepared from it
 def open_source(config: FinetuneConfig, dataset: Dataset, *, offline: bool) -> tuple[FinetuneConfig, Source]:
     """Finds what is to be fine-tuned, and the data that it was trained on.
 

@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 import torch
 
+from convpool import choices
 from mnistfast.data.datasets import Dataset
 from mnistfast.data.statistics import channel_stats
 from mnistfast.models.zoo import build
@@ -21,6 +22,7 @@ from mnistfast.training.ranks import Ranks
 from mnistfast.training.trainer import Trainer
 
 
+@choices.use(None)  # a user's table, which may change, has no say in what a training begins with
 def prepare(
     config: TrainConfig,
     dataset: Dataset,

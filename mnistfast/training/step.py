@@ -7,6 +7,7 @@ counts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -118,6 +119,16 @@ def make_learner(
         config.clip,
         config.precision == "bf16",
     )
+
+
+def example(learner: Learner, batch: int) -> Tensor:
+    """Returns images such as a step of `batch` images gives to the network, the largest slice of them where several
+    processes share it: of their number, type and strides."""
+    images = learner.train.like_taken(math.ceil(batch / learner.ranks.world))
+    moves = learner.epoch.moves
+    if moves is None:
+        return images
+    return warp(images, learner.augmentation, moves.at(torch.arange(len(images), device=images.device)))
 
 
 def take_step(learner: Learner, batch: int) -> None:

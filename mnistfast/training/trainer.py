@@ -6,6 +6,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from mnistfast.errors import DivergedError
 from mnistfast.models.adapters import Tuning
 from mnistfast.models.zoo import Classifier
 from mnistfast.options.learning import LearnConfig
+from mnistfast.training.chosen import BY_RULE, Chosen, choose
 from mnistfast.training.epoch import Replay
 from mnistfast.training.inference import predict
 from mnistfast.training.launching import make_launcher, rng_state, set_rng_state
@@ -51,6 +53,7 @@ class Trainer:
         seconds: time spent training, over all resumptions.
         last_good: where the last saved state is, for the message of a training that diverged.
         launcher: calls the steps, or replays them.
+        chosen: by which plans the fused layers are to be computed while `run` is on, which its caller puts in force.
     """
 
     def __init__(
@@ -82,6 +85,7 @@ class Trainer:
         self.device, self.tally = self.learner.rates.lr.device, self.learner.tally
         batches = Counter(self.plan.images_of(step) for step in range(self.plan.steps))
         self.launcher = make_launcher(config, self.learner, batches, ranks)
+        self.chosen, self._usual_batch = BY_RULE, batches.most_common(1)[0][0]
         self.step = 0
         self._begun: int | None = None  # the step that the tensors on the device are ready for
         self.stale_epochs = 0
@@ -97,6 +101,16 @@ class Trainer:
         """Whether all epochs are done or patience ran out."""
         patience = self.config.patience
         return self.step >= self.plan.steps or (0 < patience <= self.stale_epochs)
+
+    def choose(self, seconds: float) -> None:
+        """Measures before the first step, for at most `seconds`, by which plans it is fastest; counts as no training.
+
+        The first process measures and tells the others.
+        """
+        self.tuning.begin_epoch(self.model, 0)
+        measure = partial(choose, self.learner, self._usual_batch, seconds, replayed=self.launcher.to_replay)
+        self.chosen = self.ranks.of_first(measure)
+        self._since = time.perf_counter()
 
     def run(self) -> Iterator[Record | None]:
         """Trains, and yields after every step: the epoch's record when the step ended one, else None.
@@ -223,6 +237,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "average": self.learner.average.state_dict() if self.learner.average else None,
             "optimizer": saved(self.learner.optimizer),
+            "chosen": self.chosen.state(),
             **dict(zip(("rng", "cuda_rng"), rng_state(self.device), strict=True)),
         }
 
@@ -236,6 +251,7 @@ class Trainer:
         self.step, self.stale_epochs, self.seconds = state["step"], state["stale_epochs"], state["seconds"]
         self.best, self.best_weights = state["best"], state["best_weights"]
         self.last_record = state["last_record"]
+        self.chosen = Chosen.of_state(state["chosen"]) if "chosen" in state else BY_RULE  # as older states have it
         self.tally.load(state["losses"], state["hits"])
         self.model.load_state_dict(state["model"])
         if self.learner.average:

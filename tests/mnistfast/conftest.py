@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+import convpool
+from convpool import cache, choices
 from mnistfast import train
 from mnistfast.data.sources import load
+from tests.mnistfast.training.measuring import Measuring
 
 
 def write_idx(path, array):
@@ -104,3 +107,31 @@ def times(monkeypatch):
 
     monkeypatch.setattr("convpool.testing.timing.Race.turn", turn)
     return seconds
+
+
+@pytest.fixture
+def measure(monkeypatch):
+    """What stands for `convpool.tune`."""
+    measuring = Measuring()
+    monkeypatch.setattr(convpool, "tune", measuring)
+    return measuring
+
+
+@pytest.fixture
+def table(tmp_path, monkeypatch):
+    """A table of measured choices in a folder of one's own, empty; returns its folder."""
+    with monkeypatch.context() as patch:
+        patch.setenv("CONVPOOL_CACHE", str(tmp_path / "cache"))
+        choices.forget()
+        yield tmp_path / "cache"
+    choices.forget()
+
+
+@pytest.fixture
+def unreadable_table(table, monkeypatch):
+    """A table that nobody may look into."""
+
+    def read(path):
+        raise AssertionError(f"{path} is read")
+
+    monkeypatch.setattr(cache, "read", read)

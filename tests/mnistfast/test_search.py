@@ -9,6 +9,7 @@ import yaml
 from mnistfast import search, train
 from mnistfast.data.sources import load
 from mnistfast.options.learning import TrainConfig
+from mnistfast.report.screen import Screen
 from mnistfast.tasks import search as engine
 from mnistfast.tasks.train import prepare
 
@@ -73,8 +74,19 @@ def test_without_optuna(tiny, monkeypatch, capsys):
 def test_a_diverged_trial_has_no_accuracy(tiny):
     dataset, cpu = load(str(tiny)), torch.device("cpu")
     config = TrainConfig(model="lenet5", data=str(tiny), optimizer="sgd", lr=1e30, schedule="constant", epochs=1)
-    assert engine.validated(config, dataset, cpu) is None
-    assert engine.validated(TrainConfig(model="lenet5", epochs=1), dataset, cpu) > 0.0
+    screen = Screen(quiet=True)
+    assert engine.validated(config, dataset, cpu, screen) is None
+    assert engine.validated(TrainConfig(model="lenet5", epochs=1), dataset, cpu, screen) > 0.0
+
+
+def test_each_trial_follows_measured_plans(tiny, measure, table, capsys):
+    """Which the table has from the first one on, for batches of one size."""
+    dataset, cpu = load(str(tiny)), torch.device("cpu")
+    config = TrainConfig(model="lenet5", epochs=1, tune="on")
+    for _ in range(2):
+        engine.validated(config, dataset, cpu, Screen(quiet=False))
+    assert len(measure.asked) == 1
+    assert "nothing measured, the table has all 2 calls" in capsys.readouterr().out
 
 
 def test_a_preset_with_a_batch_size_of_its_own(tiny, tmp_path):

@@ -90,6 +90,8 @@ REFUSED = [
     ("--precision fp8", 2, "unknown precision 'fp8'. --precision takes fp32, bf16"),
     ("--augment wild", 2, "unknown augment 'wild' (did you mean 'mild'?). --augment takes none, mild, sources"),
     ("--augment objects", 2, "--augment objects mirrors images. The classes of tiny are characters"),
+    ("--tune always", 2, "unknown tune 'always'. --tune takes auto, on, off"),
+    ("--tune on --deterministic", 2, "--tune on with --deterministic. What a clock chooses may be another next time"),
     ("--ema 1", 2, "--ema is 1.0. It must be at least 0 and below 1"),
     ("--clip -1", 2, "--clip is -1.0. It must be 0 or more"),
     ("--max-steps 0", 2, "--max-steps is 0. It must be at least 1"),
@@ -250,6 +252,8 @@ IMPOSSIBLE = {
     "losses of other steps": lambda state: state.update(losses=torch.zeros(2)),
     "a record in a record": lambda state: state["best"].update(x={}),
     "an optimizer that is none": lambda state: state["optimizer"].update(param_groups=[{}]),
+    "plans that are none": lambda state: state["chosen"].update(choices={"format": 1, "choices": {"x": 5}}),
+    "plans of nothing": lambda state: state.update(chosen=None),
     "a generator that is none": lambda state: state.update(rng=torch.zeros(3)),
 }
 

@@ -6,10 +6,13 @@ from convpool.geometry import Geometry
 _CACHED_WEIGHTS = 1 << 17  # more overflow the cache of a core
 
 
-def direct_forward(g: Geometry, threads: int, lanes: int) -> float:
-    """forward_direct: output channels are filled up to whole vectors."""
-    products = Counts.of(g).products * (1.3 if g.group_outputs <= lanes else 1)  # one vector waits for loads
-    return _packed_forward(g, threads, 9.5e-3 * products)
+def direct_forward(g: Geometry, threads: int, lanes: int, *, channels_last: bool, pooled: bool) -> float:
+    """forward_direct: output channels are filled up to whole vectors. `pooled`: in registers, not from memory."""
+    n = Counts.of(g)
+    waiting = 1.3 if g.group_outputs <= lanes else 1  # one vector, for loads
+    waiting *= 1.4 if not channels_last and g.group_channels >= 64 else 1  # for channels that lie far apart
+    stored = 0 if pooled else 0.3 * n.products / g.reduction
+    return _packed_forward(g, threads, 9.5e-3 * waiting * n.products + stored)
 
 
 def images_forward(g: Geometry, threads: int, lanes: int) -> float:
@@ -53,7 +56,8 @@ def backward(g: Geometry, threads: int, *, dx: bool) -> float:
     if dx:
         work = (36e-3 if one_tap else 24e-3) * n.live + 2 * n.y + 0.9 * n.x
         return _calls(threads) + 1.7 * n.weights + 8 * heavy + work / threads
-    work = 23e-3 * n.live + (10 if one_tap else 1) * n.y + 0.45 * n.x
+    lists = 400 * g.out_channels if one_tap else 0
+    work = 23e-3 * n.live + (2 if one_tap else 1) * n.y + 0.45 * n.x + lists
     return _calls(threads) + 0.8 * n.weights + 4 * heavy + work / threads
 
 

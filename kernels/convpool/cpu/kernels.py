@@ -97,7 +97,9 @@ def _fused(g: Geometry, use: Use, lanes: int) -> float:
         return winograd_forward(g, use.threads, lanes, busy=_windows(g) >= _BUSY_WINDOWS)
     vectors = _image_vectors(g, lanes)
     images = bool(vectors) and (g.group_outputs <= lanes or (not use.channels_last and vectors >= use.threads))
-    return (images_forward if images else direct_forward)(g, use.threads, lanes)
+    if images:
+        return images_forward(g, use.threads, lanes)
+    return direct_forward(g, use.threads, lanes, channels_last=use.channels_last, pooled=_plain_pool(g))
 
 
 def convolves_innermost(g: Geometry) -> bool:

@@ -78,6 +78,13 @@ def problem_of(geometry: Geometry, choice: Choice, **strides: Strides) -> Proble
 @cache
 def library() -> Any:
     """The ctypes.CDLL for this processor, or a str: why there is none (and one warning if none was built)."""
+    path = library_path()
+    return path if isinstance(path, str) else _load(path)
+
+
+@cache
+def library_path() -> Path | str:
+    """The file for this processor, or why there is none (and one warning if none was built)."""
     requested = os.environ.get("CONVPOOL_CPU_ISA", "")
     if requested and requested not in _INSTRUCTION_SETS:
         return f"CONVPOOL_CPU_ISA must be one of {', '.join(_INSTRUCTION_SETS)}, got {requested!r}"
@@ -91,7 +98,7 @@ def library() -> Any:
         for suffix in EXTENSION_SUFFIXES:
             path = Path(__file__).with_name(f"_{isa}{suffix}")
             if path.exists():
-                return _load(path)
+                return path
     reason = "its libraries are not built (no C++ compiler at install time?)"
     warnings.warn(f"convpool: {reason}; torch's own layers serve CPU tensors", stacklevel=2)
     return reason

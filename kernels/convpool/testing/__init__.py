@@ -23,10 +23,10 @@ Not promised: that no case is added, what a seed draws, the texts, the speed of 
 Within: `cases` (the table of shapes), `parity` (right or wrong), `timing` (rounds and the clock), `candidates` (what is
 timed), `normalised` (that for layers with a norm), `machine` (what figures hold for), `roofline` (what a machine
 could do), `isolated` (calls that may crash), `ahead` (compiling on idle cores), `selfcheck`. Nothing in convpool
-imports these but the door `python -m convpool.selfcheck`.
+imports these but `tuning` and the door `python -m convpool.selfcheck`.
 
-Imports `autograd`, `batchnorm`, `eager`, `functional`, `geometry`, `gpu`, `layout`, `planning`, `protocol`,
-`registry` and `torch_ops`.
+Imports `autograd`, `batchnorm`, `eager`, `environment`, `functional`, `geometry`, `gpu`, `layout`, `planning`,
+`protocol`, `registry` and `torch_ops`.
 """
 
 from convpool.testing.candidates import PLAIN, ParityError, Through, best_plain, compare_layer, layer_calls

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from convpool.environment import device_name
+
 _keeps_freed_memory = False
 
 
@@ -43,18 +45,9 @@ def keep_freed_memory() -> None:
 
 def setting(device: torch.device) -> str:
     """What the figures hold for, in a line: processor, threads, versions, allocator. It changes nothing."""
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    capability = "" if device.type == "cuda" else f" ({torch.backends.cpu.get_cpu_capability()})"
     allocator = "allocator that keeps freed memory" if _keeps_freed_memory else "default allocator"
     return (
-        f"{where}, {torch.get_num_threads()} CPU threads, torch {torch.__version__}, "
+        f"{device_name(device)}{capability}, {torch.get_num_threads()} CPU threads, torch {torch.__version__}, "
         f"Python {platform.python_version()}, {allocator}"
     )
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo") as info:
-            name = next(line.split(":", 1)[1].strip() for line in info if line.startswith("model name"))
-    except (OSError, StopIteration):
-        name = platform.processor() or platform.machine()
-    return f"{name} ({torch.backends.cpu.get_cpu_capability()})"

@@ -226,6 +226,19 @@ def test_shots_and_repeats(finished, tiny, tmp_path, capsys):
     assert not torch.equal(samples(one.train)[0], samples(other.train)[0])
 
 
+def test_repeats_are_measured_once(finished, tiny, tmp_path, measure, capsys):
+    words = f"--from {finished} --data {tiny} --classes 5,6,7 --shots 3 --repeats 2 --epochs 1 --threads 1 --tune on"
+    assert finetune.main([*words.split(), "--out", str(tmp_path / "draws")]) == 0
+    assert len(measure.asked) == 1
+    assert capsys.readouterr().out.count("plans of fused layers: 2 of 2 calls measured in 1.5 s") == 1
+
+
+@pytest.mark.parametrize("method", ["full", "head"])  # of which the second computes features before it learns
+def test_on_a_cpu_no_table_is_read(tune, measure, unreadable_table, method):
+    tune(f"--method {method}")
+    assert measure.asked == []
+
+
 def test_scratch_forgets_the_source(finished, tiny):
     run, comparison = prepared(finished, tiny, {"classes": "5,6,7", "method": "scratch"})
     source, _ = load_checkpoint(finished)

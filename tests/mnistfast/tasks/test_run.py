@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from convpool import choices
 from mnistfast import train
 from mnistfast.data.sources import load
 from mnistfast.options.learning import TrainConfig
@@ -17,9 +18,11 @@ from mnistfast.runs.state import load_state
 from mnistfast.tasks.train import prepare
 from mnistfast.training.trainer import Trainer
 from tests.mnistfast.runs.outcomes import assert_same_outcome, outcome, signal_at
+from tests.mnistfast.training.measuring import choosing
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
+CPU = torch.device("cpu")
 FILES = {
     "config.yaml", "env.json", "metrics.jsonl", "log.txt", "best.safetensors", "last.safetensors", "state.pt",
     "test.json", "curves.png", "confusion.png", "errors.png", "REPORT.md", "STATUS",
@@ -166,6 +169,45 @@ def test_resume_with_everything_is_bit_for_bit(options, tmp_path, monkeypatch, s
     state, other = load_state(whole / "state.pt"), load_state(out / "state.pt")
     for name, weight in state["average"].items():
         assert torch.equal(other["average"][name], weight), name
+
+
+def test_plans_are_measured_and_told(options, tmp_path, measure, capsys):
+    out = tmp_path / "run"
+    assert train.main([*options, "--tune", "on", "--out", str(out)]) == 0
+    assert measure.asked == [{"seconds": 30.0, "replayed": False}]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1:3] == [
+        "measuring for at most 30 s which plans of the fused layers are fastest",
+        "plans of fused layers: 2 of 2 calls measured in 1.5 s",
+    ]
+    assert lines[2] in (out / "log.txt").read_text()
+    assert "| plans of fused layers | 2 of 2 calls measured in 1.5 s |" in (out / "REPORT.md").read_text()
+
+
+def test_a_run_resumes_by_its_own_plans(options, tmp_path, monkeypatch, measure, table, uninterrupted):
+    """Bit for bit, though the table has changed since, and measuring would come to something else."""
+    words = [*options, "--tune", "on", "--quiet"]
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    assert train.main([*words, "--out", str(whole)]) == 0
+    assert outcome(whole)[1] != uninterrupted[1]
+    with monkeypatch.context() as patch:
+        signal_at(patch, [7], signal.SIGINT)
+        assert train.main([*words, "--out", str(out)]) == 130
+    assert len(measure.asked) == 1  # the second run found the plans in the table
+    measure.plan = "cpu/split"
+    choices.keep(CPU, choosing(measure.plan, choices.in_force(CPU).by_call))
+    assert train.main(["--resume", str(out), "--quiet"]) == 0
+    assert_same_outcome(out, outcome(whole))
+    assert "| plans of fused layers | nothing measured, the table has all 2 calls |" in (out / "REPORT.md").read_text()
+
+
+@pytest.mark.parametrize("tune", ["auto", "off"])
+def test_on_a_cpu_the_rule_decides(options, tmp_path, measure, unreadable_table, uninterrupted, tune):
+    out = tmp_path / "run"
+    assert train.main([*options, "--tune", tune, "--out", str(out), "--quiet"]) == 0
+    assert_same_outcome(out, uninterrupted)
+    assert measure.asked == []
+    assert "| plans of fused layers | by the rule |" in (out / "REPORT.md").read_text()
 
 
 def test_average_is_what_is_kept(options, tmp_path):

@@ -63,6 +63,34 @@ if ranks.first:
     torch.save(result, sys.argv[1])
 """
 
+CHOOSER = """
+import json
+import sys
+
+import convpool
+import torch
+from mnistfast.options.learning import TrainConfig
+from mnistfast.data.loader import DeviceData
+from mnistfast.data.sources import load
+from mnistfast.training.ranks import Ranks
+from mnistfast.training.trainer import Trainer
+from mnistfast.models.zoo import build
+from tests.mnistfast.training.measuring import Measuring
+
+cpu, ranks = torch.device("cpu"), Ranks.of_environment()
+convpool.tune = Measuring("torch/plain" if ranks.first else "cpu/split")  # as if by clocks that disagree
+with ranks.joined(cpu):
+    data = DeviceData(load("sample").train, cpu, [0.1], [0.3])
+    trainer = Trainer(build("lenet5"), data, None, TrainConfig(model="lenet5", batch_size=48, max_steps=2), ranks)
+    trainer.choose(5.0)
+    with trainer.chosen.in_force():
+        list(trainer.run())
+    found = {"chosen": trainer.chosen.state(), "sizes": [len(images) for images in convpool.tune.examples]}
+    del trainer
+with open(f"{sys.argv[1]}.{ranks.rank}", "w") as file:
+    json.dump(found, file)
+"""
+
 
 def environment(**more):
     return os.environ | {"PYTHONPATH": os.pathsep.join(ROOTS), "OMP_NUM_THREADS": "1"} | more
@@ -73,24 +101,37 @@ def free_port():
         return str(listener.getsockname()[1])
 
 
-def work(path, world):
+def work(script, path, world):
     where = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    command = [sys.executable, "-c", WORKER, str(path)]
+    command = [sys.executable, "-c", script, str(path)]
     started = [subprocess.Popen(command, env=environment(RANK=str(rank), **where)) for rank in range(world)]
     assert [process.wait(timeout=300) for process in started] == [0] * world
+
+
+def learned(path, world):
+    work(WORKER, path, world)
     return torch.load(path, weights_only=True)
 
 
 @pytest.mark.slow
 def test_two_processes_take_the_steps_of_one(tmp_path):
     """With dropout, augmentation, clipping and an average; every eleventh batch has one image for two processes."""
-    alone, together = (work(tmp_path / f"{world}.pt", world) for world in (1, 2))
+    alone, together = (learned(tmp_path / f"{world}.pt", world) for world in (1, 2))
     assert len(alone["losses"]) == len(together["losses"]) == 100
     torch.testing.assert_close(torch.tensor(together["losses"]), torch.tensor(alone["losses"]), rtol=0, atol=1e-4)
     assert alone["losses"][-12] < 0.5 * alone["losses"][0]  # it is learning that is compared
     assert together["best"]["epoch"] == alone["best"]["epoch"]
     for name, weight in alone["weights"].items():
         torch.testing.assert_close(together["weights"][name], weight, rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_all_follow_the_plans_that_the_first_process_measured(tmp_path):
+    work(CHOOSER, tmp_path / "found", 2)
+    first, second = (json.loads((tmp_path / f"found.{rank}").read_text()) for rank in (0, 1))
+    assert first["chosen"] == second["chosen"]
+    assert {each["plan"] for each in first["chosen"]["choices"]["choices"].values()} == {"torch/plain"}
+    assert (first["sizes"], second["sizes"]) == ([24], [])  # on its slice of the batch
 
 
 def torchrun(words, **options):
