@@ -18,7 +18,6 @@ PLANS = PLAIN, INNERMOST = "plain", "channels_last"  # of torch's layers: in x's
 _MARGIN = 1.6  # by which copying x must pay in estimated time: people compare with torch's layers as they come
 
 
-
 def conv(x: Tensor, weight: Tensor, bias: Tensor | None, settings: Settings) -> Tensor:
     """`conv2d` under the settings' padding, which torch takes only when it is symmetric."""
     top, bottom, left, right = settings.padding
