@@ -6,6 +6,7 @@ inputs that none is found in the cache.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, TypeAlias, TypeVar
 
 import torch
@@ -133,8 +134,9 @@ class Through:
         return conv_relu_max_pool2d(*tensors, **options)
 
 
-def op_options(s: Settings) -> dict[str, Any]:
-    """The op's arguments that make these settings."""
+@lru_cache
+def op_options(s: Settings) -> Mapping[str, Any]:
+    """The op's arguments that make these settings; the same objects each time, by which the op knows a call again."""
     return {
         "stride": s.stride,
         "padding": (s.padding[0], s.padding[2]) if s.symmetric_padding else "same",
