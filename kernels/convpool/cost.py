@@ -21,7 +21,9 @@ class Counts(NamedTuple):
     weights: int
     z: int  # the conv output
     y: int
-    products: int  # summed into z, whose channels are filled up to the 16 of a vector
+    products: (
+        int  # summed into z, whose channels are filled up to the 16 of a vector (one alone is a product of its own)
+    )
     live: int  # that y's gradients go back through: those of one conv output a window
     thin: int  # conv outputs, filled up likewise, that sum so few input channels that oneDNN waits for memory
 
@@ -30,7 +32,7 @@ class Counts(NamedTuple):
         z = g.batch * g.out_channels * g.conv_height * g.conv_width
         y = g.batch * g.out_channels * g.pooled_height * g.pooled_width
         x = g.batch * g.in_channels * g.height * g.width
-        filled = z // g.group_outputs * -(-g.group_outputs // _LANES) * _LANES
+        filled = 4 * z if g.group_outputs == 1 else z // g.group_outputs * -(-g.group_outputs // _LANES) * _LANES
         thin = filled if g.group_channels <= 4 else 0
         return cls(x, g.out_channels * g.reduction, z, y, filled * g.reduction, y * g.reduction, thin)
 

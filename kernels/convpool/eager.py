@@ -159,16 +159,23 @@ def bound(x: Tensor, weight: Tensor, geometry: Geometry, plan: str) -> Callable[
     conv_options = s.stride, (top, left), s.dilation, s.groups
     pool_options = s.pool_kernel, s.pool_stride, s.pool_padding, s.pool_dilation, s.ceil_mode
     relu_first = _is_in_both_formats(x, geometry)
+    settled = False  # whether torch is known to return both formats by itself: to ask costs as much as a short call
 
     def layers(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        nonlocal settled
         if innermost:
             x = x.contiguous(memory_format=torch.channels_last)
-        z = torch.conv2d(x, weight, bias, *conv_options).contiguous(memory_format=conv_format)
+        z = torch.conv2d(x, weight, bias, *conv_options)
+        restrided = z if settled else z.contiguous(memory_format=conv_format)
         if relu_first:
-            y = torch.max_pool2d(torch.relu(z), *pool_options)
+            y = torch.max_pool2d(torch.relu(restrided), *pool_options)
         else:
-            y = torch.relu(torch.max_pool2d(z, *pool_options))
-        return y.contiguous(memory_format=result_format)
+            y = torch.relu(torch.max_pool2d(restrided, *pool_options))
+        if settled:
+            return y
+        result = y.contiguous(memory_format=result_format)
+        settled = restrided is z and result is y
+        return result
 
     return layers
 

@@ -8,11 +8,11 @@ _CACHED_WEIGHTS = 1 << 17  # more overflow the cache of a core
 
 def direct_forward(g: Geometry, threads: int, lanes: int, *, channels_last: bool, pooled: bool) -> float:
     """forward_direct: output channels are filled up to whole vectors. `pooled`: in registers, not from memory."""
-    n = Counts.of(g)
     waiting = 1.3 if g.group_outputs <= lanes else 1  # one vector, for loads
     waiting *= 1.4 if not channels_last and g.group_channels >= 64 else 1  # for channels that lie far apart
-    stored = 0 if pooled else 0.3 * n.products / g.reduction
-    return _packed_forward(g, threads, 9.5e-3 * waiting * n.products + stored)
+    outputs = Counts.of(g).z / g.group_outputs * _filled(g.group_outputs, lanes)
+    stored = 0 if pooled else 0.3 * outputs
+    return _packed_forward(g, threads, 9.5e-3 * waiting * outputs * g.reduction + stored)
 
 
 def images_forward(g: Geometry, threads: int, lanes: int) -> float:

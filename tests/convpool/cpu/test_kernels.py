@@ -63,7 +63,7 @@ def test_many_products_are_torchs_and_their_pool_is_ours() -> None:
 
 
 def test_the_smaller_one_of_x_and_conv_output_is_copied() -> None:
-    few, many = layer(3, 512, 31, 32, 4), layer(3, 16, 31, 128, 7)
+    few, many = layer(3, 512, 31, 32, 4), layer(3, 16, 31, 128, 3)
     assert [kernels.convolves_innermost(case.geometry) for case in (few, many)] == [False, True]
     assert eager.plan(few.geometry, torch.float32, HERE, INFERENCE) == eager.PLAIN
     assert eager.plan(many.geometry, torch.float32, HERE, INFERENCE) == eager.INNERMOST
