@@ -13,8 +13,6 @@ from convpool.protocol import Use
 from convpool.torch_private import are_functorch_transforms_active
 
 PLANS = PLAIN, INNERMOST = "plain", "channels_last"  # of torch's layers: in x's memory format, or in that one
-
-
 _MARGIN = 1.6  # by which copying x must pay in estimated time: people compare with torch's layers as they come
 
 
@@ -57,7 +55,7 @@ def _is_wrong_in_channels_last(x: Tensor, weight: Tensor, padding: int, settings
     span = (weight.shape[3] - 1) * settings.dilation[1] + 1
     if x.shape[-1] + 2 * padding >= span + settings.stride[1]:
         return False
-    return any(t.dim() == 4 and t.stride() != t.new_empty(t.shape, device="meta").stride() for t in (x, weight))
+    return any(t.stride() != t.new_empty(t.shape, device="meta").stride() for t in (x, weight))
 
 
 def _contiguous_strides(t: Tensor) -> Tensor:
