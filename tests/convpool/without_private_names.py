@@ -178,9 +178,9 @@ def check_average():
 
 
 def check_compile(convpool, op):
-    from convpool import planning
+    from convpool import registry
 
-    del planning._unavailable._dynamo_marked_constant  # as if the compiler looked for another mark
+    del registry.unavailable._dynamo_marked_constant  # as if the compiler looked for another mark
     x, w, b = inputs()
     assert_close(torch.compile(op, backend="aot_eager")(x, w, b), eager(x, w, b))
 
